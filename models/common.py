@@ -1,0 +1,406 @@
+"""The building blocks that model YAMLs name. Attribute names are a file format: checkpoints pickle these objects.
+
+Notation: x is (B, C, H, W); c1, c2 are incoming and outgoing channels, k kernel, s stride, p padding, g groups, e the
+share of c2 that is hidden width.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.registry import contracts, expands, joins, keeps_channels, normalises, passes, register, widens
+from models.registry import widens_repeating
+from models.second_order import ITERATIONS, covariance, newton_schulz_sqrt, second_order_statistic
+
+
+def same_padding(kernel: int | tuple[int, int]) -> int | tuple[int, ...]:
+    """The padding that keeps the size at stride 1 for an odd kernel."""
+    return kernel // 2 if isinstance(kernel, int) else tuple(k // 2 for k in kernel)
+
+
+def _pair(kernel: int | list[int] | tuple[int, int]) -> int | tuple[int, int]:
+    return kernel if isinstance(kernel, int) else tuple(kernel)
+
+
+# --- convolutions -----------------------------------------------------------------------------------------------------
+
+
+@register(widens)
+class Conv(nn.Module):
+    """Convolution, batch norm, activation.
+
+    act: True for SiLU, a module to use it, anything else for none.
+    """
+
+    def __init__(self, c1, c2, k=1, s=1, p=None, g=1, act=True):
+        super().__init__()
+        k, s = _pair(k), _pair(s)
+        self.conv = nn.Conv2d(c1, c2, k, s, same_padding(k) if p is None else p, groups=g, bias=False)
+        self.bn = nn.BatchNorm2d(c2)
+        self.act = nn.SiLU() if act is True else act if isinstance(act, nn.Module) else nn.Identity()
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.act(self.bn(x) if hasattr(self, "bn") else x)
+
+    def fuse(self) -> None:
+        """Folds the batch norm's running statistics into the convolution, for inference. Again is a no-op."""
+        if hasattr(self, "bn"):
+            was_training = self.training
+            self.conv = fuse_conv_bn_eval(self.conv.eval(), self.bn.eval()).requires_grad_(False)
+            del self.bn
+            self.train(was_training)
+
+
+@register(widens)
+class DWConv(Conv):
+    """Depth-wise convolution: as many groups as divide both widths."""
+
+    def __init__(self, c1, c2, k=1, s=1, act=True):
+        super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), act=act)
+
+
+@register(widens)
+class Focus(nn.Module):
+    """Every second pixel in each direction as four times the channels, then a convolution."""
+
+    def __init__(self, c1, c2, k=1, s=1, p=None, g=1, act=True):
+        super().__init__()
+        self.conv = Conv(c1 * 4, c2, k, s, p, g, act)
+
+    def forward(self, x):
+        quarters = [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]]
+        return self.conv(torch.cat(quarters, 1))
+
+
+@register(widens)
+class GhostConv(nn.Module):
+    """GhostNet (Han et al., CVPR 2020): half of the maps from a convolution, half from a cheap one of these."""
+
+    def __init__(self, c1, c2, k=1, s=1, g=1, act=True):
+        super().__init__()
+        hidden = c2 // 2
+        self.cv1 = Conv(c1, hidden, k, s, None, g, act)
+        self.cv2 = Conv(hidden, hidden, 5, 1, None, hidden, act)
+
+    def forward(self, x):
+        y = self.cv1(x)
+        return torch.cat((y, self.cv2(y)), 1)
+
+
+# --- residual blocks and stages ---------------------------------------------------------------------------------------
+
+
+@register(widens)
+class Bottleneck(nn.Module):
+    """1 x 1 down, 3 x 3 up, plus the input where widths agree."""
+
+    def __init__(self, c1, c2, shortcut=True, g=1, e=0.5):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(hidden, c2, 3, 1, g=g)
+        self.add = shortcut and c1 == c2
+
+    def forward(self, x):
+        y = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+@register(widens)
+class GhostBottleneck(nn.Module):
+    """GhostNet's residual block; stride 2 halves the map."""
+
+    def __init__(self, c1, c2, k=3, s=1):
+        super().__init__()
+        hidden = c2 // 2
+        self.conv = nn.Sequential(
+            GhostConv(c1, hidden, 1, 1),
+            DWConv(hidden, hidden, k, s, act=False) if s == 2 else nn.Identity(),
+            GhostConv(hidden, c2, 1, 1, act=False),
+        )
+        self.shortcut = (
+            nn.Sequential(DWConv(c1, c1, k, s, act=False), Conv(c1, c2, 1, 1, act=False)) if s == 2 else nn.Identity()
+        )
+
+    def forward(self, x):
+        return self.conv(x) + self.shortcut(x)
+
+
+@register(widens_repeating)
+class BottleneckCSP(nn.Module):
+    """Cross-stage partial stage (Wang et al., CVPRW 2020), as YOLOv5 first had it."""
+
+    def __init__(self, c1, c2, n=1, shortcut=True, g=1, e=0.5):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = nn.Conv2d(c1, hidden, 1, 1, bias=False)
+        self.cv3 = nn.Conv2d(hidden, hidden, 1, 1, bias=False)
+        self.cv4 = Conv(2 * hidden, c2, 1, 1)
+        self.bn = nn.BatchNorm2d(2 * hidden)
+        self.act = nn.SiLU()
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n)))
+
+    def forward(self, x):
+        both = torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1)
+        return self.cv4(self.act(self.bn(both)))
+
+
+@register(widens_repeating)
+class C3(nn.Module):
+    """Cross-stage partial stage with three convolutions: half of the width passes n bottlenecks, half does not."""
+
+    def __init__(self, c1, c2, n=1, shortcut=True, g=1, e=0.5):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(c1, hidden, 1, 1)
+        self.cv3 = Conv(2 * hidden, c2, 1)
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, e=1.0) for _ in range(n)))
+
+    def forward(self, x):
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+
+
+@register(widens_repeating)
+class C3TR(C3):
+    """C3 whose inner blocks are transformer layers with 4 heads."""
+
+    def __init__(self, c1, c2, n=1, shortcut=True, g=1, e=0.5):
+        super().__init__(c1, c2, n, shortcut, g, e)
+        hidden = int(c2 * e)
+        self.m = TransformerBlock(hidden, hidden, 4, n)
+
+
+@register(widens)
+class C3SPP(C3):
+    """C3 whose inner block is spatial pyramid pooling. v6.1 repeats it outside, so its rule is that of a convolution."""
+
+    def __init__(self, c1, c2, k=(5, 9, 13), n=1, shortcut=True, g=1, e=0.5):
+        super().__init__(c1, c2, n, shortcut, g, e)
+        hidden = int(c2 * e)
+        self.m = SPP(hidden, hidden, k)
+
+
+@register(widens_repeating)
+class C3Ghost(C3):
+    """C3 whose inner blocks are ghost bottlenecks."""
+
+    def __init__(self, c1, c2, n=1, shortcut=True, g=1, e=0.5):
+        super().__init__(c1, c2, n, shortcut, g, e)
+        hidden = int(c2 * e)
+        self.m = nn.Sequential(*(GhostBottleneck(hidden, hidden) for _ in range(n)))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and a linear pair, each with a residual, without layer norm. x is (positions, B, c)."""
+
+    def __init__(self, c, num_heads):
+        super().__init__()
+        self.q = nn.Linear(c, c, bias=False)
+        self.k = nn.Linear(c, c, bias=False)
+        self.v = nn.Linear(c, c, bias=False)
+        self.ma = nn.MultiheadAttention(embed_dim=c, num_heads=num_heads)
+        self.fc1 = nn.Linear(c, c, bias=False)
+        self.fc2 = nn.Linear(c, c, bias=False)
+
+    def forward(self, x):
+        x = self.ma(self.q(x), self.k(x), self.v(x), need_weights=False)[0] + x
+        return self.fc2(self.fc1(x)) + x
+
+
+class TransformerBlock(nn.Module):
+    """Positions of a map as a sequence through transformer layers, with a learned linear position term."""
+
+    def __init__(self, c1, c2, num_heads, num_layers):
+        super().__init__()
+        self.conv = Conv(c1, c2) if c1 != c2 else None
+        self.linear = nn.Linear(c2, c2)
+        self.tr = nn.Sequential(*(TransformerLayer(c2, num_heads) for _ in range(num_layers)))
+        self.c2 = c2
+
+    def forward(self, x):
+        if self.conv is not None:
+            x = self.conv(x)
+        B, _, H, W = x.shape
+        sequence = x.flatten(2).permute(2, 0, 1)  # (H W, B, c2)
+        return self.tr(sequence + self.linear(sequence)).permute(1, 2, 0).reshape(B, self.c2, H, W)
+
+
+# --- pooling, reshaping, joining --------------------------------------------------------------------------------------
+
+
+@register(widens)
+class SPP(nn.Module):
+    """Spatial pyramid pooling (He et al., 2015): the map beside max-pools of it with several windows."""
+
+    def __init__(self, c1, c2, k=(5, 9, 13)):
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(hidden * (len(k) + 1), c2, 1, 1)
+        self.m = nn.ModuleList(nn.MaxPool2d(kernel, stride=1, padding=kernel // 2) for kernel in k)
+
+    def forward(self, x):
+        x = self.cv1(x)
+        return self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], 1))
+
+
+@register(widens)
+class SPPF(nn.Module):
+    """SPP with windows 5, 9, 13 as one window of 5 applied three times in series."""
+
+    def __init__(self, c1, c2, k=5):
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(hidden * 4, c2, 1, 1)
+        self.m = nn.MaxPool2d(kernel_size=k, stride=1, padding=k // 2)
+
+    def forward(self, x):
+        pools = [self.cv1(x)]
+        for _ in range(3):
+            pools.append(self.m(pools[-1]))
+        return self.cv2(torch.cat(pools, 1))
+
+
+@register(contracts)
+class Contract(nn.Module):
+    """Space to channels: (B, C, H, W) -> (B, C g^2, H/g, W/g)."""
+
+    def __init__(self, gain=2):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x):
+        B, C, H, W = x.shape
+        g = self.gain
+        x = x.view(B, C, H // g, g, W // g, g)
+        return x.permute(0, 3, 5, 1, 2, 4).reshape(B, C * g * g, H // g, W // g)
+
+
+@register(expands)
+class Expand(nn.Module):
+    """Channels to space: (B, C, H, W) -> (B, C / g^2, H g, W g)."""
+
+    def __init__(self, gain=2):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x):
+        B, C, H, W = x.shape
+        g = self.gain
+        x = x.view(B, g, g, C // g**2, H, W)
+        return x.permute(0, 3, 4, 1, 5, 2).reshape(B, C // g**2, H * g, W * g)
+
+
+@register(joins)
+class Concat(nn.Module):
+    """A list of maps as one, along a dimension."""
+
+    def __init__(self, dimension=1):
+        super().__init__()
+        self.d = dimension
+
+    def forward(self, x):
+        return torch.cat(x, self.d)
+
+
+class Classify(nn.Module):
+    """Classification head: pooled maps -> c2 logits. x is one map or a list of maps."""
+
+    def __init__(self, c1, c2, k=1, s=1, p=None, g=1):
+        super().__init__()
+        self.aap = nn.AdaptiveAvgPool2d(1)
+        self.conv = nn.Conv2d(c1, c2, k, s, same_padding(k) if p is None else p, groups=g)
+        self.flat = nn.Flatten()
+
+    def forward(self, x):
+        pooled = torch.cat([self.aap(y) for y in (x if isinstance(x, list) else [x])], 1)
+        return self.flat(self.conv(pooled))
+
+
+# --- channel attention ------------------------------------------------------------------------------------------------
+
+
+def _gate(channels: int, reduction: int) -> nn.Sequential:
+    """The small network from one number per channel to a weight in 0-1 per channel."""
+    hidden = max(1, channels // reduction)
+    return nn.Sequential(
+        nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1), nn.Sigmoid()
+    )
+
+
+@register(keeps_channels)
+class SOCA(nn.Module):
+    """Second-order channel attention: weigh each channel by how it varies together with the others.
+
+    Dai et al., Second-order Attention Network for Single Image Super-Resolution, CVPR 2019, section 3.3, with the matrix
+    square root of Li et al. (iSQRT-COV, CVPR 2018). `models/second_order.py` says how it is computed.
+
+    Args:
+        channels: C, of input and output.
+        reduction: the gate's hidden width is C // reduction, at least 1.
+
+    Shape: (N, C, H, W) -> (N, C, H, W), in the input's type.
+    """
+
+    def __init__(self, channels: int, reduction: int = 8):
+        super().__init__()
+        self.conv_du = _gate(channels, reduction)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        s = second_order_statistic(x)  # (N, C)
+        return self.conv_du(s[:, :, None, None]) * x
+
+
+@register(keeps_channels)
+class SE(nn.Module):
+    """First-order channel attention: weigh each channel by its mean.
+
+    Hu et al., Squeeze-and-Excitation Networks, CVPR 2018. Arguments and shapes as SOCA; the paper's reduction is 16.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        self.conv_du = _gate(channels, reduction)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv_du(x.mean((2, 3), keepdim=True)) * x
+
+
+# The names by which pasted SOCA code calls covariance pooling and its root. Plain functions, correct for any use.
+
+
+def CovpoolLayer(x: torch.Tensor) -> torch.Tensor:  # noqa: N802
+    """(N, C, H, W) -> covariance (N, C, C)."""
+    return covariance(x)
+
+
+def SqrtmLayer(x: torch.Tensor, iterN: int = ITERATIONS) -> torch.Tensor:  # noqa: N802, N803
+    """Symmetric (N, C, C) -> its square root by iterN coupled Newton-Schulz steps."""
+    return newton_schulz_sqrt(x, iterN)
+
+
+class Covpool:
+    """`Covpool.apply(x)`, as code written around an autograd function calls it."""
+
+    apply = staticmethod(CovpoolLayer)
+
+
+class Sqrtm:
+    """`Sqrtm.apply(x, iterN)`, as code written around an autograd function calls it."""
+
+    apply = staticmethod(SqrtmLayer)
+
+
+# --- layers of torch that model YAMLs name ----------------------------------------------------------------------------
+
+register(passes, "nn.Upsample")(nn.Upsample)
+register(passes, "nn.MaxPool2d")(nn.MaxPool2d)
+register(passes, "nn.ZeroPad2d")(nn.ZeroPad2d)
+register(passes, "nn.Identity")(nn.Identity)
+register(normalises, "nn.BatchNorm2d")(nn.BatchNorm2d)

@@ -1,0 +1,83 @@
+"""Blocks and helpers that old checkpoints and YAMLs name from here."""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.common import Conv
+from models.registry import register, widens
+
+
+@register(widens)
+class CrossConv(nn.Module):
+    """A 1 x k then a k x 1 convolution, plus the input where widths agree and `shortcut` asks for it."""
+
+    def __init__(self, c1, c2, k=3, s=1, g=1, e=1.0, shortcut=False):
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, (1, k), (1, s))
+        self.cv2 = Conv(hidden, c2, (k, 1), (s, 1), g=g)
+        self.add = shortcut and c1 == c2
+
+    def forward(self, x):
+        y = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+@register(widens)
+class MixConv2d(nn.Module):
+    """Convolutions with several kernel sizes side by side (Tan and Le, MixConv, BMVC 2019).
+
+    equal_ch: as many channels for each kernel; otherwise about as many weights for each.
+    """
+
+    def __init__(self, c1, c2, k=(1, 3), s=1, equal_ch=True):
+        super().__init__()
+        widths = _equal_widths(c2, len(k)) if equal_ch else _equal_weights(c2, k)
+        self.m = nn.ModuleList(
+            nn.Conv2d(c1, width, kernel, s, kernel // 2, groups=math.gcd(c1, width), bias=False)
+            for kernel, width in zip(k, widths)
+        )
+        self.bn = nn.BatchNorm2d(c2)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        return self.act(self.bn(torch.cat([m(x) for m in self.m], 1)))
+
+
+def _equal_widths(channels: int, groups: int) -> list[int]:
+    group_of_channel = np.linspace(0, groups - 1e-6, channels).astype(int)
+    return np.bincount(group_of_channel, minlength=groups).tolist()
+
+
+def _equal_weights(channels: int, kernels: list[int]) -> list[int]:
+    share = 1 / np.square(kernels, dtype=float)
+    return (channels * share / share.sum()).round().astype(int).tolist()
+
+
+class Sum(nn.Module):
+    """Sum of n maps; with `weight` each but the first is multiplied by a learned number in 0-2."""
+
+    def __init__(self, n, weight=False):
+        super().__init__()
+        self.weight = weight
+        self.iter = range(n - 1)
+        if weight:
+            self.w = nn.Parameter(-torch.arange(1.0, n) / 2)
+
+    def forward(self, x):
+        y = x[0]
+        w = 2 * self.w.sigmoid() if self.weight else None
+        for i in self.iter:
+            y = y + (x[i + 1] if w is None else x[i + 1] * w[i])
+        return y
+
+
+class Ensemble(nn.ModuleList):
+    """Several detectors as one: their decoded rows side by side, for a joint non-maximum suppression."""
+
+    def forward(self, x, augment=False):
+        decoded = [member(x, augment=augment)[0] for member in self]
+        return torch.cat(decoded, 1), None

@@ -1,0 +1,206 @@
+"""Box geometry: conversions, overlaps and scaling.
+
+Formats, named in every function: `xyxy` = x1, y1, x2, y2 with x1 <= x2, y1 <= y2 in pixels; `xywh` = centre x, centre y,
+width, height in pixels; `xywhn` = the same divided by image width and height (0-1).
+
+Functions take torch tensors or numpy arrays of shape (..., 4), return the same kind, and never change their argument.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from utils.log import LOGGER
+
+Array = torch.Tensor | np.ndarray
+
+
+def _stack(columns: list[Array]) -> Array:
+    return torch.stack(columns, -1) if isinstance(columns[0], torch.Tensor) else np.stack(columns, -1)
+
+
+def _columns(boxes: Array) -> tuple[Array, Array, Array, Array]:
+    return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
+
+
+# --- conversions ------------------------------------------------------------------------------------------------------
+
+
+def xyxy_to_xywh(boxes: Array) -> Array:
+    """Corners to centre form."""
+    x1, y1, x2, y2 = _columns(boxes)
+    return _stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+
+
+def xywh_to_xyxy(boxes: Array) -> Array:
+    """Centre form to corners."""
+    x, y, w, h = _columns(boxes)
+    return _stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+
+
+def xywhn_to_xyxy(boxes: Array, width: float, height: float, pad_w: float = 0, pad_h: float = 0) -> Array:
+    """Normalised centre form to pixel corners in an image of (width, height) that lies at (pad_w, pad_h)."""
+    x, y, w, h = _columns(boxes)
+    return _stack(
+        [
+            width * (x - w / 2) + pad_w,
+            height * (y - h / 2) + pad_h,
+            width * (x + w / 2) + pad_w,
+            height * (y + h / 2) + pad_h,
+        ]
+    )
+
+
+def xyxy_to_xywhn(boxes: Array, width: float, height: float, clip: bool = False, eps: float = 0.0) -> Array:
+    """Pixel corners to normalised centre form; `clip` first limits corners to [0, width - eps] x [0, height - eps]."""
+    if clip:
+        boxes = clip_boxes(boxes, (height - eps, width - eps))
+    x, y, w, h = _columns(xyxy_to_xywh(boxes))
+    return _stack([x / width, y / height, w / width, h / height])
+
+
+def points_to_pixels(points: Array, width: float, height: float, pad_w: float = 0, pad_h: float = 0) -> Array:
+    """Normalised points (..., 2) to pixels in an image of (width, height) that lies at (pad_w, pad_h)."""
+    return _stack([width * points[..., 0] + pad_w, height * points[..., 1] + pad_h])
+
+
+# --- polygons ---------------------------------------------------------------------------------------------------------
+
+
+def polygon_to_box(polygon: np.ndarray, width: float, height: float) -> np.ndarray:
+    """The xyxy box (4,) around those points of a pixel polygon (k, 2) that lie inside the frame; zeros if none does."""
+    x, y = polygon.T
+    inside = (x >= 0) & (y >= 0) & (x <= width) & (y <= height)
+    x, y = x[inside], y[inside]
+    # v6.1 asks whether any kept x is nonzero, so a polygon on the left border vanishes; its numbers depend on that
+    if not x.any():
+        return np.zeros(4)
+    return np.array([x.min(), y.min(), x.max(), y.max()])
+
+
+def polygons_to_boxes(polygons: list[np.ndarray]) -> np.ndarray:
+    """The xywh boxes (n, 4) around whole polygons, each (k, 2)."""
+    corners = [np.concatenate([polygon.min(0), polygon.max(0)]) for polygon in polygons]
+    return xyxy_to_xywh(np.array(corners).reshape(-1, 4))
+
+
+def resample_polygons(polygons: list[np.ndarray], n: int = 1000) -> list[np.ndarray]:
+    """Each polygon as n points, linear in the point number (not in arc length)."""
+    resampled = []
+    for polygon in polygons:
+        position = np.linspace(0, len(polygon) - 1, n)
+        known = np.arange(len(polygon))
+        resampled.append(np.stack([np.interp(position, known, polygon[:, axis]) for axis in (0, 1)], -1))
+    return resampled
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def clip_boxes(boxes: Array, shape: tuple[float, float]) -> Array:
+    """xyxy boxes limited to an image of shape (height, width)."""
+    height, width = shape
+    x1, y1, x2, y2 = _columns(boxes)
+    return _stack([x1.clip(0, width), y1.clip(0, height), x2.clip(0, width), y2.clip(0, height)])
+
+
+def scale_boxes(
+    boxes: Array,
+    from_shape: tuple[int, int],
+    to_shape: tuple[int, int],
+    ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
+) -> Array:
+    """xyxy boxes of the letterboxed input (height, width) mapped to the original image (height, width) and clipped.
+
+    ratio_pad: ((gain_h, gain_w), (pad_w, pad_h)) as the loader recorded it; worked out from the shapes when not given.
+    """
+    if ratio_pad is None:
+        gain = min(from_shape[0] / to_shape[0], from_shape[1] / to_shape[1])
+        pad_w, pad_h = (from_shape[1] - to_shape[1] * gain) / 2, (from_shape[0] - to_shape[0] * gain) / 2
+    else:
+        gain, (pad_w, pad_h) = ratio_pad[0][0], ratio_pad[1]
+    x1, y1, x2, y2 = _columns(boxes)
+    original = _stack([(x1 - pad_w) / gain, (y1 - pad_h) / gain, (x2 - pad_w) / gain, (y2 - pad_h) / gain])
+    return clip_boxes(original, to_shape)
+
+
+def round_up(x: float, divisor: int) -> int:
+    """The smallest multiple of divisor that is not below x."""
+    return math.ceil(x / divisor) * divisor
+
+
+def check_image_size(size: int | list[int], stride: int = 32, floor: int = 0) -> int | list[int]:
+    """Image size (one number or [height, width], pixels) rounded up to a multiple of the stride, at least `floor`."""
+    sizes = [size] if isinstance(size, int) else list(size)
+    if any(s < 1 for s in sizes):
+        raise ValueError(f"image size must be positive, got {size}; give --imgsz a multiple of {stride}, such as 640")
+    rounded = [max(round_up(s, stride), floor) for s in sizes]
+    if rounded != sizes:
+        LOGGER.warning(f"image size {size} is not a multiple of the model's stride {stride}; using {rounded}")
+    return rounded[0] if isinstance(size, int) else rounded
+
+
+# --- overlaps ---------------------------------------------------------------------------------------------------------
+
+
+def box_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of every xyxy box of a (N, 4) with every box of b (M, 4): (N, M), 0-1."""
+    top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = torch.minimum(a[:, None, 2:4], b[None, :, 2:4])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
+    area_a = (a[:, 2:4] - a[:, :2]).prod(-1)
+    area_b = (b[:, 2:4] - b[:, :2]).prod(-1)
+    return intersection / (area_a[:, None] + area_b[None] - intersection)
+
+
+def box_ioa(box: np.ndarray, boxes: np.ndarray, eps: float = 1e-7) -> np.ndarray:
+    """Intersection of one xyxy box (4,) with each of boxes (n, 4), over the area of each of boxes: (n,)."""
+    x1, y1, x2, y2 = _columns(boxes)
+    width = (np.minimum(box[2], x2) - np.maximum(box[0], x1)).clip(0)
+    height = (np.minimum(box[3], y2) - np.maximum(box[1], y1)).clip(0)
+    return width * height / ((x2 - x1) * (y2 - y1) + eps)
+
+
+def wh_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """IoU of sizes a (N, 2) and b (M, 2) laid on a common centre: (N, M)."""
+    intersection = torch.minimum(a[:, None], b[None]).prod(-1)
+    return intersection / (a.prod(-1)[:, None] + b.prod(-1)[None] - intersection)
+
+
+def paired_iou(a: torch.Tensor, b: torch.Tensor, kind: str = "ciou", xywh: bool = True, eps: float = 1e-7):
+    """Overlap of box i of a with box i of b, both (..., 4) and broadcastable: (...).
+
+    kind: "iou", "giou" (Rezatofighi et al., CVPR 2019), "diou" or "ciou" (Zheng et al., AAAI 2020).
+    As in v6.1 the small constant is added to heights and to denominators only, and CIoU's weight alpha has no gradient.
+    """
+    if kind not in ("iou", "giou", "diou", "ciou"):
+        raise ValueError(f"kind of IoU must be iou, giou, diou or ciou, got {kind!r}")
+    ax1, ay1, ax2, ay2 = _columns(xywh_to_xyxy(a) if xywh else a)
+    bx1, by1, bx2, by2 = _columns(xywh_to_xyxy(b) if xywh else b)
+
+    overlap_w = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
+    overlap_h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)
+    intersection = overlap_w * overlap_h
+    aw, ah, bw, bh = ax2 - ax1, ay2 - ay1 + eps, bx2 - bx1, by2 - by1 + eps
+    union = aw * ah + bw * bh - intersection + eps
+    iou = intersection / union
+    if kind == "iou":
+        return iou
+
+    # the smallest box around both
+    cw = torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)
+    ch = torch.maximum(ay2, by2) - torch.minimum(ay1, by1)
+    if kind == "giou":
+        hull = cw * ch + eps
+        return iou - (hull - union) / hull
+
+    diagonal2 = cw**2 + ch**2 + eps
+    centre2 = ((bx1 + bx2 - ax1 - ax2) ** 2 + (by1 + by2 - ay1 - ay2) ** 2) / 4
+    if kind == "diou":
+        return iou - centre2 / diagonal2
+
+    v = (4 / math.pi**2) * (torch.atan(bw / bh) - torch.atan(aw / ah)) ** 2
+    with torch.no_grad():
+        alpha = v / (v - iou + (1 + eps))
+    return iou - (centre2 / diagonal2 + v * alpha)

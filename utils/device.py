@@ -1,0 +1,65 @@
+"""Choosing the device and keeping time on it."""
+
+import time
+
+import torch
+
+from utils.log import LOGGER
+
+
+def select_device(name: str = "", batch_size: int = 0) -> torch.device:
+    """The device that `--device` asks for.
+
+    name: "" takes the first CUDA GPU where there is one, else the CPU; "cpu"; "mps"; "0" or "cuda:0"; "0,1" (for torchrun).
+    batch_size: when several GPUs are listed it must be divisible by their number.
+    """
+    wanted = str(name).strip().lower().replace("cuda:", "").replace("none", "").replace(" ", "")
+    if wanted == "cpu" or (wanted == "" and not torch.cuda.is_available()):
+        device = torch.device("cpu")
+    elif wanted == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError("--device mps: this machine has no Metal device; use --device cpu")
+        device = torch.device("mps")
+    else:
+        device = _select_cuda(wanted or "0", batch_size)
+    detail = f"{torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    LOGGER.info(f"torch {torch.__version__}, {device} ({detail})")
+    return device
+
+
+def _select_cuda(wanted: str, batch_size: int) -> torch.device:
+    ids = wanted.split(",")
+    if not all(i.isdigit() for i in ids):
+        raise ValueError(f"--device must be cpu, mps or GPU numbers such as 0 or 0,1, got {wanted!r}")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    missing = [i for i in ids if int(i) >= available]
+    if missing:
+        raise ValueError(f"--device {wanted}: this machine has {available} CUDA GPUs; use --device cpu or 0-{available - 1}"
+                         if available else f"--device {wanted}: torch sees no CUDA GPU here; use --device cpu")
+    if len(ids) > 1 and batch_size % len(ids):
+        raise ValueError(f"--batch-size {batch_size} must be divisible by the {len(ids)} GPUs of --device {wanted}")
+    return torch.device(f"cuda:{int(ids[0])}")
+
+
+class Timer:
+    """Adds up the seconds spent inside `with timer:`, waiting for the GPU where there is one."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.cuda = torch.device(device).type == "cuda"
+        self.total = 0.0
+
+    def _now(self) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def __enter__(self) -> "Timer":
+        self._start = self._now()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.last = self._now() - self._start
+        self.total += self.last

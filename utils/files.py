@@ -1,0 +1,116 @@
+"""Paths, YAML, and files written whole or not at all."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]  # the repository
+
+
+def increment_path(path: str | Path, exist_ok: bool = False, mkdir: bool = False) -> Path:
+    """`runs/exp` -> `runs/exp`, `runs/exp2`, `runs/exp3` ...: the first free name after the highest one taken.
+
+    A file keeps its suffix (`a.csv` -> `a2.csv`). With mkdir the folder is made here, and two processes that ask at
+    once get different ones.
+    """
+    path = Path(path)
+    if exist_ok:
+        if mkdir:
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True) if mkdir else None
+    while True:
+        candidate = _next_free(path)
+        if not mkdir:
+            return candidate
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:  # another process took it between the look and the making
+            continue
+
+
+def _next_free(path: Path) -> Path:
+    if not path.exists():
+        return path
+    stem, suffix = (path.with_suffix("").name, path.suffix) if path.is_file() else (path.name, "")
+    pattern = re.compile(re.escape(stem) + r"(\d+)")
+    numbers = [int(m[1]) for p in path.parent.iterdir() if (m := pattern.match(p.name))]
+    return path.with_name(f"{stem}{max(numbers, default=1) + 1}{suffix}")
+
+
+def find_file(name: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
+    """The file called `name`: as given, else the one match below data/, models/ or utils/ of the repository.
+
+    Raises FileNotFoundError when there is none, ValueError when there are several or the suffix is not in `suffixes`.
+    """
+    path = Path(name)
+    if suffixes and path.suffix and path.suffix.lower() not in suffixes:
+        raise ValueError(f"file must end in {' or '.join(suffixes)}, got {str(name)!r}")
+    if path.is_file():
+        return path
+    matches = [p for room in ("data", "models", "utils") for p in (ROOT / room).rglob(path.name) if p.is_file()]
+    # `models/SOCA.yaml` given from another folder must not find `data/SOCA.yaml`
+    matches = [p for p in matches if p.parts[-len(path.parts) :] == path.parts]
+    if not matches:
+        raise FileNotFoundError(f"no such file: {str(name)!r} (looked in {Path.cwd()} and below {ROOT})")
+    if len(matches) > 1:
+        raise ValueError(f"several files match {str(name)!r}: {', '.join(map(str, matches))}; give the full path")
+    return matches[0]
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Errors name the file, and the line where the text goes wrong."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ValueError(f"{place}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML text file: {error}") from None
+    if content is None:
+        raise ValueError(f"{path}: the file is empty; expected lines of 'key: value'")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected lines of 'key: value' at the top, found a {type(content).__name__}")
+    return content
+
+
+def write_yaml(path: str | Path, data: dict[str, Any]) -> None:
+    """Writes a mapping in its own order; paths become strings."""
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in data.items()}
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True)
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """A file to write that replaces `path` only once it is whole and on disk; on any failure the old file stays."""
+    path = Path(path)
+    encoding = None if "b" in mode else "utf-8"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
