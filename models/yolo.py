@@ -89,23 +89,19 @@ class Detect(nn.Module):
                 bias[:, 5:] += torch.log(class_counts / class_counts.sum())
 
     def _apply(self, fn, recurse=True):
-        """Moves the tensors that are no buffers along with the module."""
+        """Moves the strides, which are no buffer, along with the module."""
         super()._apply(fn, recurse)
         if self.stride is not None:
             self.stride = fn(self.stride)
-        self.grid = [fn(g) for g in self.grid]
-        self.anchor_grid = [fn(g) for g in self.anchor_grid]
         return self
 
     def __setstate__(self, state):
-        """Reads heads pickled by older releases: no `inplace`, `anchor_grid` as a buffer."""
+        """Reads heads pickled by v6.1 and older: no `inplace`, grids of the last image, `anchor_grid` as a buffer."""
         super().__setstate__(state)
         self.__dict__.setdefault("inplace", True)
-        if "anchor_grid" in self._buffers:
-            del self._buffers["anchor_grid"]
-        for name in ("grid", "anchor_grid"):
-            if not isinstance(self.__dict__.get(name), list):
-                self.__dict__[name] = [torch.zeros(1)] * self.nl
+        self._buffers.pop("anchor_grid", None)
+        self.grid = [torch.zeros(1)] * self.nl
+        self.anchor_grid = [torch.zeros(1)] * self.nl
 
 
 class Model(nn.Module):

@@ -1,0 +1,60 @@
+"""What the command lines share: common options, and errors that a user can act on.
+
+Imports nothing heavy: `--help` must answer before torch is loaded.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+DATA = "data/shapes.yaml"  # the data set that the project draws itself
+WEIGHTS = "yolov5s.pt"
+
+
+class Default(str):
+    """A string option that the user did not give. argparse keeps the object where no `type` is set."""
+
+
+def add_run_folder(parser: argparse.ArgumentParser, project: str) -> None:
+    """Adds --project, --name, --exist-ok: results go to project/name, name2, name3 ..."""
+    group = parser.add_argument_group("where results go")
+    group.add_argument("--project", default=project, help="folder of runs (default: %(default)s)")
+    group.add_argument("--name", default="exp", help="this run's folder in it; exp2, exp3 ... when taken")
+    group.add_argument("--exist-ok", action="store_true", help="write into an existing folder")
+
+
+def parse(parser: argparse.ArgumentParser, known: bool = False, argv: Sequence[str] | None = None):
+    """Parses the command line; with `known`, as a library call, nothing but the defaults."""
+    return parser.parse_args([] if known else argv)
+
+
+def run(main: Callable[[argparse.Namespace], object], opt: argparse.Namespace, verb: str) -> None:
+    """Calls main(opt). What a user can cause ends in one message and exit status 1, Ctrl-C in 130.
+
+    YOLOv5_TRACEBACK=1 in the environment shows where the error came from.
+    """
+    try:
+        main(opt)
+    except (ValueError, OSError) as error:
+        if os.environ.get("YOLOv5_TRACEBACK"):
+            raise
+        print(f"{verb}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{verb}: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def override(opt: argparse.Namespace, values: dict) -> argparse.Namespace:
+    """Options as keyword arguments, as `run(**kwargs)` of a verb takes them; an unknown name is a TypeError."""
+    unknown = set(values) - set(vars(opt))
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}; known: {', '.join(sorted(vars(opt)))}")
+    vars(opt).update(values)
+    return opt
+
+
+def describe(verb: str, opt: argparse.Namespace) -> str:
+    """The options in one line, for the log."""
+    return f"{verb}: " + ", ".join(f"{k}={v}" for k, v in vars(opt).items())

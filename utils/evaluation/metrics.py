@@ -1,0 +1,227 @@
+"""From boxes to numbers: matching predictions with labels, average precision, confusion matrix, fitness.
+
+Everything follows v6.1 to the digit; where that leaves something out, an option says so. Nothing here draws.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from utils.boxes import box_iou
+
+CONFIDENCE_GRID = np.linspace(0, 1, 1000)  # where the curves over confidence are sampled
+RECALL_GRID = np.linspace(0, 1, 1000)  # where the precision-recall curve is sampled for its plot
+
+_trapezoid = np.trapezoid if hasattr(np, "trapezoid") else np.trapz  # the name changed in numpy 2.0
+
+
+# --- matching ---------------------------------------------------------------------------------------------------------
+
+
+def match_predictions(predictions: torch.Tensor, labels: torch.Tensor, iou_thresholds: torch.Tensor) -> torch.Tensor:
+    """Which predictions of one image are right, at each IoU threshold: bool (N, T).
+
+    predictions:    (N, 6): x1, y1, x2, y2 in pixels, confidence, class; in descending confidence.
+    labels:         (M, 5): class, x1, y1, x2, y2 in pixels.
+    iou_thresholds: (T,) ascending, normally 0.50, 0.55 ... 0.95.
+
+    As in v6.1 each prediction points at the label of its class that it overlaps most (IoU of at least the first
+    threshold), and a label goes to the first prediction in the list that points at it, not to the one that overlaps
+    it most. The pairs are made once; the higher thresholds only ask whether the same pair is good enough.
+    """
+    if not len(labels) or not len(predictions):
+        return torch.zeros(len(predictions), len(iou_thresholds), dtype=torch.bool, device=predictions.device)
+    iou = box_iou(predictions[:, :4], labels[:, 1:])  # (N, M)
+    same_class = predictions[:, 5:] == labels[:, 0]
+    claims = _claims(iou.where(same_class & (iou >= iou_thresholds[0]), 0))
+    first = claims & (claims.cumsum(0) == 1)
+    iou_of_pair = iou.where(first, 0).amax(1)  # (N,)
+    return first.any(1)[:, None] & (iou_of_pair[:, None] >= iou_thresholds)
+
+
+def _claims(iou: torch.Tensor) -> torch.Tensor:
+    """Each prediction's claim on the label it overlaps most: bool (N, M), at most one per row, none where IoU is 0."""
+    last = iou.shape[1] - 1
+    best_iou, from_the_end = iou.flip(1).max(1)  # between equals v6.1 takes the later label
+    points_at = last - from_the_end
+    return (points_at[:, None] == torch.arange(last + 1, device=iou.device)) & (best_iou[:, None] > 0)
+
+
+# --- average precision ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Numbers of the C classes that occur in the labels, row i for class `classes[i]`.
+
+    p, r, f1 and the counts tp, fp are taken at one confidence, `best_confidence`, where the mean F1 curve peaks.
+    """
+
+    classes: np.ndarray  # (C,) int, ascending
+    p: np.ndarray  # (C,) precision 0-1
+    r: np.ndarray  # (C,) recall 0-1
+    f1: np.ndarray  # (C,) 0-1
+    ap: np.ndarray  # (C, T) average precision at each IoU threshold 0-1
+    tp: np.ndarray  # (C,) int, right predictions
+    fp: np.ndarray  # (C,) int, wrong predictions
+    best_confidence: float
+    p_curve: np.ndarray  # (C, 1000) over CONFIDENCE_GRID, at the first IoU threshold
+    r_curve: np.ndarray  # (C, 1000)
+    f1_curve: np.ndarray  # (C, 1000)
+    pr_curve: np.ndarray  # (C, 1000) precision over RECALL_GRID
+
+    @property
+    def ap50(self) -> np.ndarray:
+        """(C,) average precision at the first IoU threshold."""
+        return self.ap[:, 0]
+
+    def means(self) -> tuple[float, float, float, float]:
+        """Precision, recall, mAP at the first threshold and mAP over all thresholds; zeros without any class."""
+        if not len(self.classes):
+            return 0.0, 0.0, 0.0, 0.0
+        return float(self.p.mean()), float(self.r.mean()), float(self.ap50.mean()), float(self.ap.mean())
+
+    def map_per_class(self, nc: int) -> np.ndarray:
+        """(nc,) mAP over all thresholds of every class; the overall mean for classes that no label has."""
+        per_class = np.full(nc, self.means()[3])
+        per_class[self.classes] = self.ap.mean(1)
+        return per_class
+
+
+def precision_envelope(recall: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The curve (n,) with both ends added and each precision raised to the best at its recall or beyond: (n + 2,)."""
+    recall = np.concatenate([[0.0], recall, [1.0]])
+    precision = np.concatenate([[1.0], precision, [0.0]])
+    return recall, np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Area under the precision envelope, sampled at 101 recalls as COCO does, by the trapezoidal rule.
+
+    recall and precision: (n,) 0-1, recall ascending.
+    """
+    grid = np.linspace(0, 1, 101)
+    return float(_trapezoid(np.interp(grid, *precision_envelope(recall, precision)), grid))
+
+
+def ap_per_class(
+    tp: np.ndarray, conf: np.ndarray, pred_cls: np.ndarray, target_cls: np.ndarray, eps: float = 1e-16
+) -> ClassMetrics:
+    """Precision, recall, F1 and average precision of each class in the labels, over a whole data set.
+
+    tp:         (n, T) bool, right at each IoU threshold (`match_predictions`).
+    conf:       (n,) confidence 0-1.
+    pred_cls:   (n,) class of each prediction.
+    target_cls: (m,) class of each label.
+
+    Equal confidences keep their order. A class without predictions scores zero; one without labels is left out.
+    """
+    order = np.lexsort((-conf, pred_cls))  # class by class, inside a class from the most confident on
+    tp, conf, pred_cls = tp[order].astype(bool), conf[order], pred_cls[order]
+    classes, labels_per_class = np.unique(target_cls, return_counts=True)
+    starts, ends = np.searchsorted(pred_cls, classes, "left"), np.searchsorted(pred_cls, classes, "right")
+
+    ap = np.zeros((len(classes), tp.shape[1]))
+    p_curve, r_curve, pr_curve = np.zeros((3, len(classes), len(CONFIDENCE_GRID)))
+    for c, (start, end, n_labels) in enumerate(zip(starts, ends, labels_per_class)):
+        if start == end:
+            continue
+        right = tp[start:end].cumsum(0)  # (k, T)
+        wrong = (~tp[start:end]).cumsum(0)
+        recall = right / (n_labels + eps)
+        precision = right / (right + wrong)
+
+        # np.interp wants ascending positions, and confidence descends
+        falling = -conf[start:end]
+        r_curve[c] = np.interp(-CONFIDENCE_GRID, falling, recall[:, 0], left=0)
+        p_curve[c] = np.interp(-CONFIDENCE_GRID, falling, precision[:, 0], left=1)
+        pr_curve[c] = np.interp(RECALL_GRID, *precision_envelope(recall[:, 0], precision[:, 0]))
+        ap[c] = [average_precision(recall[:, t], precision[:, t]) for t in range(tp.shape[1])]
+
+    f1_curve = 2 * p_curve * r_curve / (p_curve + r_curve + eps)
+    best = int(f1_curve.mean(0).argmax()) if len(classes) else 0
+    p, r, f1 = p_curve[:, best], r_curve[:, best], f1_curve[:, best]
+    n_right = (r * labels_per_class).round()
+    n_wrong = (n_right / (p + eps) - n_right).round()
+    return ClassMetrics(
+        classes=classes.astype(int),
+        p=p,
+        r=r,
+        f1=f1,
+        ap=ap,
+        tp=n_right.astype(int),
+        fp=n_wrong.astype(int),
+        best_confidence=float(CONFIDENCE_GRID[best]),
+        p_curve=p_curve,
+        r_curve=r_curve,
+        f1_curve=f1_curve,
+        pr_curve=pr_curve,
+    )
+
+
+def fitness(results: np.ndarray) -> np.ndarray:
+    """The one number (n,) that the best checkpoint has most of, from rows (n, >= 4): P, R, mAP50, mAP50-95."""
+    return results[:, :4] @ np.array([0.0, 0.0, 0.1, 0.9])
+
+
+# --- confusion matrix -------------------------------------------------------------------------------------------------
+
+
+class ConfusionMatrix:
+    """Counts of predicted class (rows) against true class (columns); the last of each, `nc`, is the background.
+
+    matrix:            (nc + 1, nc + 1). Column nc holds false alarms, row nc missed objects.
+    conf:              a prediction counts when its confidence is above this.
+    iou_thres:         a prediction and a label can be a pair when their IoU is above this.
+    count_every_image: v6.1 counts the false alarms of an image only if something in that image was matched, and its
+                       `val` passes no image without predictions. True counts all false alarms (and asks the caller
+                       to pass every image).
+    """
+
+    def __init__(self, nc: int, conf: float = 0.25, iou_thres: float = 0.45, count_every_image: bool = False):
+        self.nc = nc
+        self.conf = conf
+        self.iou_thres = iou_thres
+        self.count_every_image = count_every_image
+        self.matrix = np.zeros((nc + 1, nc + 1))
+
+    def update(self, predictions: torch.Tensor, labels: torch.Tensor) -> None:
+        """Counts one image.
+
+        predictions: (N, 6): x1, y1, x2, y2 in pixels, confidence, class.
+        labels:      (M, 5): class, x1, y1, x2, y2 in pixels.
+        """
+        predictions = predictions[predictions[:, 4] > self.conf]
+        predicted, true = predictions[:, 5].int().cpu().numpy(), labels[:, 0].int().cpu().numpy()
+        chosen, label = self._pairs(predictions, labels)
+        missed = np.ones(len(true), dtype=bool)
+        missed[label] = False
+        false_alarm = np.ones(len(predicted), dtype=bool)
+        false_alarm[chosen] = False
+
+        np.add.at(self.matrix, (predicted[chosen], true[label]), 1)
+        np.add.at(self.matrix, (self.nc, true[missed]), 1)
+        if len(chosen) or self.count_every_image:
+            np.add.at(self.matrix, (predicted[false_alarm], self.nc), 1)
+
+    def _pairs(self, predictions: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Which prediction (k,) goes with which label (k,): those that overlap most, whatever their classes."""
+        if not len(predictions) or not len(labels):
+            return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
+        iou = box_iou(predictions[:, :4], labels[:, 1:])  # (N, M)
+        claims = _claims(iou.where(iou > self.iou_thres, 0))
+        best_iou, from_the_end = iou.where(claims, 0).flip(0).max(0)  # between equals v6.1 takes the later prediction
+        label = best_iou.nonzero()[:, 0]
+        chosen = len(predictions) - 1 - from_the_end[label]
+        return chosen.cpu().numpy(), label.cpu().numpy()
+
+    def tp_fp(self) -> tuple[np.ndarray, np.ndarray]:
+        """Right and wrong predictions of each class, (nc,) and (nc,); objects that were missed are in neither."""
+        right = self.matrix.diagonal()
+        wrong = self.matrix.sum(1) - right
+        return right[:-1], wrong[:-1]
+
+    def normalized(self) -> np.ndarray:
+        """Each column as shares of the objects of its class (background: of the false alarms), 0-1."""
+        return self.matrix / (self.matrix.sum(0, keepdims=True) + 1e-9)

@@ -1,0 +1,567 @@
+"""From numbers to pictures: boxes on images, mosaics of batches, charts of labels and metrics.
+
+Charts are matplotlib `Figure` objects, made and saved here without pyplot: no backend is chosen and no figure of the
+caller is touched. matplotlib and Pillow are imported where they are used. No function changes its arguments.
+
+`names` is everywhere a list of class names or a dict from class number to name; a class without one shows its number.
+"""
+
+import csv
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+
+from utils.boxes import xywhn_to_xyxy, xyxy_to_xywhn
+from utils.evaluation.metrics import CONFIDENCE_GRID, RECALL_GRID, ClassMetrics, ConfusionMatrix
+from utils.files import atomic_write
+from utils.log import LOGGER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Names = Sequence[str] | Mapping[int, str]
+Colour = tuple[int, int, int]
+
+PALETTE = (
+    "FF3838 FF9D97 FF701F FFB21D CFD231 48F90A 92CC17 3DDB86 1A9334 00D4BB "
+    "2C99A8 00C2FF 344593 6473FF 0018EC 8438FF 520085 CB38FF FF95C8 FF37C7"
+).split()
+BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (128, 128, 128)
+
+
+# --- colours, names, fonts --------------------------------------------------------------------------------------------
+
+
+class Colors:
+    """The 20 colours of classes: `colors(3)` is RGB, `colors(3, bgr=True)` is for images as OpenCV reads them."""
+
+    def __init__(self):
+        self.palette = [tuple(bytes.fromhex(colour)) for colour in PALETTE]
+
+    def __call__(self, i: int, bgr: bool = False) -> Colour:
+        colour = self.palette[int(i) % len(self.palette)]
+        return colour[::-1] if bgr else colour
+
+
+colors = Colors()
+
+
+def class_name(names: Names | None, i: int, limit: int = 40) -> str:
+    """Name of class i in at most `limit` characters; its number when it has none."""
+    known = names is not None and (i in names if isinstance(names, Mapping) else i < len(names))
+    return _shorten(str(names[i]) if known else str(i), limit)
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 2] + ".."
+
+
+def _visible(text: str) -> frozenset[str]:
+    return frozenset(c for c in text if c.isprintable() and not c.isspace())
+
+
+@lru_cache(maxsize=256)
+def find_font(characters: frozenset[str]) -> tuple[str, str]:
+    """(file, family) of a font that has these characters: DejaVu Sans, which matplotlib brings, or an installed one.
+
+    Nothing is downloaded. When no font has them all it is the one that has most, and one warning says so.
+    """
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    needed = {ord(c) for c in characters}
+    default = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), "DejaVu Sans"
+    fewest_missing, best = len(needed - FT2Font(default[0]).get_charmap().keys()), default
+    if not fewest_missing:
+        return default
+
+    from matplotlib.font_manager import fontManager
+
+    # The font of last resort has a placeholder for everything and a picture of nothing.
+    installed = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
+    for font in sorted(installed, key=lambda f: (f.style != "normal", abs(_weight(f.weight) - 400), f.name, f.fname)):
+        try:
+            missing = len(needed - FT2Font(font.fname).get_charmap().keys())
+        except (OSError, RuntimeError):  # removed since the list was made, or in a format that cannot be scaled
+            continue
+        if missing < fewest_missing:
+            fewest_missing, best = missing, (font.fname, font.name)
+        if not missing:
+            return best
+    _warn_missing_characters()
+    return best
+
+
+def _weight(weight: int | str) -> int:
+    return weight if isinstance(weight, int) else 700 if "bold" in weight else 400
+
+
+@lru_cache(maxsize=1)  # once
+def _warn_missing_characters() -> None:
+    LOGGER.warning(
+        "no installed font has all characters of the class and file names, so pictures show boxes in their place; "
+        "install a font of that script (such as Noto Sans CJK), or use ASCII names"
+    )
+
+
+# --- boxes on an image ------------------------------------------------------------------------------------------------
+
+
+class Annotator:
+    """Draws boxes with captions on a copy of an image; captions stay inside it.
+
+    image:      uint8 (H, W, 3); colours are given in the image's own channel order.
+    line_width: pixels; chosen from the image size when None.
+    font_size:  pixels, for text drawn with Pillow; chosen from the image size when None.
+    pil:        draw with Pillow from the start. OpenCV is faster but has ASCII only; text that needs more makes the
+                rest of the picture be drawn with Pillow.
+    example:    text that will come, such as all the class names joined, to choose the font by.
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        line_width: int | None = None,
+        font_size: int | None = None,
+        pil: bool = False,
+        example: str = "abc",
+    ):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"image must be uint8 with shape (H, W, 3), got {image.dtype} {image.shape}")
+        self.height, self.width = image.shape[:2]
+        self.line_width = line_width or max(round(sum(image.shape) / 2 * 0.003), 2)
+        self.font_size = font_size or max(round((self.height + self.width) / 2 * 0.035), 12)
+        self._array = np.array(image, order="C")
+        self._image = self._draw = self._font = None  # of Pillow, once it draws
+        self._characters = _visible(example)  # that the font must have
+        if pil or not example.isascii():
+            self._use_pillow()
+
+    def box_label(
+        self, box: Sequence[float], label: str = "", color: Colour = GREY, txt_color: Colour | None = None
+    ) -> None:
+        """One xyxy box in pixels, and its label on a filled strip above it, or inside where there is no room above."""
+        self.rectangle(box, color)
+        if label:
+            self.caption(box, label, color, txt_color)
+
+    def rectangle(self, box: Sequence[float], color: Colour = GREY) -> None:
+        """The outline of one xyxy box in pixels."""
+        x1, y1, x2, y2 = self._corners(box)
+        if self._draw:
+            ordered = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+            self._draw.rectangle(ordered, outline=color, width=self.line_width)
+        else:
+            cv2.rectangle(self._array, (x1, y1), (x2, y2), color, self.line_width, cv2.LINE_AA)
+
+    def caption(self, box: Sequence[float], text: str, color: Colour = GREY, txt_color: Colour | None = None) -> None:
+        """Text on a filled strip at the top of one xyxy box, by default in black or white, as is easier to read."""
+        x1, y1 = self._corners(box)[:2]
+        text, width, height = self._fit(text)
+        y = y1 - height if y1 >= height else y1
+        self._strip(x1, y, text, width, height, color, txt_color)
+
+    def text(self, xy: tuple[float, float], text: str, txt_color: Colour = WHITE, color: Colour = BLACK) -> None:
+        """Text on a filled strip whose upper left corner is at xy in pixels."""
+        text, width, height = self._fit(text)
+        self._strip(int(xy[0]), int(xy[1]), text, width, height, color, txt_color)
+
+    def result(self) -> np.ndarray:
+        """The annotated picture, uint8 (H, W, 3)."""
+        return np.array(self._image) if self._image else self._array
+
+    def _corners(self, box: Sequence[float]) -> tuple[int, int, int, int]:
+        # Far outside is as good as just outside, and OpenCV refuses numbers beyond 16 bits.
+        x1, y1, x2, y2 = (float(v) for v in box)
+        far = self.line_width + 1
+        x1, x2 = (int(min(max(x, -far), self.width + far)) for x in (x1, x2))
+        y1, y2 = (int(min(max(y, -far), self.height + far)) for y in (y1, y2))
+        return x1, y1, x2, y2
+
+    def _use_pillow(self) -> None:
+        from PIL import Image, ImageDraw, ImageFont
+
+        if not self._image:
+            self._image = Image.fromarray(self._array)
+            self._draw = ImageDraw.Draw(self._image)
+        self._font = ImageFont.truetype(find_font(self._characters)[0], self.font_size)
+
+    def _fit(self, text: str) -> tuple[str, int, int]:
+        """The text, shortened until it is no wider than the image, and the width and height of its strip."""
+        if not text.isascii() and not (self._font and _visible(text) <= self._characters):
+            self._characters |= _visible(text)
+            self._use_pillow()
+        width, height = self._measure(text)
+        shorter = text
+        while width > self.width and len(shorter) > 1:
+            shorter = shorter[:-1]
+            width, height = self._measure(shorter + "..")
+        return text if shorter == text else shorter + "..", width, height
+
+    def _measure(self, text: str) -> tuple[int, int]:
+        margin = 2 + self.line_width
+        if self._font:
+            return math.ceil(self._font.getlength(text)) + margin, sum(self._font.getmetrics()) + 1
+        (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, *self._stroke())
+        return width + margin, sum(self._ascent_descent()) + 1
+
+    def _ascent_descent(self) -> tuple[int, int]:
+        """Pixels of OpenCV's text above and below its base line, the same whatever letters the text has."""
+        (_, ascent), descent = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, *self._stroke())
+        return ascent, descent
+
+    def _stroke(self) -> tuple[float, int]:
+        """Font scale and thickness for OpenCV."""
+        return self.line_width / 3, max(self.line_width - 1, 1)
+
+    def _strip(
+        self, x: int, y: int, text: str, width: int, height: int, color: Colour, txt_color: Colour | None
+    ) -> None:
+        x, y = max(min(x, self.width - width), 0), max(min(y, self.height - height), 0)
+        txt_color = txt_color or _readable_on(color)
+        indent = 1 + self.line_width // 2
+        if self._draw:
+            self._draw.rectangle([x, y, x + width - 1, y + height - 1], fill=color)
+            self._draw.text((x + indent, y), text, fill=txt_color, font=self._font)
+            return
+        scale, thickness = self._stroke()
+        cv2.rectangle(self._array, (x, y), (x + width - 1, y + height - 1), color, cv2.FILLED)
+        origin = x + indent, y + self._ascent_descent()[0]
+        cv2.putText(self._array, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, txt_color, thickness, cv2.LINE_AA)
+
+
+def _readable_on(color: Colour) -> Colour:
+    # Red and blue weigh the same, so that the channel order does not matter.
+    return BLACK if 0.2 * color[0] + 0.6 * color[1] + 0.2 * color[2] > 150 else WHITE
+
+
+# --- mosaics of batches -----------------------------------------------------------------------------------------------
+
+
+def found_to_targets(found: Sequence[torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
+    """Predictions of a batch as rows (T, 7) for `plot_batch`: image, class, x, y, w, h as 0-1 of the input, confidence.
+
+    found: per image (n, 6): x1, y1, x2, y2 in pixels of the input, confidence, class.
+    shape: (height, width) of the input.
+    """
+    rows = []
+    for i, boxes in enumerate(found):
+        boxes = boxes.detach().cpu().float()
+        image = torch.full((len(boxes), 1), float(i))
+        xywhn = xyxy_to_xywhn(boxes[:, :4], shape[1], shape[0])
+        rows.append(torch.cat([image, boxes[:, 5:6], xywhn, boxes[:, 4:5]], 1))
+    return torch.cat(rows) if rows else torch.zeros(0, 7)
+
+
+def plot_batch(
+    images: torch.Tensor,
+    targets: torch.Tensor,
+    path: str | Path,
+    names: Names | None = None,
+    image_paths: Sequence[str | Path] | None = None,
+    conf_thres: float = 0.25,
+    max_images: int = 16,
+    max_side: int = 1920,
+    min_tile: int = 320,
+) -> None:
+    """Writes a mosaic of the first images of a batch with their boxes, filled column by column.
+
+    images:      (B, 3, H, W) RGB, uint8, or floating point 0-1.
+    targets:     (T, 6) labels: image index, class, x, y, w, h as 0-1 of the image; or (T, 7) predictions, confidence
+                 last, of which those above conf_thres are drawn.
+    image_paths: file of each image, to write its name on its tile.
+    max_side:    the mosaic's longer side in pixels, at most.
+    min_tile:    tiles are enlarged to this side in pixels where max_side allows.
+    """
+    images, targets = images[:max_images].detach().cpu(), targets.detach().cpu().float().numpy()
+    if not len(images):
+        return
+    height, width = images.shape[2:]
+    rows = math.ceil(math.sqrt(len(images)))
+    columns = math.ceil(len(images) / rows)
+    longest = max(height, width)
+    scale = min(max(1, min_tile / longest), max_side / rows / longest)
+    tile_h, tile_w = int(height * scale), int(width * scale)
+
+    mosaic = np.full((rows * tile_h, columns * tile_w, 3), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        title = _shorten(Path(image_paths[i]).name, 40) if image_paths is not None else ""
+        tile = cv2.resize(_to_pixels(image), (tile_w, tile_h), interpolation=_interpolation(scale))
+        tile = _annotate_tile(tile, targets[targets[:, 0] == i, 1:], names, title, conf_thres)
+        tile[[0, -1]], tile[:, [0, -1]] = 255, 255
+        x, y = i // rows * tile_w, i % rows * tile_h
+        mosaic[y : y + tile_h, x : x + tile_w] = tile
+    _write_image(mosaic, path)
+
+
+def _to_pixels(image: torch.Tensor) -> np.ndarray:
+    """A picture (3, H, W), uint8 or floating point 0-1, as uint8 (H, W, 3)."""
+    if image.is_floating_point():
+        image = (image.float() * 255).round().clamp(0, 255).byte()
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def _interpolation(scale: float) -> int:
+    return cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+
+
+def _annotate_tile(
+    tile: np.ndarray, rows: np.ndarray, names: Names | None, title: str, conf_thres: float
+) -> np.ndarray:
+    """The picture with boxes from rows (n, 5 or 6): class, x, y, w, h as 0-1 of the picture, perhaps confidence."""
+    if rows.shape[1] > 5:
+        rows = rows[rows[:, 5] > conf_thres]
+    labels = [class_name(names, int(row[0]), 24) + "".join(f" {c:.1f}" for c in row[5:]) for row in rows]
+    side = max(tile.shape)
+    annotator = Annotator(
+        tile, max(round(side / 200), 1), max(round(side / 36), 11), pil=True, example="".join(labels) + title
+    )
+    boxes = xywhn_to_xyxy(rows[:, 1:5], tile.shape[1], tile.shape[0])
+    for box, row in zip(boxes, rows):
+        annotator.rectangle(box, colors(row[0]))
+    # Captions after all outlines, so that none is struck through; the first, most confident, on top.
+    for box, row, label in reversed(list(zip(boxes, rows, labels))):
+        annotator.caption(box, label, colors(row[0]))
+    if title:
+        annotator.text((1, tile.shape[0]), title)  # at the bottom, where captions are rare
+    return annotator.result()
+
+
+def _write_image(image: np.ndarray, path: str | Path) -> None:
+    """Writes an RGB picture in the format of the path's suffix; paths may hold any characters, unlike cv2.imwrite's."""
+    encoded = cv2.imencode(Path(path).suffix, image[..., ::-1])[1]
+    with atomic_write(path) as file:
+        file.write(encoded.tobytes())
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """An empty figure of that many inches, whose layout leaves room for every text."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path, dpi: int) -> None:
+    with atomic_write(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # find_font has said so
+        figure.savefig(file, format=path.suffix[1:], dpi=dpi)
+
+
+def _font_family(texts: Sequence[str]) -> list[str]:
+    """Families for matplotlib, which takes each character from the first that has it."""
+    return list(dict.fromkeys(["DejaVu Sans", find_font(_visible("".join(texts)))[1]]))
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib shows as it is: no mathematics, and not left out of the legend."""
+    text = text.replace("$", r"\$")
+    return " " + text if text.startswith("_") else text
+
+
+def _rotation(ticks: Sequence[str], room: int) -> int:
+    """Degrees to turn names below an axis that has room for so many characters."""
+    widest = max(map(len, ticks), default=0)
+    return 0 if len(ticks) * (widest + 1) <= room else 90
+
+
+def _rgb(i: int) -> tuple[float, ...]:
+    return tuple(v / 255 for v in colors(i))
+
+
+def plot_labels(labels: np.ndarray, names: Names | None, save_dir: str | Path) -> None:
+    """Writes labels.jpg (classes, boxes, positions, sizes) and labels_correlogram.jpg of a data set.
+
+    labels: (n, 5): class, x, y, w, h as 0-1 of their image.
+    """
+    save_dir = Path(save_dir)
+    figure = _figure(8, 8)
+    (classes, boxes), (positions, sizes) = figure.subplots(2, 2)
+    _class_histogram(classes, labels[:, 0].astype(int), names)
+    boxes.imshow(_centred_boxes(labels[:1000]), extent=(0, 1, 1, 0))
+    boxes.set(title=f"{min(len(labels), 1000)} boxes on one centre", xticks=[], yticks=[])
+    _density(positions, labels[:, 1], labels[:, 2])
+    positions.set(xlabel="x", ylabel="y", title="centres")
+    positions.invert_yaxis()  # as in the image: y points down
+    _density(sizes, labels[:, 3], labels[:, 4])
+    sizes.set(xlabel="width", ylabel="height", title="sizes")
+    _save(figure, save_dir / "labels.jpg", dpi=200)
+    _plot_correlogram(labels[:, 1:5], save_dir / "labels_correlogram.jpg")
+
+
+def _class_histogram(axes: "Axes", classes: np.ndarray, names: Names | None) -> None:
+    n_classes = max(len(names or ()), classes.max(initial=0) + 1)
+    counts = np.bincount(classes, minlength=n_classes)
+    axes.bar(np.arange(n_classes), counts, width=0.8, color=[_rgb(i) for i in range(n_classes)])
+    axes.set(ylabel="instances", title=f"{len(classes)} labels, {n_classes} classes")
+    axes.margins(x=0.02)
+    if 0 < n_classes < 30:
+        ticks = [_plain(class_name(names, i, 20)) for i in range(n_classes)]
+        axes.set_xticks(range(n_classes), ticks, rotation=_rotation(ticks, 40), fontsize=9, family=_font_family(ticks))
+    else:
+        axes.set_xlabel("class")
+
+
+def _centred_boxes(labels: np.ndarray, side: int = 1000) -> np.ndarray:
+    """White canvas (side, side, 3) with the outline of each box around the middle."""
+    canvas = np.full((side, side, 3), 255, dtype=np.uint8)
+    for label, _, _, width, height in labels[np.argsort(-labels[:, 3] * labels[:, 4], kind="stable")]:
+        corner = (np.array([width, height]) * side / 2).astype(int)
+        middle = np.array([side // 2, side // 2])
+        cv2.rectangle(canvas, (middle - corner).tolist(), (middle + corner).tolist(), colors(label), 1, cv2.LINE_AA)
+    return canvas
+
+
+def _density(axes: "Axes", x: np.ndarray, y: np.ndarray) -> None:
+    """How many points lie where in the unit square; the darkest tenth of the cells is drawn alike."""
+    bins = int(np.clip(np.sqrt(len(x)), 10, 50))  # a few points in small cells are but specks
+    counts = np.histogram2d(y, x, bins, range=((0, 1), (0, 1)))[0]
+    darkest = np.quantile(counts[counts > 0], 0.9) if counts.any() else 1
+    visible = np.ma.masked_equal(counts, 0)
+    axes.imshow(visible, cmap="viridis_r", vmin=0, vmax=darkest, origin="lower", extent=(0, 1, 0, 1), aspect="auto")
+
+
+def _plot_correlogram(xywh: np.ndarray, path: Path) -> None:
+    """Each of x, y, w, h against each: densities below the diagonal, histograms on it."""
+    quantities = ("x", "y", "width", "height")
+    figure = _figure(8, 8)
+    grid = figure.subplots(4, 4, sharex="col")
+    for row, column in np.ndindex(4, 4):
+        axes = grid[row, column]
+        if column > row:
+            axes.remove()
+            continue
+        if row == column:
+            axes.hist(xywh[:, row], bins=50, range=(0, 1), color="#2C99A8")
+            axes.set_yticks([])
+        else:
+            _density(axes, xywh[:, column], xywh[:, row])
+        axes.set_xlim(0, 1)
+        axes.tick_params(labelbottom=row == 3, labelleft=column == 0 and row > 0)
+        if row == 3:
+            axes.set_xlabel(quantities[column])
+        if column == 0:
+            axes.set_ylabel(quantities[row])
+    _save(figure, path, dpi=200)
+
+
+def plot_results(file: str | Path) -> Path:
+    """Writes results.png beside results.csv: losses and metrics by epoch, of every results*.csv in that folder."""
+    folder = Path(file).parent
+    files = sorted(folder.glob("results*.csv"))
+    if not files:
+        raise FileNotFoundError(f"no results*.csv in {folder}; train.py writes it there")
+    figure = _figure(12, 6)
+    axes = figure.subplots(2, 5).ravel()
+    for csv_file in files:
+        titles, values = _read_results(csv_file)
+        for ax, column in zip(axes, (1, 2, 3, 4, 5, 8, 9, 10, 6, 7)):
+            ax.plot(values[:, 0], values[:, column], marker=".", linewidth=2, markersize=6, label=csv_file.stem)
+            ax.set_title(titles[column], fontsize=11)
+            ax.grid(alpha=0.3)
+    for ax in axes:
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        first, last = ax.get_xlim()
+        if last - first < 1:  # a single epoch
+            ax.set_xlim(first - 0.5, last + 0.5)
+    for ax in axes[5:]:
+        ax.set_xlabel("epoch")
+    if len(files) > 1:
+        axes[1].legend(fontsize=8)
+    path = folder / "results.png"
+    _save(figure, path, dpi=200)
+    return path
+
+
+def _read_results(file: Path) -> tuple[list[str], np.ndarray]:
+    """Column titles and values (epochs, columns) of one results.csv."""
+    with open(file, newline="", encoding="utf-8") as stream:
+        reader = csv.reader(stream, skipinitialspace=True)
+        titles = [title.strip() for title in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if row]
+    if len(titles) < 11 or not rows:
+        raise ValueError(f"{file}: expected a line of at least 11 titles and then one line for each epoch")
+    values = np.empty((len(rows), len(titles)))
+    for i, (line, row) in enumerate(rows):
+        if len(row) != len(titles):
+            raise ValueError(f"{file}:{line}: expected {len(titles)} numbers, found {len(row)}")
+        try:
+            values[i] = [float(value) for value in row]
+        except ValueError as error:
+            raise ValueError(f"{file}:{line}: {error}") from None
+    return titles, values
+
+
+def plot_curves(metrics: ClassMetrics, save_dir: str | Path, names: Names | None = None) -> None:
+    """Writes PR_curve.png, F1_curve.png, P_curve.png and R_curve.png."""
+    save_dir = Path(save_dir)
+    ap50 = metrics.ap50
+    labels = [f"{class_name(names, c, 24)} {ap:.3f}" for c, ap in zip(metrics.classes, ap50)]
+    mean = f"all classes {ap50.mean() if len(ap50) else 0:.3f} mAP@0.5"
+    _plot_curve(save_dir / "PR_curve.png", RECALL_GRID, metrics.pr_curve, labels, mean, ("Recall", "Precision"))
+
+    labels = [class_name(names, c, 24) for c in metrics.classes]
+    for stem, title, curve in (
+        ("F1", "F1", metrics.f1_curve),
+        ("P", "Precision", metrics.p_curve),
+        ("R", "Recall", metrics.r_curve),
+    ):
+        average = curve.mean(0) if len(curve) else np.zeros_like(CONFIDENCE_GRID)
+        mean = f"all classes {average.max():.2f} at {CONFIDENCE_GRID[average.argmax()]:.3f}"
+        _plot_curve(save_dir / f"{stem}_curve.png", CONFIDENCE_GRID, curve, labels, mean, ("Confidence", title))
+
+
+def _plot_curve(
+    path: Path, x: np.ndarray, curves: np.ndarray, labels: list[str], mean_label: str, axis_labels: tuple[str, str]
+) -> None:
+    """One line per class (C, 1000), named in the legend where there are few, and a bold one for their mean."""
+    figure = _figure(9, 6)
+    axes = figure.subplots()
+    if len(curves) <= 20:
+        for i, (curve, label) in enumerate(zip(curves, labels)):
+            axes.plot(x, curve, linewidth=1, color=_rgb(i), label=_plain(label))
+    else:
+        axes.plot(x, curves.T, linewidth=1, color="grey", alpha=0.5)
+        axes.set_title(mean_label)
+    if len(curves):
+        axes.plot(x, curves.mean(0), linewidth=3, color="blue", label=mean_label)
+    if 0 < len(curves) <= 20:
+        axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", prop={"family": _font_family(labels), "size": 9})
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=axis_labels[0], ylabel=axis_labels[1])
+    axes.grid(alpha=0.3)
+    _save(figure, path, dpi=250)
+
+
+def plot_confusion_matrix(confusion: ConfusionMatrix, save_dir: str | Path, names: Names | None = None) -> None:
+    """Writes confusion_matrix.png: what the objects of each class (columns) were taken for (rows), as shares of 1."""
+    nc = confusion.nc
+    shares = confusion.normalized()
+    shares[shares < 0.005] = np.nan  # blank
+    figure = _figure(12, 9)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    figure.colorbar(image, ax=axes, pad=0.02)
+
+    if nc < 30:
+        size = min(10, 240 / (nc + 1))
+        for row, column in np.argwhere(~np.isnan(shares)):
+            share = shares[row, column]
+            colour = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=size, color=colour)
+    axes.set(xlabel="True", ylabel="Predicted")
+    if names is not None and len(names) == nc < 99:
+        ticks = [_plain(class_name(names, i, 20)) for i in range(nc)] + ["background"]
+        style = {"fontsize": min(10, 420 / (nc + 1)), "family": _font_family(ticks)}
+        axes.set_xticks(range(nc + 1), ticks, rotation=_rotation(ticks, 100), **style)
+        axes.set_yticks(range(nc + 1), ticks, **style)
+    _save(figure, Path(save_dir) / "confusion_matrix.png", dpi=250)

@@ -1,0 +1,70 @@
+"""A running average of the weights, which is what gets validated and saved."""
+
+import math
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+# What the training verb hangs on the model during a run, and a saved average has to carry
+ATTRIBUTES = ("yaml", "nc", "hyp", "names", "stride", "class_weights")
+
+
+def ema_decay(updates: int, decay: float = 0.9999, tau: float = 2000.0) -> float:
+    """Share of the old average that update number `updates` (from 1) keeps: small at first, `decay` in the end."""
+    return decay * (1 - math.exp(-updates / tau))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, out of torch.compile and of training on several devices."""
+    model = getattr(model, "_orig_mod", model)
+    parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
+    return model.module if isinstance(model, parallel) else model
+
+
+class ModelEMA:
+    """Exponential moving average of everything floating in a model's state: weights and batch-norm statistics.
+
+    Integer buffers keep the value they had at the start. The average is never held in half precision, where the small
+    steps towards the model would round to nothing.
+
+    Attributes:
+        model: the average, in eval mode, without gradients.
+        updates: how many times it was updated.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000.0, updates: int = 0):
+        self.model = deepcopy(unwrap(model)).eval().requires_grad_(False)
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters()):
+            self.model.float()
+        self.decay = decay
+        self.tau = tau
+        self.updates = updates
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """average <- d * average + (1 - d) * model, with d of `ema_decay`."""
+        self.updates += 1
+        d = ema_decay(self.updates, self.decay, self.tau)
+        current = unwrap(model).state_dict()
+        pairs = [(v, current[k].to(v)) for k, v in self.model.state_dict().items() if v.is_floating_point()]
+        averages, values = map(list, zip(*pairs))
+        # rounded after each product, not fused: the last bit is then v6.1's
+        torch._foreach_mul_(averages, d)
+        torch._foreach_add_(averages, torch._foreach_mul(values, 1 - d))
+
+    def copy_attributes(self, model: nn.Module, names: Iterable[str] = ATTRIBUTES) -> None:
+        """Gives the average the model's current attributes, those that it has."""
+        model = unwrap(model)
+        for name in names:
+            if hasattr(model, name):
+                setattr(self.model, name, getattr(model, name))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.updates = state["updates"]

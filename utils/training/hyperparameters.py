@@ -1,0 +1,151 @@
+"""Hyper-parameter files: reading, checking, and scaling to the model and batch at hand."""
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.files import read_yaml
+
+NOMINAL_BATCH = 64  # gradients are gathered over about this many images; weight decay is stated for this batch
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that make sense for one hyper-parameter. Wide on purpose: it stops mistakes, not experiments."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False  # low itself is excluded
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+
+
+_POSITIVE = Range(0, open_low=True)
+_NOT_NEGATIVE = Range(0)
+_FRACTION = Range(0, 1)  # and probabilities
+
+# In the order of the files, which is the column order of evolve.csv
+RANGES = {
+    "lr0": _POSITIVE,
+    "lrf": _NOT_NEGATIVE,
+    "momentum": Range(0, 1, open_high=True),
+    "weight_decay": _NOT_NEGATIVE,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "warmup_momentum": Range(0, 1, open_high=True),
+    "warmup_bias_lr": _NOT_NEGATIVE,
+    "box": _NOT_NEGATIVE,
+    "cls": _NOT_NEGATIVE,
+    "cls_pw": _POSITIVE,
+    "obj": _NOT_NEGATIVE,
+    "obj_pw": _POSITIVE,
+    "iou_t": _FRACTION,
+    "anchor_t": Range(1, open_low=True),  # at 1 no object would match any anchor
+    "anchors": _NOT_NEGATIVE,
+    "fl_gamma": _NOT_NEGATIVE,
+    "hsv_h": _FRACTION,
+    "hsv_s": _FRACTION,
+    "hsv_v": _FRACTION,
+    "degrees": Range(0, 180),
+    "translate": _FRACTION,
+    "scale": _FRACTION,
+    "shear": Range(0, 90, open_high=True),
+    "perspective": Range(0, 0.01),  # 1 / pixel: beyond this the horizon lies inside the picture
+    "flipud": _FRACTION,
+    "fliplr": _FRACTION,
+    "mosaic": _FRACTION,
+    "mixup": _FRACTION,
+    "copy_paste": _FRACTION,
+    "label_smoothing": _FRACTION,
+    "warmup_floor": _NOT_NEGATIVE,
+    "nominal_batch": Range(1),
+}
+# label smoothing normally comes from the command line; the last two are v6.1's 1000 and 64 unless a file says otherwise
+OPTIONAL = ("anchors", "label_smoothing", "warmup_floor", "nominal_batch")
+
+
+def load_hyp(path: str | Path) -> dict[str, float]:
+    """The hyper-parameters of a YAML file, in the file's own order.
+
+    Raises FileNotFoundError, or one ValueError that lists everything wrong with the file: text that is not YAML,
+    missing and unknown keys, values that are no numbers or out of range, each with its line.
+    """
+    hyp = read_yaml(path)
+    lines = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        if key := re.match(r"""["']?(\w+)["']?\s*:""", line):
+            lines[key[1]] = number
+    check_hyp(hyp, str(path), lines)
+    return hyp
+
+
+def check_hyp(hyp: dict[str, float], source: str = "hyp", lines: dict[str, int] | None = None) -> None:
+    """Raises a ValueError that lists every problem of `hyp`; `source` and `lines` (key -> line) say where they are."""
+    lines = lines or {}
+    missing = [key for key in RANGES if key not in hyp and key not in OPTIONAL]
+    problems = [f"{source}: missing key '{key}'" for key in missing]
+    for key, value in hyp.items():
+        place = f"{source}:{lines[key]}" if key in lines else source
+        if problem := _problem(key, value, missing):
+            problems.append(f"{place}: {problem}")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _problem(key: str, value: object, missing: list[str]) -> str | None:
+    """What is wrong with one entry, or None. An unknown key is compared with the missing ones first: a likely typo."""
+    if key not in RANGES:
+        close = difflib.get_close_matches(str(key), missing, 1) or difflib.get_close_matches(str(key), RANGES, 1)
+        return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
+    if isinstance(value, str):
+        hint = "; leave out quotes, and write 1.0e-3 for 1e-3, which YAML takes for text" if _is_number(value) else ""
+        return f"{key} must be a number, got the text '{value}'{hint}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"{key} must be a number, got {value!r}"
+    if value not in RANGES[key]:
+        return f"{key} must be {RANGES[key]}, got {value}"
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def scale_hyp(
+    hyp: dict[str, float], nl: int, nc: int, image_size: int, label_smoothing: float = 0.0
+) -> dict[str, float]:
+    """A copy of `hyp` whose loss weights suit nl detection levels, nc classes and an image side in pixels.
+
+    The files state them for 3 levels, 80 classes and 640 pixels.
+    """
+    return {
+        **hyp,
+        "box": hyp["box"] * 3 / nl,
+        "cls": hyp["cls"] * nc / 80 * 3 / nl,
+        "obj": hyp["obj"] * (image_size / 640) ** 2 * 3 / nl,
+        "label_smoothing": label_smoothing,
+    }
+
+
+def accumulation(batch_size: int, nominal_batch: int = NOMINAL_BATCH) -> int:
+    """Batches per optimizer step, at least 1, that bring the images per step nearest to the nominal batch."""
+    return max(round(nominal_batch / batch_size), 1)
+
+
+def scale_weight_decay(weight_decay: float, batch_size: int, nominal_batch: int = NOMINAL_BATCH) -> float:
+    """Weight decay for the images that one optimizer step really sees."""
+    return weight_decay * batch_size * accumulation(batch_size, nominal_batch) / nominal_batch

@@ -1,0 +1,222 @@
+"""The detection loss: how far boxes, objectness and classes are from the truth."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.boxes import paired_iou
+from utils.training.targets import LevelTargets, build_targets
+
+# --- binary criteria --------------------------------------------------------------------------------------------------
+
+
+class BCE(nn.Module):
+    """Binary cross entropy on logits.
+
+    Args:
+        pos_weight: multiplies the part of the loss that belongs to target 1.
+        reduction: "mean", "sum" or "none".
+
+    Shape: logits and targets (*), targets 0-1 and possibly soft -> (), or (*) without reduction.
+    """
+
+    def __init__(self, pos_weight: float = 1.0, reduction: str = "mean"):
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
+        self.pos_weight = pos_weight
+        self.reduction = reduction
+
+    def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of each element (*)."""
+        pos_weight = None if self.pos_weight == 1 else logits.new_tensor([self.pos_weight])
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction="none")
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = self.elements(logits, targets)
+        if self.reduction == "none":
+            return loss
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+
+class FocalLoss(BCE):
+    """BCE times alpha_t (1 - p_t)^gamma, which quiets what is already right (Lin et al., ICCV 2017).
+
+    p_t = y p + (1 - y)(1 - p) and alpha_t = y alpha + (1 - y)(1 - alpha), for soft targets y too.
+    """
+
+    def __init__(self, gamma: float = 1.5, alpha: float = 0.25, pos_weight: float = 1.0, reduction: str = "mean"):
+        super().__init__(pos_weight, reduction)
+        self.gamma = gamma
+        self.alpha = alpha
+
+    def distance(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """1 - p_t, from a sigmoid on each side so that it keeps its digits near 0."""
+        return targets * torch.sigmoid(-logits) + (1 - targets) * torch.sigmoid(logits)
+
+    def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        alpha_t = targets * self.alpha + (1 - targets) * (1 - self.alpha)
+        distance = self.distance(logits, targets)
+        # for gamma < 1 the power has an infinite slope at 0, and infinity times zero is no gradient
+        distance = distance.clamp(min=torch.finfo(distance.dtype).tiny)
+        return super().elements(logits, targets) * alpha_t * distance**self.gamma
+
+
+class QFocalLoss(FocalLoss):
+    """Focal loss for soft targets: BCE times alpha_t |y - p|^gamma (Li et al., NeurIPS 2020)."""
+
+    def distance(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (targets - torch.sigmoid(logits)).abs()
+
+
+class BlurredBCE(BCE):
+    """BCE that forgives confident finds where no label is: times 1 - exp((p - y - 1) / (alpha + 1e-4))."""
+
+    def __init__(self, alpha: float = 0.05, pos_weight: float = 1.0, reduction: str = "mean"):
+        super().__init__(pos_weight, reduction)
+        self.alpha = alpha
+
+    def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        excess = torch.sigmoid(logits) - targets
+        return super().elements(logits, targets) * (1 - torch.exp((excess - 1) / (self.alpha + 1e-4)))
+
+
+def smooth_labels(eps: float) -> tuple[float, float]:
+    """Targets for the true class and for the others under label smoothing; eps is not shared among the classes."""
+    return 1 - eps / 2, eps / 2
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+class Head(Protocol):
+    """What the loss needs to know about the detection layer."""
+
+    nl: int  # levels
+    na: int  # anchors per level
+    nc: int  # classes
+    anchors: torch.Tensor  # (nl, na, 2) in cells of their level
+    stride: torch.Tensor  # (nl,) pixels per cell
+
+
+class ComputeLoss:
+    """Box, objectness and class loss of raw predictions.
+
+    Args:
+        detect: the detection layer, already on its device.
+        hyp: weights box, obj, cls (scaled to this model, see `scale_hyp`), positive weights cls_pw, obj_pw, the
+            anchor ratio anchor_t, fl_gamma (above 0: focal loss) and, optionally, label_smoothing.
+        autobalance: adapt the levels' shares of the objectness loss to how well each does.
+        gr: how far a positive's objectness target follows its IoU; 0 makes every target 1.
+        sort_obj_iou: among positives that share a cell the highest IoU wins, not the last one.
+    """
+
+    def __init__(
+        self,
+        detect: Head,
+        hyp: Mapping[str, float],
+        autobalance: bool = False,
+        gr: float = 1.0,
+        sort_obj_iou: bool = False,
+    ):
+        self.anchors = detect.anchors.detach().clone()
+        if self.anchors.dtype in (torch.float16, torch.bfloat16):
+            self.anchors = self.anchors.float()
+        self.nc = detect.nc
+        self.weights = {part: hyp[part] for part in ("box", "obj", "cls")}
+        self.anchor_t = hyp["anchor_t"]
+        self.positive, self.negative = smooth_labels(hyp.get("label_smoothing", 0.0))
+        self.gr = gr
+        self.sort_obj_iou = sort_obj_iou
+
+        def criterion(pos_weight: float) -> BCE:
+            return FocalLoss(hyp["fl_gamma"], pos_weight=pos_weight) if hyp["fl_gamma"] > 0 else BCE(pos_weight)
+
+        self.class_criterion = criterion(hyp["cls_pw"])
+        self.object_criterion = criterion(hyp["obj_pw"])
+
+        # Shares of the levels in the objectness loss: the finer, the larger
+        self.balance = [4.0, 1.0, 0.4] if detect.nl == 3 else [4.0, 1.0, 0.25, 0.06, 0.02][: detect.nl]
+        self.autobalance = autobalance
+        if autobalance:
+            strides = [int(s) for s in detect.stride]
+            if 16 not in strides:
+                raise ValueError(f"autobalance measures the levels against stride 16, but the model has {strides}")
+            self.reference = strides.index(16)
+
+    def __call__(self, raw: Sequence[torch.Tensor], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of a batch.
+
+        Args:
+            raw: per level (B, A, rows, columns, 5 + nc) logits; any floating type.
+            targets: (T, 6) image index, class, x, y, w, h; 0-1 of the image. T may be 0.
+
+        Returns:
+            total (1,): weighted sum of the parts times B, to differentiate.
+            items (3,): the weighted parts box, obj, cls; not times B, detached.
+        """
+        if len(raw) != len(self.anchors):
+            raise ValueError(f"the loss was made for {len(self.anchors)} levels, but got {len(raw)} prediction maps")
+        targets = targets.to(raw[0].device)
+        grids = [(level.shape[2], level.shape[3]) for level in raw]
+        levels = build_targets(targets, self.anchors, grids, self.anchor_t)
+
+        box, obj, cls = zip(*(self._level_loss(*level) for level in zip(raw, levels)))
+        weighted = torch.stack(
+            [
+                self.weights["box"] * sum(box),
+                self.weights["obj"] * sum(share * loss for share, loss in zip(self.balance, obj)),
+                self.weights["cls"] * sum(cls),
+            ]
+        )
+        if self.autobalance:
+            self._rebalance(torch.stack(obj).tolist())
+        return weighted.sum(0, keepdim=True) * len(raw[0]), weighted.detach()
+
+    def _level_loss(
+        self, predictions: torch.Tensor, positives: LevelTargets
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Unweighted box, objectness and class loss of one level: scalars, in float32 at least."""
+        dtype = torch.promote_types(predictions.dtype, torch.float32)
+        object_logits = predictions[..., 4].to(dtype)  # (B, A, rows, columns)
+        if not len(positives.image):
+            zero = object_logits.new_zeros(())
+            return zero, self.object_criterion(object_logits, torch.zeros_like(object_logits)), zero
+
+        image, anchor, row, column, target_box, anchor_wh, label = positives
+        chosen = predictions[image, anchor, row, column].to(dtype)  # (P, 5 + nc)
+        centre = 2 * chosen[:, :2].sigmoid() - 0.5
+        wh = (2 * chosen[:, 2:4].sigmoid()) ** 2 * anchor_wh
+        iou = paired_iou(torch.cat([centre, wh], 1), target_box, "ciou")  # (P,)
+        scores = (1 - self.gr) + self.gr * iou.detach().clamp(min=0).to(dtype)
+        object_targets = self._object_targets(object_logits.shape, positives, scores)
+
+        cls = object_logits.new_zeros(())
+        if self.nc > 1:
+            class_targets = torch.full_like(chosen[:, 5:], self.negative)
+            class_targets[torch.arange(len(label), device=label.device), label] = self.positive
+            cls = self.class_criterion(chosen[:, 5:], class_targets)
+        return (1 - iou).mean(), self.object_criterion(object_logits, object_targets), cls
+
+    def _object_targets(self, shape: torch.Size, positives: LevelTargets, scores: torch.Tensor) -> torch.Tensor:
+        """A map (B, A, rows, columns) with the scores (P,) of the positives in their cells, 0 elsewhere.
+
+        Where several share a cell the last one counts. Indexed assignment leaves that order open on an accelerator;
+        the maximum of their positions does not.
+        """
+        _, A, rows, columns = shape
+        cell = ((positives.image * A + positives.anchor) * rows + positives.row) * columns + positives.column
+        if self.sort_obj_iou:
+            order = scores.argsort()
+            cell, scores = cell[order], scores[order]
+        position = torch.arange(1, len(cell) + 1, device=cell.device)  # 0 is for cells without a positive
+        last = cell.new_zeros(shape.numel()).scatter_reduce_(0, cell, position, "amax")
+        return torch.cat([scores.new_zeros(1), scores])[last].view(shape)
+
+    def _rebalance(self, losses: list[float]) -> None:
+        """Moves the shares slowly towards 1 / loss, then scales them so that the stride-16 level keeps 1."""
+        shares = [0.9999 * share + 0.0001 / loss for share, loss in zip(self.balance, losses)]
+        self.balance = [share / shares[self.reference] for share in shares]
