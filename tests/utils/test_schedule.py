@@ -106,7 +106,7 @@ def test_the_schedule_of_a_run_by_hand():
     factors = {500: 0.5 * 0.7525, 1000: 0.505, 1050: 0.505, 1100: 0.505, 1250: 0.4555}  # 1 - 0.99 epoch / 20
     for iteration, factor in factors.items():
         assert schedule.at(iteration).learning_rates[1] == pytest.approx(0.01 * factor), iteration
-    without_warmup = Schedule({**HYP, "warmup_epochs": 0}, 20, 100, 64, warmup_floor=0)
+    without_warmup = Schedule({**HYP, "warmup_epochs": 0, "warmup_floor": 0}, 20, 100, 64)
     assert without_warmup.at(0) == Settings((0.01, 0.01, 0.01), 0.937, 1)
 
 

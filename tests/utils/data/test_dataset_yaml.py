@@ -1,0 +1,161 @@
+"""A dataset YAML either resolves to paths that exist, or the error says which line of it to mend."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from utils.data.dataset_yaml import load_dataset_yaml
+from utils.files import ROOT
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """`dataset(text)`: a YAML beside images/train and images/val."""
+    for split in ("train", "val"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+
+    def write(text):
+        path = tmp_path / "cells.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+PLACES = "train: images/train\nval: images/val\n"
+CLASSES = "nc: 2\nnames: [red, white]\n"
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("nc: 2\nnames: [red, white]\n", ["red", "white"]),
+        ("nc: 2\nnames: {0: red, 1: white}\n", ["red", "white"]),
+        ("nc: 2\nnames: {1: white, 0: red}\n", ["red", "white"]),  # in any order
+        ("nc: 2\n", ["class0", "class1"]),  # no names
+        ("names: [red, white]\n", ["red", "white"]),  # no number
+        ("nc: 2\nnames: [1, 2.5]\n", ["1", "2.5"]),  # numbers are names too
+        ("nc: 1\nnames: ['no']\n", ["no"]),
+        ("nc: 1\nnames: [细胞]\n", ["细胞"]),
+    ],
+)
+def test_classes(dataset, text, names):
+    data = load_dataset_yaml(dataset(PLACES + text))
+    assert data["names"] == names and data["nc"] == len(names)
+
+
+def test_paths_become_absolute(dataset, tmp_path):
+    data = load_dataset_yaml(dataset(f"path: {tmp_path}\n" + PLACES + "test:\n" + CLASSES + "author: me\n"))
+    assert data["path"] == str(tmp_path)
+    assert data["train"] == str(tmp_path / "images/train")
+    assert data["val"] == str(tmp_path / "images/val")
+    assert data["test"] is None
+    assert data["author"] == "me"  # other keys are handed on
+
+
+def test_lists_of_paths_and_absolute_entries(dataset, tmp_path):
+    text = (
+        f"path: /nowhere/at/all\ntrain: [{tmp_path}/images/train, {tmp_path}/images/val]\nval: {tmp_path}/images/val\n"
+    )
+    data = load_dataset_yaml(dataset(text + CLASSES))
+    assert data["train"] == [str(tmp_path / "images/train"), str(tmp_path / "images/val")]
+
+
+def test_relative_path_is_seen_from_the_repository_first(dataset, tmp_path):
+    (tmp_path / "models").mkdir()
+    text = "path: models\ntrain: SOCA.yaml\nval: .\n" + CLASSES
+    assert load_dataset_yaml(dataset(text), splits=("val",))["path"] == str(ROOT / "models")
+
+
+@pytest.mark.parametrize("path", ["", "path:\n", "path: .\n", "path: images/..\n"])
+def test_then_from_the_folder_of_the_yaml(dataset, tmp_path, path):
+    assert load_dataset_yaml(dataset(path + PLACES + CLASSES))["path"] == str(tmp_path)
+
+
+def test_only_asked_splits_must_exist(dataset):
+    path = dataset("train: images/gone\nval: images/val\n" + CLASSES)
+    assert load_dataset_yaml(path, splits=("val",))["train"].endswith("images/gone")
+    with pytest.raises(FileNotFoundError, match=r"cells.yaml: train names .*images/gone, which does not exist"):
+        load_dataset_yaml(path)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "cells.yaml: the file is empty"),
+        ("- a\n- b\n", "cells.yaml: expected lines of 'key: value'"),
+        ("nc: 2\nnames: [a, b\n", r"cells.yaml:\d+: not valid YAML"),  # bracket left open
+        (CLASSES + "val: images/val\n", "cells.yaml: key 'train' is missing"),
+        (CLASSES + "train:\nval: images/val\n", "key 'train' is missing"),  # there, but without a value
+        (PLACES, "keys 'nc' and 'names' are missing"),
+        (PLACES + "nc: 3\nnames: [a, b]\n", "nc is 3 but names has 2 entries"),
+        (PLACES + "nc: two\n", "nc must be a whole number of classes, 1 or more, got 'two'"),
+        (PLACES + "nc: 0\n", "nc must be"),
+        (PLACES + "nc: true\n", "nc must be"),
+        (PLACES + "names: {1: a, 2: b}\n", r"the keys of names must be 0 to 1, got \[1, 2\]"),
+        (PLACES + "names: red\n", "names must be a list"),
+        (PLACES + "names: []\n", "names must be a list"),
+        (PLACES + "names: [yes, no]\n", r"names\[0\] must be text, got True; put it in quotes"),
+        (CLASSES + "train: 5\nval: images/val\n", "train must be a path or a list of paths, got 5"),
+        (CLASSES + "path: [a]\n" + PLACES, "path must be the dataset's folder"),
+        (CLASSES + PLACES + "path: /nowhere\ndraw: circles\n", "draw must be 'shapes', .* got 'circles'"),
+    ],
+)
+def test_faulty_text_is_refused(dataset, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset_yaml(dataset(text))
+
+
+def test_unknown_split_is_refused(dataset):
+    with pytest.raises(ValueError, match="a split must be one of train, val, test, got 'trial'"):
+        load_dataset_yaml(dataset(PLACES + CLASSES), splits=("trial",))
+
+
+def test_missing_file_is_named_and_a_near_one_offered(monkeypatch, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("coco128.yaml", "VOC.yaml"):
+        (tmp_path / "data" / name).touch()
+    monkeypatch.setattr("utils.data.dataset_yaml.ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no such file: 'coco_128.yaml'.*did you mean data/coco128.yaml\?"):
+        load_dataset_yaml("coco_128.yaml")
+    with pytest.raises(FileNotFoundError, match=r"those in data/: data/VOC.yaml, data/coco128.yaml"):
+        load_dataset_yaml("zzz.yaml")
+
+
+def test_missing_images_say_where_they_were_looked_for(dataset, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        load_dataset_yaml(dataset("path: no/such/place\n" + PLACES + CLASSES))
+    assert f"'no/such/place' was looked for in {ROOT} and in {tmp_path}" in str(error.value)
+    assert "put the images there or correct 'train' or 'path'" in str(error.value)
+
+
+def test_download_text_is_shown_and_never_run(dataset, tmp_path):
+    trap = tmp_path / "trap"
+    text = f"path: /nowhere\ndownload: |\n  from pathlib import Path\n  Path({str(trap)!r}).touch()\n"
+    with pytest.raises(FileNotFoundError, match=r"run this yourself:\nfrom pathlib import Path\nPath\(") as error:
+        load_dataset_yaml(dataset(text + PLACES + CLASSES))
+    assert "left to you" in str(error.value)
+    assert not trap.exists()
+
+
+def test_images_are_drawn_once_where_they_are_missing(dataset, tmp_path, monkeypatch):
+    drawn = []
+
+    def write_dataset(root):
+        drawn.append(Path(root))
+        for split in ("train", "val"):
+            (Path(root) / "images" / split).mkdir(parents=True)
+
+    monkeypatch.setitem(sys.modules, "utils.data.shapes", types.SimpleNamespace(write_dataset=write_dataset))
+    path = dataset(f"path: {tmp_path}/shapes\ndraw: shapes\n" + PLACES + CLASSES)
+    for _ in range(2):
+        assert load_dataset_yaml(path)["path"] == str(tmp_path / "shapes")
+    assert drawn == [tmp_path / "shapes"]
+
+
+def test_the_photographs_beside_the_project(shared):
+    data = load_dataset_yaml(shared / "datasets" / "bccd" / "bccd.yaml", splits=("train", "val", "test"))
+    assert data["names"] == ["RBC", "WBC", "Platelets"]
+    assert data["path"] == str(shared / "datasets" / "bccd")

@@ -1,0 +1,225 @@
+"""Every picture file is either read upright as 8-bit BGR, or refused by name."""
+
+import io
+import os
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_image, list_images, read_image
+
+
+def pillow_bytes(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def opencv_bytes(array, suffix):
+    return cv2.imencode(suffix, array)[1].tobytes()
+
+
+def random_picture(height=30, width=40):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+JPEG = pillow_bytes(random_picture(), "JPEG")
+
+
+# --- which files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.jpg", "a.PNG", "notes.txt", ".hidden.jpg", "sub folder/ü.tif", ".git/c.jpg", "sub folder/d.gif"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "images"
+
+
+def relative(paths, folder):
+    return [os.path.relpath(path, folder) for path in paths]
+
+
+def test_folder_is_searched_with_its_subfolders(folder):
+    assert relative(list_images(str(folder)), folder) == ["a.PNG", "b.jpg", "sub folder/ü.tif"]
+
+
+def test_list_file_names_images_beside_itself(folder):
+    (folder / "dot.").mkdir()
+    (folder / "dot." / "e.jpg").touch()
+    list_file = folder.parent / "list.txt"
+    # only the first ./ stands for the folder; blank lines, blanks around a line and other files are passed over
+    list_file.write_text(f"./images/b.jpg\n\n  ./images/dot./e.jpg \n{folder}/a.PNG\n./images/notes.txt\n")
+    assert relative(list_images(str(list_file)), folder) == ["a.PNG", "b.jpg", "dot./e.jpg"]
+
+
+def test_entries_are_joined_and_each_image_counts_once(folder):
+    assert list_images([str(folder / "sub folder"), str(folder)]) == list_images(str(folder))
+
+
+def test_links_are_followed_but_not_in_circles(folder, tmp_path):
+    (folder / "again").symlink_to(folder)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "z.bmp").touch()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    assert relative(list_images(str(folder)), folder) == ["a.PNG", "b.jpg", "linked/z.bmp", "sub folder/ü.tif"]
+
+
+def test_brackets_in_a_folder_name_are_no_pattern(tmp_path):
+    (tmp_path / "set [1]").mkdir()
+    (tmp_path / "set [1]" / "a.jpg").touch()
+    assert len(list_images(str(tmp_path / "set [1]"))) == 1
+
+
+def test_missing_and_empty_entries_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such folder or list file of images: .*/gone"):
+        list_images(str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match=r"no images in .*; an image file ends in bmp, dng"):
+        list_images(str(tmp_path))
+
+
+def test_recorded_suffixes(parity):
+    suffixes = parity("labels")["suffixes"]
+    assert list(IMAGE_SUFFIXES) == suffixes["images"]
+    assert list(VIDEO_SUFFIXES) == suffixes["videos"]
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+GREY16 = np.full((30, 40), 0xA000, np.uint16)
+FLAT = Image.new("RGB", (40, 30), (200, 100, 50))
+
+
+@pytest.mark.parametrize(
+    "data, suffix, bgr",
+    [
+        (pillow_bytes(FLAT, "PNG"), "png", (50, 100, 200)),
+        (pillow_bytes(FLAT, "BMP"), "bmp", (50, 100, 200)),
+        (pillow_bytes(FLAT, "WEBP", lossless=True), "webp", (50, 100, 200)),
+        (pillow_bytes(FLAT, "TIFF"), "tif", (50, 100, 200)),
+        (pillow_bytes(FLAT.convert("L"), "PNG"), "png", (124, 124, 124)),  # grey
+        (pillow_bytes(FLAT.convert("LA"), "PNG"), "png", (124, 124, 124)),  # grey and transparency
+        (pillow_bytes(FLAT.convert("RGBA"), "PNG"), "png", (50, 100, 200)),  # transparency
+        (pillow_bytes(FLAT.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"), "png", (50, 100, 200)),  # palette
+        (pillow_bytes(Image.new("1", (40, 30), 1), "PNG"), "png", (255, 255, 255)),  # one bit
+        (pillow_bytes(FLAT.convert("CMYK"), "JPEG", quality=100), "jpg", (50, 100, 200)),
+        (pillow_bytes(FLAT.convert("CMYK"), "TIFF"), "tiff", (50, 100, 200)),
+        (opencv_bytes(GREY16, ".png"), "png", (160, 160, 160)),  # 16 bits: 0xA000 / 0xFFFF = 160 / 255
+        (opencv_bytes(np.dstack([GREY16] * 3), ".png"), "png", (160, 160, 160)),
+        (opencv_bytes(GREY16, ".tiff"), "tiff", (160, 160, 160)),
+    ],
+    ids=[
+        "png",
+        "bmp",
+        "webp",
+        "tif",
+        "grey",
+        "grey-alpha",
+        "alpha",
+        "palette",
+        "bit",
+        "cmyk-jpg",
+        "cmyk-tiff",
+        "png16-grey",
+        "png16",
+        "tiff16",
+    ],
+)
+def test_every_kind_becomes_three_channels_of_eight_bits(tmp_path, data, suffix, bgr):
+    path = tmp_path / f"picture.{suffix}"
+    path.write_bytes(data)
+    assert check_image(path) == ((40, 30), [])
+    image = read_image(path)
+    assert image.shape == (30, 40, 3) and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - bgr).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright_and_sizes_agree(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"picture.{kind.lower()}"
+    path.write_bytes(pillow_bytes(random_picture(), kind, exif=exif))
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))[..., ::-1]
+    image = read_image(path)
+    assert np.array_equal(image, upright)
+    assert check_image(path)[0] == image.shape[1::-1] == ((40, 30) if orientation < 5 else (30, 40))
+
+
+def test_what_opencv_does_not_decode_is_left_to_pillow(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    path.write_bytes(pillow_bytes(FLAT, "PNG"))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
+    image = read_image(path)
+    assert image.flags.c_contiguous and (image == (50, 100, 200)).all()
+
+
+@pytest.mark.parametrize("name", ["plain.png", "with space.png", "Bücher 漢字.png"])
+def test_any_file_name_can_be_read(tmp_path, name):
+    (tmp_path / name).write_bytes(pillow_bytes(FLAT, "PNG"))
+    assert read_image(str(tmp_path / name)).shape == (30, 40, 3)
+
+
+# --- damaged files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data, suffix, message",
+    [
+        (b"", "png", "not a readable image"),  # zero bytes
+        (b"hello", "jpg", "not a readable image"),  # text
+        (JPEG[: len(JPEG) // 2], "jpg", "truncated"),
+        (JPEG[:-2], "jpg", "truncated"),
+        (opencv_bytes(np.zeros((1, 1, 3), np.uint8), ".png"), "png", "image is 1 x 1 pixels; each side .* at least 10"),
+        (opencv_bytes(np.zeros((30, 9, 3), np.uint8), ".png"), "png", "image is 9 x 30 pixels"),
+        (pillow_bytes(FLAT, "GIF"), "png", "image format GIF"),  # the content counts, not the name
+        (opencv_bytes(np.ones((30, 40), np.float32), ".tiff"), "tiff", "32 bits"),
+        (pillow_bytes(Image.fromarray(np.ones((30, 40), np.int32)), "TIFF"), "tiff", "32 bits"),
+    ],
+    ids=["zero-bytes", "text", "half", "no-end", "one-pixel", "narrow", "gif", "tiff-float", "tiff-int32"],
+)
+def test_unusable_files_are_refused_by_name(tmp_path, data, suffix, message):
+    path = tmp_path / f"picture.{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"picture\.{suffix}: .*{message}"):
+        check_image(path)
+
+
+def test_a_jpeg_with_bytes_behind_it_is_remarked_and_left_alone(tmp_path):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(JPEG + b"junk")
+    size, remarks = check_image(path)
+    assert size == (40, 30)
+    assert len(remarks) == 1 and "picture.jpg: bytes after the end" in remarks[0]
+    assert path.read_bytes() == JPEG + b"junk"
+    assert read_image(path).shape == (30, 40, 3)
+
+
+def test_reading_what_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "gone.jpg")
+    for name, data in (("empty.png", b""), ("text.jpg", b"hello")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name}: image cannot be decoded"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of pictures that claim to be enormous
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP", "MPO"])
+def test_random_damage_is_never_another_error(tmp_path, kind):
+    sound = np.frombuffer(pillow_bytes(random_picture(), kind), np.uint8)
+    rng = np.random.default_rng(0)
+    path = tmp_path / "picture"
+    for _ in range(150):
+        damaged = sound.copy()
+        damaged[rng.integers(0, min(len(sound), 300), 4)] = rng.integers(0, 256, 4)
+        path.write_bytes(damaged[: rng.integers(len(sound) // 2, 2 * len(sound))].tobytes())
+        try:
+            check_image(path)
+        except ValueError as error:
+            assert str(error).startswith(str(path))

@@ -1,0 +1,221 @@
+"""Order and samples depend on (seed, epoch) alone, whatever the workers; each process gets its share; quads tile."""
+
+import numpy as np
+import pytest
+import torch
+
+from utils.data.loader import EpochSampler as Sampler
+from utils.data.loader import QuadDataset, collate, create_dataloader, merge_quad
+
+HYP = {
+    "mosaic": 0.7,
+    "mixup": 0.3,
+    "copy_paste": 0.3,
+    "degrees": 5.0,
+    "translate": 0.1,
+    "scale": 0.5,
+    "shear": 2.0,
+    "perspective": 0.0,
+    "hsv_h": 0.015,
+    "hsv_s": 0.7,
+    "hsv_v": 0.4,
+    "flipud": 0.1,
+    "fliplr": 0.5,
+}
+TRAINING = {"image_size": 64, "batch_size": 4, "stride": 32, "augment": True, "hyp": HYP, "shuffle": True}
+
+
+@pytest.fixture
+def entry(write_set, noise_image):
+    """Ten images of two shapes in a folder with blanks and letters beyond ASCII."""
+    images = {f"Bücher {i}": noise_image(48 + 16 * (i % 2), 64 - 16 * (i % 2), seed=i) for i in range(10)}
+    return str(write_set(images, {name: f"{i % 3} .5 .5 .{i + 1:02} .3" for i, name in enumerate(images)}))
+
+
+def epoch_of(loader, epoch):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def same(a, b):
+    return all(
+        torch.equal(x[0], y[0]) and torch.equal(x[1], y[1]) and x[2:] == y[2:] for x, y in zip(a, b, strict=True)
+    )
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def order_of(sampler, epoch):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    first, second = Sampler(50, shuffle=True, seed=3), Sampler(50, shuffle=True, seed=3)
+    epochs = [order_of(first, epoch) for epoch in range(4)]
+    assert order_of(second, 2) == epochs[2]  # whatever came before
+    for epoch, pairs in enumerate(epochs):
+        assert {e for e, _ in pairs} == {epoch}
+        assert sorted(i for _, i in pairs) == list(range(50))
+    assert len({tuple(i for _, i in pairs) for pairs in epochs}) == 4
+    assert order_of(Sampler(50, shuffle=True, seed=4), 2) != epochs[2]
+    assert order_of(Sampler(3), 7) == [(7, 0), (7, 1), (7, 2)]  # unshuffled
+
+
+@pytest.mark.parametrize(
+    "length, world_size, block",
+    [
+        (10, 1, 1),
+        (10, 3, 1),  # 4, 3, 3 images: two of them are seen twice
+        (10, 2, 4),  # blocks of 4, 4, 2: the second process gets the first block again
+        (2, 5, 1),  # more processes than images
+        (7, 3, 7),
+    ],
+)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_processes_share_an_epoch(length, world_size, block, shuffle):
+    shares = [Sampler(length, shuffle, 0, rank, world_size, block) for rank in range(world_size)]
+    indices = [[i for _, i in order_of(share, 1)] for share in shares]
+    assert [len(share) for share in shares] == list(map(len, indices))
+    assert len({-(-len(part) // block) for part in indices}) == 1  # equally many batches
+    assert set().union(*indices) == set(range(length))
+    if not shuffle:  # blocks stay whole and start at their multiples
+        for part in indices:
+            for first in range(0, len(part), block):
+                batch = part[first : first + block]
+                assert batch[0] % block == 0 and batch == list(range(batch[0], min(batch[0] + block, length)))
+
+
+# --- loader -----------------------------------------------------------------------------------------------------------
+
+
+def test_same_batches_for_any_number_of_workers(entry):
+    batches = {}
+    for workers in (0, 1, 2):
+        torch.manual_seed(workers)  # no global generator has a say
+        loader, _ = create_dataloader(entry, workers=workers, **TRAINING)
+        # workers live on from epoch to epoch, and yet draw anew in each
+        batches[workers] = [epoch_of(loader, epoch) for epoch in (0, 1)]
+    resumed, _ = create_dataloader(entry, workers=0, **TRAINING)
+    assert same(epoch_of(resumed, 1), batches[0][1])
+    for workers in (1, 2):
+        assert same(batches[workers][0], batches[0][0]) and same(batches[workers][1], batches[0][1])
+    assert not torch.equal(batches[0][0][0][0], batches[0][1][0][0])
+
+
+def test_workers_live_for_the_whole_run(entry):
+    loader, _ = create_dataloader(entry, workers=1, **TRAINING)
+    epoch_of(loader, 0)
+    processes = [worker.pid for worker in loader._iterator._workers]
+    epoch_of(loader, 1)
+    assert [worker.pid for worker in loader._iterator._workers] == processes
+
+
+def test_batches_by_hand(entry):
+    loader, dataset = create_dataloader(entry, 64, 4, 32, workers=0)
+    batches = list(loader)
+    assert len(loader) == 3 and [len(images) for images, *_ in batches] == [4, 4, 2]  # the last one is smaller
+    images, targets, paths, shapes = batches[1]
+    assert images.shape == (4, 3, 64, 64) and images.dtype == torch.uint8
+    assert targets[:, 0].tolist() == [0, 1, 2, 3] and targets[:, 1].tolist() == [1, 2, 0, 1]
+    assert paths == tuple(dataset.image_files[4:8]) and len(shapes) == 4
+    assert torch.equal(images[2], dataset[6][0])
+
+
+def test_cached_images_reach_workers(entry):
+    loader, _ = create_dataloader(entry, workers=1, cache="ram", **TRAINING)
+    plain, _ = create_dataloader(entry, workers=0, **TRAINING)
+    assert same(epoch_of(loader, 0), epoch_of(plain, 0))
+
+
+def test_rectangular_batches_stay_together_in_every_process(entry):
+    for rank in range(2):
+        loader, _ = create_dataloader(entry, 64, 3, 32, rect=True, workers=0, rank=rank, world_size=2)
+        assert [len(images) for images, *_ in loader] in ([3, 3], [3, 1])
+
+
+def test_rect_switches_shuffle_off(entry, capsys):
+    loader, _ = create_dataloader(entry, 64, 4, 32, rect=True, shuffle=True, workers=0)
+    assert not loader.sampler.shuffle
+    assert "shuffle is ignored" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "batch_size, workers, used",
+    [
+        (4, 0, 0),
+        (1, 8, 0),  # not worth a process
+        (4, 1, 1),
+        (4, 8, 4),
+        (16, 100, 6),  # no more than processors
+    ],
+)
+def test_number_of_workers(entry, monkeypatch, batch_size, workers, used):
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr("torch.utils.data.dataloader.DataLoader.check_worker_number_rationality", lambda self: None)
+    loader, dataset = create_dataloader(entry, 64, batch_size, 32, workers=workers)
+    assert loader.num_workers == used
+    assert loader.batch_size == min(batch_size, len(dataset))
+    assert loader.pin_memory == torch.cuda.is_available()
+
+
+def test_loading_leaves_the_global_generators_alone(entry):
+    loader, _ = create_dataloader(entry, workers=1, **TRAINING)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1]
+    epoch_of(loader, 0)
+    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])
+
+
+# --- collation --------------------------------------------------------------------------------------------------------
+
+
+def test_collate_numbers_targets_and_changes_no_sample():
+    samples = [
+        (torch.full((3, 4, 4), i, dtype=torch.uint8), torch.full((n, 6), 9.0), f"{i}", None)
+        for i, n in enumerate([2, 0, 1])
+    ]
+    images, targets, paths, shapes = collate(samples)
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert targets[:, 0].tolist() == [0, 0, 2] and (targets[:, 1:] == 9).all()
+    assert (paths, shapes) == (("0", "1", "2"), (None, None, None))
+    assert (samples[0][1] == 9).all()
+    assert collate(samples[1:2])[1].shape == (0, 6)
+
+
+def test_recorded_quads(parity, parity_inputs, same_pixels):
+    record = parity("augment")
+    samples = []
+    for i in range(8):
+        pattern = {"gen": "pattern", "h": 8, "w": 8, "c": 3, "a": 3 + i, "b": 5, "d": 9, "e": 4}
+        rows = torch.tensor([[0, i, 0.5, 0.4, 0.3, 0.2], [0, i + 1, 0.2, 0.3, 0.1, 0.1]])
+        image = torch.from_numpy(np.ascontiguousarray(parity_inputs.build(pattern).transpose(2, 0, 1)))
+        samples.append((image, rows, f"{i}.jpg", None))
+    for case in record["quad"]["cases"]:
+        quads = [merge_quad(samples[4 * k : 4 * k + 4], draw) for k, draw in enumerate(case["draws"])]
+        images, targets, paths, _ = collate(quads)
+        same_pixels(images.numpy(), case["out"], record["env"], 2, case["draws"])
+        np.testing.assert_allclose(targets, case["labels"], atol=1e-4)
+        assert len(paths) == case["paths"]
+
+
+def test_quads_through_the_loader(entry):
+    options = {**TRAINING, "batch_size": 8, "quad": True}
+    batches = [list(create_dataloader(entry, workers=workers, **options)[0]) for workers in (0, 1)]
+    assert same(*batches)
+    # eight images make two, and the last two images, with themselves again, one
+    assert [tuple(images.shape) for images, *_ in batches[0]] == [(2, 3, 128, 128), (1, 3, 128, 128)]
+    for _, targets, *_ in batches[0]:
+        assert (targets[:, 2:] >= 0).all() and (targets[:, 2:] <= 1).all()
+
+
+def test_quads_draw_evenly_and_by_epoch(entry):
+    _, dataset = create_dataloader(entry, 64, 4, 32, workers=0)
+    quads = QuadDataset(dataset)
+    # an enlarged first image has its own one label, four tiles have four
+    enlarged = [len(quads.__getitems__([(epoch, i) for i in range(4)])[0][1]) == 1 for epoch in range(60)]
+    assert 15 < sum(enlarged) < 45
+    again = [len(quads.__getitems__([(epoch, i) for i in range(4)])[0][1]) == 1 for epoch in range(10)]
+    assert again == enlarged[:10]

@@ -1,0 +1,306 @@
+"""From image and label files to training samples.
+
+The contracts of the data, cited elsewhere as "the contracts of utils/data/dataset.py":
+
+    images   uint8   (B, C, H, W)   RGB, letterboxed
+    targets  float32 (T, 6)         image index in batch, class, x, y, w, h: centre form, 0-1 of the letterboxed image
+    shapes   per image              ((h0, w0), ((gain_h, gain_w), (pad_w, pad_h))); None for a mosaic
+    raw      list of (B, A, h, w, 5+nc)   logits, at strides 8, 16, 32
+    decoded  float   (B, N, 5+nc)   x, y, w, h in input pixels; objectness; class scores 0-1
+    found    list of (n, 6)         x1, y1, x2, y2 in pixels, confidence, class
+
+Randomness is a generator seeded by (seed, epoch, index): the same sample is drawn the same way whatever the number of
+workers, and a resumed run continues as if never stopped.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.boxes import xywhn_to_xyxy, xyxy_to_xywhn
+from utils.data.augmentations import (
+    adjust_hsv,
+    copy_paste,
+    draw_copy_paste,
+    draw_hsv,
+    draw_mixup,
+    draw_mosaic_centre,
+    draw_warp,
+    flip_left_right,
+    flip_up_down,
+    letterbox,
+    mixup,
+    mosaic_canvas,
+    mosaic_labels,
+    mosaic_tiles,
+    random_perspective,
+    warp_labels,
+    warp_matrix,
+    warp_mosaic,
+)
+from utils.data.images import read_image
+from utils.data.labels import image_to_label_path, parse_labels, scan
+from utils.log import LOGGER
+
+CACHE_SHARE = 0.8  # of the free memory, at most, for decoded images
+EDGE = 1e-3  # pixels by which boxes stay inside the far edges of the picture
+
+Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
+Sample = tuple[torch.Tensor, torch.Tensor, str, Shapes | None]
+
+
+class DetectionDataset(torch.utils.data.Dataset):
+    """Images of a dataset entry with their boxes.
+
+    Args:
+        path: folder of images, list file, or list of those (see `utils.data.images.list_images`).
+        image_size: longer side of a sample in pixels; square samples unless `rect`.
+        batch_size: only for `rect`, whose shapes are chosen batch by batch.
+        augment: mosaic, warps, colours and flips, as `hyp` says.
+        hyp: augmentation hyperparameters, by the names of the hyp files.
+        rect: images sorted by aspect ratio, each batch in the smallest frame that holds its images; no mosaic.
+        cache: "ram" keeps resized images in memory if they fit.
+        single_cls: every object is of class 0.
+        stride: frames of `rect` are multiples of it.
+        pad: extra size of those frames, in strides.
+        nc: number of classes, where a label beyond it is an error.
+        seed: of all randomness.
+        prefix: of progress and messages.
+
+    Attributes:
+        image_files: n paths.
+        labels: float32 (N, 5) of all images: class, x, y, w, h, 0-1. `labels_of(i)` gives those of image i.
+        shapes: float64 (n, 2): width, height in pixels.
+        batch_index: (n,) the batch of each image, in file order.
+        batch_shapes: (batches, 2) height, width of each batch, or None unless `rect`.
+        epoch: of a sample asked for by its index alone; the loader's sampler asks by (epoch, index).
+
+    Raises ValueError where no image is usable, no label is found though augmenting, or a class is beyond `nc`.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str],
+        image_size: int = 640,
+        batch_size: int = 16,
+        augment: bool = False,
+        hyp: Mapping[str, float] | None = None,
+        rect: bool = False,
+        cache: str | None = None,
+        single_cls: bool = False,
+        stride: int = 32,
+        pad: float = 0.0,
+        nc: int | None = None,
+        seed: int = 0,
+        prefix: str = "",
+    ):
+        if augment and hyp is None:
+            raise ValueError("augment needs the augmentation hyperparameters: give hyp")
+        if cache not in (None, "ram"):
+            raise ValueError(f"cache must be None or 'ram', got {cache!r}")
+        self.image_size = image_size
+        self.augment = augment
+        self.hyp = hyp
+        self.rect = rect
+        self.mosaic = augment and not rect
+        self.seed = seed
+        self.prefix = prefix
+        self.epoch = 0
+
+        annotations = scan(path, prefix)
+        if augment and not annotations.counts["found"]:
+            raise ValueError(
+                f"{path}: no label files, so there is nothing to learn; the label of {annotations.images[0]} "
+                f"would be {image_to_label_path(annotations.images[0])}"
+            )
+        if rect:
+            width, height = annotations.sizes.T
+            # numpy's default sort, as in v6.1: among equal ratios it decides which images share a frame, and a stable
+            # one moves the mAP of rare classes by several points
+            annotations = annotations.take(np.argsort(height / width))
+        self._annotations = annotations
+        self.image_files = annotations.images
+        self.shapes = annotations.sizes.astype(np.float64)
+        self.labels = annotations.labels
+        if single_cls:
+            self.labels = self.labels * np.array([0, 1, 1, 1, 1], np.float32)
+        self._check_classes(nc)
+
+        self.batch_index = np.arange(len(self)) // batch_size
+        self.batch_shapes = rect_shapes(self.shapes, batch_size, image_size, stride, pad) if rect else None
+        self._resized = self._read_all() if cache == "ram" else None
+
+    def __len__(self) -> int:
+        return len(self.image_files)
+
+    def labels_of(self, i: int) -> np.ndarray:
+        """float32 (m, 5) labels of image i: class, x, y, w, h, 0-1."""
+        starts = self._annotations.starts
+        return self.labels[starts[i] : starts[i + 1]]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Epoch of samples asked for by index alone; does not reach workers that already run."""
+        self.epoch = epoch
+
+    def generator(self, epoch: int, index: int) -> np.random.Generator:
+        """The source of all randomness of one sample."""
+        return np.random.default_rng((self.seed, epoch, index))
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Sample `index`, or (epoch, index): image uint8 (3, H, W) RGB, targets float32 (m, 6) with column 0 still 0,
+        path, and shapes.
+        """
+        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        rng = self.generator(epoch, index)
+        if self.mosaic and rng.random() < self.hyp["mosaic"]:
+            image, labels = self._mosaic(index, rng)
+            if rng.random() < self.hyp["mixup"]:
+                other = self._mosaic(int(rng.integers(len(self))), rng)
+                image, labels = mixup(image, labels, *other, draw_mixup(rng))
+            shapes = None
+        else:
+            image, labels, shapes = self._letterboxed(index, rng)
+
+        height, width = image.shape[:2]
+        boxes = xyxy_to_xywhn(labels[:, 1:], width, height, clip=True, eps=EDGE)
+        labels = np.concatenate([labels[:, :1], boxes], 1)
+        if self.augment:
+            image, labels = self._recolour_and_flip(image, labels, rng)
+
+        targets = torch.zeros(len(labels), 6)
+        targets[:, 1:] = torch.from_numpy(labels)
+        pixels = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
+        return torch.from_numpy(pixels), targets, self.image_files[index], shapes
+
+    # --- parts of a sample: image BGR and labels as class and pixel xyxy ----------------------------------------------
+
+    def _letterboxed(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Shapes]:
+        image, (h0, w0) = self.load_image(index)
+        height, width = image.shape[:2]
+        frame = tuple(self.batch_shapes[self.batch_index[index]].tolist()) if self.rect else self.image_size
+        image, ratio, pad = letterbox(image, frame, auto=False, scaleup=self.augment)
+        shapes = (h0, w0), ((height / h0, width / w0), pad)
+        labels = self.labels_of(index)
+        boxes = xywhn_to_xyxy(labels[:, 1:], ratio[0] * width, ratio[1] * height, *pad)
+        labels = np.concatenate([labels[:, :1], boxes], 1)
+        if self.augment:
+            image, labels = random_perspective(image, labels, [], self._draw_warp(rng))
+        return image, labels, shapes
+
+    def _mosaic(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Image `index` and three others around a random centre, warped into one picture of the image size."""
+        size = self.image_size
+        indices = rng.permutation([index, *rng.integers(len(self), size=3)])
+        images = [self.load_image(i)[0] for i in indices]
+        sizes = [image.shape[:2] for image in images]
+        tiles = mosaic_tiles(sizes, draw_mosaic_centre(rng, size), size)
+        polygons = [self._annotations.polygons_of(i) for i in indices]
+        labels, polygons = mosaic_labels([self.labels_of(i) for i in indices], polygons, sizes, tiles, size)
+        picked = draw_copy_paste(rng, polygons, self.hyp["copy_paste"])
+        warp = self._draw_warp(rng)
+
+        if picked or warp.perspective_x or warp.perspective_y:  # these two need the whole canvas
+            canvas = mosaic_canvas(images, tiles, size)
+            canvas, labels, polygons = copy_paste(canvas, labels, polygons, picked)
+            return random_perspective(canvas, labels, polygons, warp, (size, size))
+        matrix = warp_matrix(warp, (2 * size, 2 * size), (size, size))
+        labels = warp_labels(labels, polygons, matrix, (size, size), warp.scale)
+        return warp_mosaic(images, tiles, matrix, size), labels
+
+    def _draw_warp(self, rng: np.random.Generator):
+        ranges = ("degrees", "translate", "scale", "shear", "perspective")
+        return draw_warp(rng, **{name: self.hyp[name] for name in ranges})
+
+    def _recolour_and_flip(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator):
+        hyp = self.hyp
+        image = adjust_hsv(image, draw_hsv(rng, hyp["hsv_h"], hyp["hsv_s"], hyp["hsv_v"]))
+        if rng.random() < hyp["flipud"]:
+            image, labels = flip_up_down(image, labels)
+        if rng.random() < hyp["fliplr"]:
+            image, labels = flip_left_right(image, labels)
+        return image, labels
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def load_image(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Image i, uint8 (h, w, 3) BGR with its longer side at the image size, and the (height, width) it had."""
+        return self._resized[i] if self._resized is not None else self._read(i)
+
+    def _read(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+        image = read_image(self.image_files[i])
+        h0, w0 = image.shape[:2]
+        gain = self.image_size / max(h0, w0)
+        if gain != 1:
+            # area averaging is the truer reduction, linear the faster: training sees the fast one, as in v6.1
+            method = cv2.INTER_LINEAR if self.augment or gain > 1 else cv2.INTER_AREA
+            new_size = max(int(w0 * gain), 1), max(int(h0 * gain), 1)
+            image = cv2.resize(image, new_size, interpolation=method)
+        return image, (h0, w0)
+
+    def _read_all(self) -> list[tuple[np.ndarray, tuple[int, int]]] | None:
+        """All images at their size in memory, or None where they would not fit."""
+        gains = self.image_size / self.shapes.max(1)
+        needed = int((self.shapes.prod(1) * gains**2).sum() * 3)
+        free = free_memory()
+        gib = 2**30
+        if free is not None and needed > CACHE_SHARE * free:
+            LOGGER.warning(
+                f"{self.prefix}images need {needed / gib:.1f} GiB of memory, more than {CACHE_SHARE:.0%} of the "
+                f"{free / gib:.1f} GiB that are free; not cached"
+            )
+            return None
+        quiet = not LOGGER.isEnabledFor(logging.INFO)
+        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+            work = pool.imap(self._read, range(len(self)))
+            description = f"{self.prefix}caching images ({needed / gib:.1f} GiB)"
+            return list(tqdm(work, description, len(self), disable=quiet))
+
+    def _check_classes(self, nc: int | None) -> None:
+        if nc is None or not len(self.labels) or self.labels[:, 0].max() < nc:
+            return
+        row = int(np.argmax(self.labels[:, 0] >= nc))
+        image = self.image_files[int(np.searchsorted(self._annotations.starts, row, side="right")) - 1]
+        label_file = image_to_label_path(image)
+        parse_labels(Path(label_file).read_text(encoding="utf-8"), label_file, nc)  # raises, naming the line
+        raise ValueError(f"{label_file}: class {self.labels[row, 0]:g} but there are {nc} classes")
+
+
+def rect_shapes(shapes: np.ndarray, batch_size: int, image_size: int, stride: int, pad: float) -> np.ndarray:
+    """Frames for images of `shapes` (n, 2: width, height), sorted by height / width: int (batches, 2: height, width).
+
+    Each is the smallest multiple of the stride (plus `pad` strides, rounded up) in which every image of its batch fits
+    with its longer side at `image_size`.
+    """
+    aspect = shapes[:, 1] / shapes[:, 0]
+    firsts = np.arange(0, len(shapes), batch_size)
+    lasts = np.minimum(firsts + batch_size, len(shapes)) - 1
+    sides = np.stack([np.minimum(aspect[lasts], 1), np.minimum(1 / aspect[firsts], 1)], 1)
+    return np.ceil(sides * image_size / stride + pad).astype(int) * stride
+
+
+def free_memory() -> int | None:
+    """Bytes of memory still to be had, or None where the system does not say."""
+    free = _number_in("/proc/meminfo", r"MemAvailable:\s+(\d+)")
+    if free is None:
+        return None
+    free *= 1024
+    # a container may allow less than the machine has
+    limit = _number_in("/sys/fs/cgroup/memory.max", r"^(\d+)")
+    used = _number_in("/sys/fs/cgroup/memory.stat", r"^anon (\d+)")
+    return free if limit is None or used is None else min(free, max(limit - used, 0))
+
+
+def _number_in(file: str, pattern: str) -> int | None:
+    try:
+        match = re.search(pattern, Path(file).read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) if match else None

@@ -1,0 +1,157 @@
+"""Dataset YAML: where the images are, and what the classes are called.
+
+    path: ../datasets/cells     # root; relative to the repository, else to this file's folder
+    train: images/train         # folder, or text file of image paths, or a list of those
+    val: images/val
+    nc: 3
+    names: [red, white, platelet]     # or {0: red, 1: white, 2: platelet}
+
+Two optional keys say what to do where images are missing: `draw: shapes` has them drawn; `download:` is shown to the
+user and never executed.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from utils.files import ROOT, find_file, read_yaml
+from utils.log import LOGGER
+
+SPLITS = ("train", "val", "test")
+
+
+def load_dataset_yaml(path: str | Path, splits: tuple[str, ...] = ("train", "val")) -> dict[str, Any]:
+    """Reads a dataset YAML and checks that the images of every asked split are in place.
+
+    Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, or
+    None where the YAML leaves it out), `nc` an int and `names` a list of nc strings.
+
+    Raises FileNotFoundError where the YAML or a path it names is missing, ValueError where its text is wrong.
+    """
+    file = _find(path)
+    data = read_yaml(file)
+    nc, names = _classes(data, file)
+    entries = {split: _entry(data, split, file) for split in SPLITS}
+    for split in splits:
+        if split not in SPLITS:
+            raise ValueError(f"a split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if entries[split] is None:
+            raise ValueError(f"{file}: key '{split}' is missing; give a folder of images or a list file")
+
+    wanted = [place for split in splits for place in _as_list(entries[split])]
+    roots = _candidate_roots(data, file)
+    root = _choose_root(roots, wanted)
+    if "draw" in data and _missing(root, wanted):
+        _draw(data["draw"], root, file)
+    _check_present(data, roots, root, {split: entries[split] for split in splits}, file)
+
+    absolute = {split: _under(root, entry) for split, entry in entries.items()}
+    return {**data, "path": str(root), **absolute, "nc": nc, "names": names}
+
+
+def _find(path: str | Path) -> Path:
+    try:
+        return find_file(path, (".yaml", ".yml"))
+    except FileNotFoundError as error:
+        known = {p.stem: str(p.relative_to(ROOT)) for p in sorted((ROOT / "data").glob("*.yaml"))}
+        near = difflib.get_close_matches(Path(path).stem, known, n=1)
+        choice = ", ".join(known.values()) or "none"
+        hint = f"did you mean {known[near[0]]}?" if near else f"those in data/: {choice}"
+        raise FileNotFoundError(f"{error}; {hint}") from None
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
+    """(nc, names): either may be left out of the YAML, not both."""
+    nc, names = data.get("nc"), data.get("names")
+    if nc is None and names is None:
+        raise ValueError(f"{file}: keys 'nc' and 'names' are missing; give the number of classes and their names")
+    if nc is not None and (not isinstance(nc, int) or isinstance(nc, bool) or nc < 1):
+        raise ValueError(f"{file}: nc must be a whole number of classes, 1 or more, got {nc!r}")
+    names = [f"class{i}" for i in range(nc)] if names is None else _list_of_names(names, file)
+    if nc is not None and len(names) != nc:
+        raise ValueError(f"{file}: nc is {nc} but names has {len(names)} entries; they must agree")
+    return len(names), names
+
+
+def _list_of_names(names: Any, file: Path) -> list[str]:
+    if isinstance(names, dict):
+        if not names or set(names) != set(range(len(names))):
+            raise ValueError(f"{file}: the keys of names must be 0 to {max(len(names) - 1, 0)}, got {list(names)}")
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{file}: names must be a list, or a mapping from class number to name, got {names!r}")
+    for i, name in enumerate(names):
+        if not isinstance(name, str | int | float) or isinstance(name, bool):
+            # YAML 1.1 reads the words yes, no, on and off as booleans
+            raise ValueError(f"{file}: names[{i}] must be text, got {name!r}; put it in quotes")
+    return [str(name) for name in names]
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def _entry(data: dict[str, Any], split: str, file: Path) -> str | list[str] | None:
+    entry = data.get(split)
+    if entry is None or entry == "" or entry == []:
+        return None
+    if not all(isinstance(place, str) for place in _as_list(entry)):
+        raise ValueError(f"{file}: {split} must be a path or a list of paths, got {entry!r}")
+    return entry
+
+
+def _as_list(entry: Any) -> list:
+    return entry if isinstance(entry, list) else [entry]
+
+
+def _candidate_roots(data: dict[str, Any], file: Path) -> list[Path]:
+    """Where the dataset may lie: `path` as seen from the repository, then as seen from the YAML's own folder."""
+    path = data.get("path", "")
+    if not isinstance(path, str | None):
+        raise ValueError(f"{file}: path must be the dataset's folder, got {path!r}")
+    path = Path(path or "").expanduser()
+    return list(dict.fromkeys((base / path).resolve() for base in (ROOT, file.parent)))
+
+
+def _choose_root(roots: list[Path], wanted: list[str]) -> Path:
+    """The first root that holds every wanted place; else the first that exists; else the first."""
+    complete = [root for root in roots if not _missing(root, wanted)]
+    existing = [root for root in roots if root.is_dir()]
+    return (complete + existing + roots)[0]
+
+
+def _missing(root: Path, wanted: list[str]) -> list[Path]:
+    return [root / place for place in wanted if not (root / place).exists()]
+
+
+def _under(root: Path, entry: str | list[str] | None) -> str | list[str] | None:
+    if entry is None:
+        return None
+    return [str(root / place) for place in entry] if isinstance(entry, list) else str(root / entry)
+
+
+def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries: dict[str, Any], file: Path) -> None:
+    for split, entry in entries.items():
+        for lost in _missing(root, _as_list(entry)):
+            message = f"{file}: {split} names {lost}, which does not exist"
+            if len(roots) > 1 and not Path(str(data.get("path") or "")).is_absolute():
+                message += f" (path {data.get('path')!r} was looked for in {ROOT} and in {file.parent})"
+            if data.get("download"):
+                message += (
+                    "; the file says how to get the images, which is left to you. "
+                    f"After reading it, run this yourself:\n{str(data['download']).strip()}"
+                )
+            else:
+                message += f"; put the images there or correct '{split}' or 'path'"
+            raise FileNotFoundError(message)
+
+
+def _draw(name: Any, root: Path, file: Path) -> None:
+    if name != "shapes":
+        raise ValueError(f"{file}: draw must be 'shapes', the only dataset that can be drawn, got {name!r}")
+    from utils.data.shapes import write_dataset
+
+    LOGGER.info(f"Drawing the images of {file.name} into {root}")
+    write_dataset(root)

@@ -1,0 +1,126 @@
+"""Image files: which there are, whether they are sound, and their pixels. Nothing here writes to them."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
+VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
+
+MIN_SIDE = 10  # pixels; smaller images are not trained on
+ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 lay the picture on its side
+
+# what Pillow raises over damaged files
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def list_images(entry: str | Path | list[str | Path]) -> list[str]:
+    """Paths of all images of a dataset entry, sorted, each once.
+
+    An entry is a folder (searched with its sub-folders; hidden names are passed over), a text file with one image path
+    per line (a leading `./` means the text file's folder, other relative paths the working directory), or a list of
+    such entries. Raises FileNotFoundError for a missing entry, ValueError where there is no image.
+    """
+    found: set[str] = set()
+    for place in entry if isinstance(entry, list) else [entry]:
+        if os.path.isdir(place):
+            found.update(_files_below(str(place)))
+        elif os.path.isfile(place):
+            found.update(_listed_files(Path(place)))
+        else:
+            raise FileNotFoundError(f"no such folder or list file of images: {place}")
+    images = sorted(path for path in found if is_image(path))
+    if not images:
+        raise ValueError(f"no images in {entry}; an image file ends in {', '.join(IMAGE_SUFFIXES)}")
+    return images
+
+
+def is_image(path: str | Path) -> bool:
+    """True if the name ends as one of IMAGE_SUFFIXES, in capitals or not."""
+    return os.path.splitext(path)[1][1:].lower() in IMAGE_SUFFIXES
+
+
+def _files_below(folder: str) -> list[str]:
+    files, entered = [], set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        # a link to a folder above would otherwise be walked for ever
+        real = os.path.realpath(parent)
+        subfolders[:] = [] if real in entered else [s for s in subfolders if not s.startswith(".")]
+        if real not in entered:
+            files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
+        entered.add(real)
+    return files
+
+
+def _listed_files(list_file: Path) -> list[str]:
+    lines = list_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    return [str(list_file.parent / line[2:]) if line.startswith("./") else line for line in lines]
+
+
+def check_image(path: str | Path) -> tuple[tuple[int, int], list[str]]:
+    """Reads the headers, without decoding pixels where the file is sound.
+
+    Returns the (width, height) that `read_image` will give, and remarks on what is odd.
+    Raises ValueError, naming the file, for what cannot be trained on.
+    """
+    remarks = []
+    try:
+        with open(path, "rb") as file:
+            image = Image.open(file)
+            width, height = _upright_size(image)
+            image.verify()
+            if image.format == "JPEG" and not _ends_as_jpeg(file):
+                Image.open(path).load()  # raises where the picture itself is cut short
+                remarks.append(f"{path}: bytes after the end of the JPEG picture; read without them")
+    except _IMAGE_ERRORS as error:
+        raise ValueError(f"{path}: not a readable image: {error}") from None
+    if image.format.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"{path}: image format {image.format} is not one of {', '.join(IMAGE_SUFFIXES)}")
+    if image.format == "TIFF" and image.mode in ("I", "F"):
+        raise ValueError(f"{path}: pixels of 32 bits cannot be read; save the image with 8 or 16 bits")
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"{path}: image is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
+    return (width, height), remarks
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    if image.format == "TIFF":
+        # some versions of Pillow have already turned `size`
+        width, height = image.tag_v2[256], image.tag_v2[257]
+    elif "exif" not in image.info:
+        return width, height  # not asked by getexif, which would decode the pixels of a png
+    sideways = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    return (height, width) if sideways else (width, height)
+
+
+def _ends_as_jpeg(file) -> bool:
+    file.seek(-2, os.SEEK_END)
+    return file.read() == b"\xff\xd9"
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Pixels of an image file: uint8 (height, width, 3) in BGR order, turned upright as its EXIF data asks.
+
+    Grey becomes three equal channels, transparency is dropped, 16 bits are scaled to 8. Raises FileNotFoundError, or
+    ValueError where the file cannot be decoded.
+    """
+    # not cv2.imread, which on Windows opens no path with letters outside the local code page
+    data = np.fromfile(path, dtype=np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if image is None:
+        image = _read_with_pillow(path)
+    return image
+
+
+def _read_with_pillow(path: str | Path) -> np.ndarray:
+    """The kinds that OpenCV does not decode."""
+    try:
+        with Image.open(path) as image:
+            return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[..., ::-1])
+    except _IMAGE_ERRORS as error:
+        raise ValueError(f"{path}: image cannot be decoded: {error}") from None

@@ -1,0 +1,172 @@
+"""Batches from a dataset: their order, the worker processes, and how samples become tensors.
+
+The order of an epoch depends on (seed, epoch) alone, and so does every sample in it, whatever the number of workers.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from utils.data.dataset import DetectionDataset, Sample
+from utils.log import LOGGER
+
+# Numbers that keep these random streams apart from those of the samples, which are seeded by (seed, epoch, index)
+SHUFFLE_STREAM, QUAD_STREAM = 1, 2
+
+Batch = tuple[torch.Tensor, torch.Tensor, tuple[str, ...], tuple]
+
+
+def create_dataloader(
+    path: str | list[str],
+    image_size: int,
+    batch_size: int,
+    stride: int,
+    single_cls: bool = False,
+    hyp: Mapping[str, float] | None = None,
+    augment: bool = False,
+    cache: str | None = None,
+    pad: float = 0.0,
+    rect: bool = False,
+    rank: int = -1,
+    world_size: int = 1,
+    workers: int = 8,
+    quad: bool = False,
+    prefix: str = "",
+    shuffle: bool = False,
+    nc: int | None = None,
+    seed: int = 0,
+) -> tuple[torch.utils.data.DataLoader, DetectionDataset]:
+    """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`).
+
+    Call `loader.sampler.set_epoch(epoch)` before each epoch. The last batch may be smaller.
+
+    Args:
+        batch_size: images per batch of this process.
+        rank, world_size: this process takes each world_size-th image; -1, 1 outside a distributed run.
+        workers: processes at most; they live as long as the loader.
+        quad: every four images make one of twice the side, so a batch has a quarter of the images.
+        shuffle: not together with `rect`, whose batches are made by aspect ratio.
+    """
+    if rect and shuffle:
+        LOGGER.warning(f"{prefix}shuffle is ignored: rect makes its batches by aspect ratio")
+        shuffle = False
+    dataset = DetectionDataset(
+        path, image_size, batch_size, augment, hyp, rect, cache, single_cls, stride, pad, nc, seed, prefix
+    )
+    batch_size = min(batch_size, len(dataset))
+    sampler = EpochSampler(len(dataset), shuffle, seed, max(rank, 0), world_size, block=batch_size if rect else 1)
+    workers = min((os.cpu_count() or 1) // world_size, batch_size if batch_size > 1 else 0, workers)
+    # only a forked worker shares the memory of cached images; others would be sent a copy each
+    fork = cache and workers and "fork" in multiprocessing.get_all_start_methods()
+    loader = torch.utils.data.DataLoader(
+        QuadDataset(dataset) if quad else dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_opencv_thread,
+        multiprocessing_context="fork" if fork else None,
+        generator=torch.Generator().manual_seed(seed),  # else each epoch takes a number from the global generator
+        persistent_workers=workers > 0,
+    )
+    return loader, dataset
+
+
+def _one_opencv_thread(worker: int) -> None:
+    cv2.setNumThreads(0)  # workers are parallel already
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """Pairs (epoch, index): the epoch travels with each index, so it reaches workers that live for the whole run.
+
+    Args:
+        length: of the dataset.
+        shuffle: a new order each epoch, by (seed, epoch).
+        rank, world_size: the blocks rank, rank + world_size, ... of the order; the first blocks fill up the last round,
+            so that all processes get the same number.
+        block: images that stay together, in order.
+    """
+
+    def __init__(
+        self, length: int, shuffle: bool = False, seed: int = 0, rank: int = 0, world_size: int = 1, block: int = 1
+    ):
+        self.length = length
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        blocks = np.arange(-(-length // block))
+        rounds = -(-len(blocks) // world_size)
+        mine = np.resize(blocks, rounds * world_size)[rank::world_size]
+        places = (mine[:, None] * block + np.arange(block)).ravel()
+        self._places = places[places < length]  # the last block may be smaller
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch, 0, SHUFFLE_STREAM)).permutation(order)
+        return iter([(self.epoch, index) for index in order[self._places].tolist()])
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples to images (B, 3, H, W), targets (T, 6) with the image's number in column 0, paths and shapes."""
+    images, targets, paths, shapes = zip(*samples)
+    numbers = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(t) for t in targets]))
+    targets = torch.cat(targets)
+    targets[:, 0] = numbers
+    return torch.stack(images), targets, paths, shapes
+
+
+# --- quad: larger pictures at the memory of small ones ----------------------------------------------------------------
+
+
+class QuadDataset(torch.utils.data.Dataset):
+    """A dataset whose samples are merged four by four within a batch.
+
+    What a batch has beyond a multiple of four is dropped; a batch of fewer than four repeats its own.
+    """
+
+    def __init__(self, dataset: DetectionDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
+        """Called by the loader with all (epoch, index) of a batch."""
+        samples = [self.dataset[key] for key in keys]
+        quads = []
+        for first in range(0, max(len(samples) // 4 * 4, 1), 4):
+            group = samples[first : first + 4]
+            draw = np.random.default_rng((self.dataset.seed, *keys[first], QUAD_STREAM)).random()
+            quads.append(merge_quad((group * 4)[:4], draw))
+        return quads
+
+
+def merge_quad(samples: list[Sample], draw: float) -> Sample:
+    """Four samples to one of twice the side: the first enlarged if draw < 0.5, otherwise all four side by side.
+
+    The order is top left, bottom left, top right, bottom right. The path is the first one's; shapes are None.
+    """
+    images, targets, paths, _ = zip(*samples)
+    if draw < 0.5:
+        enlarged = F.interpolate(images[0][None].float(), scale_factor=2.0, mode="bilinear", align_corners=False)[0]
+        return enlarged.to(images[0].dtype), targets[0], paths[0], None
+    left, right = torch.cat(images[:2], 1), torch.cat(images[2:], 1)
+    placed = []
+    for k, rows in enumerate(targets):
+        column, row = divmod(k, 2)
+        placed.append((rows + torch.tensor([0, 0, column, row, 0, 0])) * torch.tensor([1, 1, 0.5, 0.5, 0.5, 0.5]))
+    return torch.cat([left, right], 2), torch.cat(placed), paths[0], None
