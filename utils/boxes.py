@@ -1,7 +1,7 @@
 """Box geometry: conversions, overlaps and scaling.
 
-Formats, named in every function: `xyxy` = x1, y1, x2, y2 with x1 <= x2, y1 <= y2 in pixels; `xywh` = centre x, centre y,
-width, height in pixels; `xywhn` = the same divided by image width and height (0-1).
+Formats, named in every function: `xyxy` = x1, y1, x2, y2 with x1 <= x2, y1 <= y2 in pixels; `xywh` = centre x,
+centre y, width, height in pixels; `xywhn` = the same divided by image width and height (0-1).
 
 Functions take torch tensors or numpy arrays of shape (..., 4), return the same kind, and never change their argument.
 """

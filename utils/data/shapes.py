@@ -34,12 +34,12 @@ CUT_AWAY = (0.1, 0.25)  # how much of them: a square that loses more of a corner
 WHOLE = 0.12  # objects smaller than this are never hidden on purpose
 LOOSE = (0, 2)  # distractors that stand alone
 OCCLUDERS = (0, 1)  # distractors that stand in front of an object
-CONTRAST = 36.0  # least colour distance (CIE 1976) of a figure from nearly everything around it
+CONTRAST = 40.0  # least colour distance (CIE 1976) of a figure from nearly everything around it
 GRADIENT = 50.0  # most that a figure's colour drifts from one end to the other
 TEXTURE = 18.0  # most that a pattern adds to a figure's colour
 RIM = 0.35  # share of figures with a rim of another colour
 CLUTTER = (2, 7)  # lines, scribbles and words on the background
-SHADE = 0.4  # most of the light that a shadow or a vignette takes away
+SHADE = 0.3  # most of the light that a shadow or a vignette takes away
 BLUR = 0.004  # largest standard deviation of the blur: 1.3 pixels in an image of 320
 NOISE = 9.0  # largest standard deviation of the noise
 JPEG = (55, 95)  # range of the JPEG quality
@@ -366,7 +366,7 @@ def _photograph(rng, image: np.ndarray) -> np.ndarray:
     """Exposure for all; shadow, vignette, blur and noise for some."""
     h, w = image.shape[:2]
     small = w // 4, h // 4
-    light = np.full((h // 4, w // 4, 3), rng.uniform(0.75, 1.2), np.float32)
+    light = np.full((h // 4, w // 4, 3), rng.uniform(0.8, 1.2), np.float32)
     if rng.random() < 0.4:  # a shadow with a soft straight edge
         light *= 1 - rng.uniform(0, SHADE) / (1 + np.exp((_ramp(rng, *small) - rng.uniform(0.2, 0.8)) * 40))
     if rng.random() < 0.4:  # darker towards the corners

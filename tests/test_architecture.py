@@ -1,0 +1,111 @@
+"""The rules of the house, held by parsing the imports: data walks one way, and importing has no side effects."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A file may import only files listed above it.
+ORDER = [
+    "models.registry", "utils.log", "utils.cli", "utils.boxes", "utils.files", "utils.device", "utils.dist",
+    "utils.downloads", "utils.activations", "utils.checkpoint",
+    "utils.data.shapes", "utils.data.dataset_yaml", "utils.data.images", "utils.data.labels",
+    "utils.data.augmentations", "utils.data.dataset", "utils.data.loader",
+    "utils.training.hyperparameters", "utils.training.targets", "utils.training.loss", "utils.training.optimizer",
+    "utils.training.schedule", "utils.training.ema", "utils.training.sampling", "utils.training.autoanchor",
+    "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
+    "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
+    "models.second_order", "models.common", "models.experimental", "models.yolo", "models.transfer", "models.backend",
+    "train", "val", "detect",
+]  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def sources() -> list[Path]:
+    files = [p for room in ("models", "utils") for p in (ROOT / room).rglob("*.py") if p.name != "__init__.py"]
+    return files + [ROOT / f"{verb}.py" for verb in ("train", "val", "detect")]
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the project that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            # `from utils import boxes` imports a module, `from utils.boxes import box_iou` a name of one
+            found |= {name for name in names if name in ORDER} or {node.module}
+    return {name for name in found if name.split(".")[0] in ("models", "utils", "train", "val", "detect")}
+
+
+def test_every_file_has_its_place():
+    assert sorted(map(module_name, sources())) == sorted(ORDER)
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_imports_go_one_way(path):
+    here = module_name(path)
+    above = ORDER[: ORDER.index(here)] + (["models.yolo"] if here == "models.yolo" else [])  # itself, as a script
+    assert imported(path) <= set(above)
+    if here.startswith("utils"):
+        assert not any(name.startswith("models") for name in imported(path))
+
+
+@pytest.mark.parametrize("verb", ["train", "val", "detect"])
+def test_help_does_not_load_torch(verb):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{verb}.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path('{verb}.py', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "heavy = {'torch', 'numpy', 'cv2', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_importing_everything_changes_nothing(tmp_path):
+    """No file, folder, socket, print option, thread setting or environment variable is touched by an import."""
+    code = f"""
+import os, socket, sys
+sys.path.insert(0, {str(ROOT)!r})
+def no_network(*args, **kwargs): raise AssertionError("an import touched the network")
+socket.socket.connect = no_network
+import cv2, numpy, torch, torchvision  # what libraries do to the environment is not ours
+before = dict(os.environ), torch.get_num_threads(), cv2.getNumThreads(), numpy.get_printoptions(), torch.is_grad_enabled()
+options = repr(torch._tensor_str.PRINT_OPTS)
+rng = torch.get_rng_state()
+for name in {ORDER!r}:
+    __import__(name)
+after = dict(os.environ), torch.get_num_threads(), cv2.getNumThreads(), numpy.get_printoptions(), torch.is_grad_enabled()
+assert before == after, [(a, b) for a, b in zip(before, after) if a != b]
+assert options == repr(torch._tensor_str.PRINT_OPTS)
+assert (rng == torch.get_rng_state()).all()
+assert "matplotlib.pyplot" not in sys.modules and "pandas" not in sys.modules
+assert not os.listdir("."), os.listdir(".")
+"""
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]
+
+
+def test_only_one_place_unpickles_and_nothing_is_evaluated():
+    for path in sources() + list((ROOT / "tools").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node.func)
+                assert call not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads"), (path, node.lineno)
+                assert call != "torch.load" or module_name(path) == "utils.checkpoint", (path, node.lineno)

@@ -1,0 +1,48 @@
+"""Makes a virtual environment and installs a requirements file into it; says what is missing where that fails.
+
+    python3 tools/setup_env.py .venv requirements.txt
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+# libraries of the system that opencv-python and torch load -> the Debian and Ubuntu package that has them
+APT = {
+    "libGL.so.1": "libgl1",
+    "libglib-2.0.so.0": "libglib2.0-0",
+    "libgthread-2.0.so.0": "libglib2.0-0",
+    "libSM.so.6": "libsm6",
+    "libXext.so.6": "libxext6",
+    "libgomp.so.1": "libgomp1",
+}
+
+
+def main() -> None:
+    """Command line: environment folder, requirements file."""
+    venv, requirements = Path(sys.argv[1]), sys.argv[2]
+    if sys.version_info < (3, 10):
+        sys.exit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}; try make PYTHON=python3.12 ...")
+    python = venv / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    if not python.exists():
+        if subprocess.run([sys.executable, "-m", "venv", str(venv)]).returncode:
+            sys.exit("could not make a virtual environment; on Debian or Ubuntu: sudo apt-get install python3-venv")
+    print(f"installing {requirements} into {venv} (torch is large, this takes some minutes)", flush=True)
+    if subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", requirements]).returncode:
+        sys.exit("pip could not install the requirements; its message is above")
+    check_libraries(python)
+
+
+def check_libraries(python: Path) -> None:
+    """Imports what needs system libraries; exits with the apt line for those that are missing."""
+    probe = subprocess.run([str(python), "-c", "import cv2, torch, torchvision"], capture_output=True, text=True)
+    if probe.returncode == 0:
+        return
+    missing = [package for library, package in APT.items() if library in probe.stderr]
+    if missing:
+        sys.exit(f"a system library is missing; run: sudo apt-get install {' '.join(dict.fromkeys(missing))}")
+    sys.exit(f"the installed packages do not import:\n{probe.stderr}")
+
+
+if __name__ == "__main__":
+    main()
