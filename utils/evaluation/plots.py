@@ -160,7 +160,7 @@ class Annotator:
             ordered = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
             self._draw.rectangle(ordered, outline=color, width=self.line_width)
         else:
-            cv2.rectangle(self._array, (x1, y1), (x2, y2), color, self.line_width, cv2.LINE_AA)
+            cv2.rectangle(self._array, (x1, y1), (x2, y2), color, self.line_width)
 
     def caption(self, box: Sequence[float], text: str, color: Colour = GREY, txt_color: Colour | None = None) -> None:
         """Text on a filled strip at the top of one xyxy box, by default in black or white, as is easier to read."""

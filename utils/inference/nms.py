@@ -93,9 +93,10 @@ def _suppress(boxes: torch.Tensor, iou_thres: float, agnostic: bool, max_det: in
         # Each class moves to a region of its own, no further than needed: float32 has few digits to spare.
         corners = corners + label * (corners.max() - corners.min() + 1)
 
-    # What is kept depends only on what is more confident, so the head of the list is often enough.
-    head = 5 * max_det
+    # What is kept depends only on what is more confident, so the head of a long list is often enough.
+    head = 10 * max_det
     kept = nms(corners[:head], confidence[:head], iou_thres)
-    if len(kept) < max_det and len(boxes) > head:
-        kept = nms(corners, confidence, iou_thres)
+    while len(kept) < max_det and head < len(boxes):
+        head *= 2
+        kept = nms(corners[:head], confidence[:head], iou_thres)
     return boxes[kept[:max_det]]
