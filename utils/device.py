@@ -10,7 +10,8 @@ from utils.log import LOGGER
 def select_device(name: str = "", batch_size: int = 0) -> torch.device:
     """The device that `--device` asks for.
 
-    name: "" takes the first CUDA GPU where there is one, else the CPU; "cpu"; "mps"; "0" or "cuda:0"; "0,1" (for torchrun).
+    name: "" takes the first CUDA GPU where there is one, else the CPU; "cpu"; "mps"; a GPU as "0" or "cuda:0". Of
+        several GPUs, "0,1", this process takes the first.
     batch_size: when several GPUs are listed it must be divisible by their number.
     """
     wanted = str(name).strip().lower().replace("cuda:", "").replace("none", "").replace(" ", "")
@@ -37,8 +38,8 @@ def _select_cuda(wanted: str, batch_size: int) -> torch.device:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     missing = [i for i in ids if int(i) >= available]
     if missing:
-        raise ValueError(f"--device {wanted}: this machine has {available} CUDA GPUs; use --device cpu or 0-{available - 1}"
-                         if available else f"--device {wanted}: torch sees no CUDA GPU here; use --device cpu")
+        found = f"the GPUs here are 0 to {available - 1}" if available else "torch sees no CUDA GPU here"
+        raise ValueError(f"--device {wanted}: {found}; choose one of them, or --device cpu")
     if len(ids) > 1 and batch_size % len(ids):
         raise ValueError(f"--batch-size {batch_size} must be divisible by the {len(ids)} GPUs of --device {wanted}")
     return torch.device(f"cuda:{int(ids[0])}")

@@ -27,24 +27,24 @@ LONGEST_SIDE = (0.065, 0.7)  # of an object's box: 21 to 224 pixels in an image 
 MIDDLE = 1.8  # pull of the sizes towards the geometric middle of that range; 1 is log-uniform
 STRETCH = 1.4  # most that an outline is stretched along one direction
 PERSPECTIVE = 0.2  # most that its far side shrinks
-OVER = 0.2  # share of objects that stand in front of another one
-HIDDEN = (0.1, 0.4)  # how much of an object is hidden where another figure is put there to hide it; never more
-CUT = 0.12  # share of objects that the image border cuts
+OVER = 0.16  # share of objects that stand in front of another one
+HIDDEN = (0.1, 0.35)  # how much of an object is hidden where another figure is put there to hide it; never more
+CUT = 0.1  # share of objects that the image border cuts
 CUT_AWAY = (0.1, 0.25)  # how much of them: a square that loses more of a corner looks like a triangle
 WHOLE = 0.12  # objects smaller than this are never hidden on purpose
 LOOSE = (0, 2)  # distractors that stand alone
 OCCLUDERS = (0, 1)  # distractors that stand in front of an object
 CONTRAST = 40.0  # least colour distance (CIE 1976) of a figure from nearly everything around it
 GRADIENT = 50.0  # most that a figure's colour drifts from one end to the other
-TEXTURE = 18.0  # most that a pattern adds to a figure's colour
+TEXTURE = 15.0  # most that a pattern adds to a figure's colour
 RIM = 0.35  # share of figures with a rim of another colour
-CLUTTER = (2, 7)  # lines, scribbles and words on the background
+CLUTTER = (1, 5)  # lines, scribbles and words on the background
 SHADE = 0.3  # most of the light that a shadow or a vignette takes away
 BLUR = 0.004  # largest standard deviation of the blur: 1.3 pixels in an image of 320
 NOISE = 9.0  # largest standard deviation of the noise
 JPEG = (55, 95)  # range of the JPEG quality
 
-TRIES = 25  # attempts to find room for a figure
+TRIES = 20  # attempts to find room for a figure
 FINE = 4  # sub-pixels a side from which the coverage of a pixel is counted
 
 
@@ -95,7 +95,7 @@ def write_dataset(root: str | Path, splits: dict[str, int] | None = None, seed: 
     The set appears under its name only when it is whole, and a second process that draws the same set at the same
     time does no harm. A root that already holds this set is left alone; one that holds anything else is a ValueError.
     """
-    root, splits = Path(root), dict(SPLITS if splits is None else splits)
+    root, splits = Path(root).resolve(), dict(SPLITS if splits is None else splits)
     if not splits or any(n < 0 for n in splits.values()):
         raise ValueError(f"splits must name at least one split, with 0 or more images each, got {splits}")
     if _holds(root, splits, seed):
