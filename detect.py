@@ -13,7 +13,8 @@ from utils import cli
 
 def parse_opt(known: bool = False) -> argparse.Namespace:
     """The command line; with `known` its defaults."""
-    parser = argparse.ArgumentParser(description="Find objects in pictures.")
+    naming = "Results are named as their pictures; where two share a name, it follows their folder's: cam1_7.jpg."
+    parser = argparse.ArgumentParser(description=f"Find objects in pictures. {naming}")
     parser.add_argument("--weights", nargs="+", default=cli.WEIGHTS, help=".pt file; several make an ensemble")
     parser.add_argument("--download", action="store_true", help="fetch official weights that are not there")
     parser.add_argument("--source", default="data/images", help="image file, folder or glob (default: %(default)s)")
@@ -41,7 +42,6 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
 OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help before torch is imported
 
 import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from models.backend import Backend, find_weights  # noqa: E402
 from utils.boxes import check_image_size, scale_boxes  # noqa: E402
@@ -49,7 +49,14 @@ from utils.device import Timer, select_device  # noqa: E402
 from utils.evaluation.plots import Annotator, class_name, colors  # noqa: E402
 from utils.files import increment_path  # noqa: E402
 from utils.inference.nms import non_max_suppression  # noqa: E402
-from utils.inference.outputs import crop, label_lines, summary, write_crop, write_image  # noqa: E402
+from utils.inference.outputs import (  # noqa: E402
+    crop,
+    result_stems,
+    summary,
+    write_crop,
+    write_image,
+    write_labels,
+)
 from utils.inference.sources import list_sources, read_sources, to_input  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 
@@ -79,7 +86,11 @@ def run(
     half=False,
     download=False,
 ) -> Path:
-    """Finds objects in the pictures of `source`, as the command line does, and returns the folder of results."""
+    """Finds objects in the pictures of `source`, as the command line does, and returns the folder of results.
+
+    Each result is named as its picture, see `result_stems` for pictures of the same name.
+    """
+    imgsz, classes = _check_options(imgsz, conf_thres, iou_thres, max_det, classes, line_thickness)
     files = list_sources(source)
     device = select_device(device)
     weights = [find_weights(w, download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
@@ -87,15 +98,16 @@ def run(
     names = model.names
     if wrong := [c for c in classes or () if not 0 <= c < len(names)]:
         raise ValueError(f"--classes: {weights[0]} has classes 0 to {len(names) - 1}, got {wrong}")
-    height, width = check_image_size(list(imgsz) * 2 if len(imgsz) == 1 else list(imgsz), model.stride)
-    save_dir = increment_path(Path(project) / name, exist_ok, mkdir=True)
+    size = check_image_size(imgsz, model.stride)
+    stems = dict(zip(files, result_stems(files)))
+    save_dir, seen = None, 0
     timers = [Timer(device) for _ in range(3)]
 
-    seen = 0
-    progress = tqdm(read_sources(files), total=len(files), unit="picture", leave=False, disable=len(files) == 1)
-    for path, image in progress:
+    for path, image in read_sources(files):
+        if save_dir is None:  # only now is there something to save
+            save_dir = increment_path(Path(project) / name, exist_ok, mkdir=True)
         with timers[0]:
-            pixels, frame = to_input(image, (height, width), model.stride)
+            pixels, frame = to_input(image, size, model.stride)
             pixels = pixels.to(device).to(model.dtype) / 255
         with timers[1], torch.inference_mode():
             decoded = model(pixels, augment=augment)[0]
@@ -103,25 +115,39 @@ def run(
             boxes = non_max_suppression(decoded, conf_thres, iou_thres, classes, agnostic_nms, max_det=max_det)[0]
         # whole pixels, as the pictures and label files of v6.1 have them
         boxes = torch.cat((scale_boxes(boxes[:, :4], frame, image.shape[:2]).round(), boxes[:, 4:]), 1).cpu()
-        tqdm.write(f"{path}: {frame[0]}x{frame[1]} {summary(boxes, names)}, {timers[1].last:.3f} s")
+        seen += 1
+        found = f"{frame[0]}x{frame[1]} {summary(boxes, names)}, {timers[1].last:.3f} s"
+        LOGGER.info(f"{seen}/{len(files)} {path}: {found}")
 
-        if save_txt and len(boxes):
+        if save_txt:
             (save_dir / "labels").mkdir(exist_ok=True)
-            with open(save_dir / "labels" / f"{path.stem}.txt", "a", encoding="utf-8") as file:
-                file.writelines(label_lines(boxes.flip(0), image.shape[:2], save_conf))
+            write_labels(save_dir / "labels" / f"{stems[path]}.txt", boxes.flip(0), image.shape[:2], save_conf)
         if save_crop:
             for box in boxes.flip(0):
                 picture = crop(image, box[:4])
                 if picture.size:
-                    write_crop(save_dir / "crops", names[int(box[5])], path.stem, picture)
+                    write_crop(save_dir / "crops", names[int(box[5])], stems[path], picture)
         if not nosave:
             drawn = draw(image, boxes, names, line_thickness, hide_labels, hide_conf)
-            write_image(save_dir / path.name, drawn)
-        seen += 1
+            write_image(save_dir / f"{stems[path]}{path.suffix}", drawn)
 
     times = ", ".join(f"{1000 * t.total / seen:.1f} ms {what}" for t, what in zip(timers, ("read", "network", "NMS")))
     LOGGER.info(f"{seen} pictures, per picture: {times}; results in {save_dir}")
     return save_dir
+
+
+def _check_options(
+    imgsz, conf_thres, iou_thres, max_det, classes, line_thickness
+) -> tuple[list[int], list[int] | None]:
+    """The frame (height, width) and the classes as lists; ValueError for a number that makes no sense."""
+    cli.check_range("--conf-thres", conf_thres, 0, 1)
+    cli.check_range("--iou-thres", iou_thres, 0, 1)
+    cli.check_range("--max-det", max_det, 1)
+    cli.check_range("--line-thickness", line_thickness, 0)
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    if len(sides) not in (1, 2):
+        raise ValueError(f"--imgsz takes one number, or height and width, got {sides}")
+    return (sides * 2)[:2], [classes] if isinstance(classes, int) else classes
 
 
 def draw(image, boxes, names, line_thickness=3, hide_labels=False, hide_conf=False):

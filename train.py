@@ -63,7 +63,7 @@ from tqdm import tqdm  # noqa: E402
 
 from models.backend import find_weights, load_checkpoint, load_model  # noqa: E402
 from models.transfer import transfer  # noqa: E402
-from models.yolo import Model, checkpoint_classes  # noqa: E402
+from models.yolo import Detect, Model, checkpoint_classes  # noqa: E402
 from utils import checkpoint  # noqa: E402
 from utils.boxes import check_image_size, round_up  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
@@ -73,7 +73,7 @@ from utils.evaluation.evaluator import evaluate, log_evaluation  # noqa: E402
 from utils.evaluation.metrics import fitness  # noqa: E402
 from utils.evaluation.plots import plot_batch, plot_labels, plot_results  # noqa: E402
 from utils.evaluation.report import picture_writer, write_figures  # noqa: E402
-from utils.files import ROOT, find_file, increment_path, write_yaml  # noqa: E402
+from utils.files import ROOT, atomic_write, find_file, increment_path, write_yaml  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 from utils.training.autoanchor import check_anchors  # noqa: E402
 from utils.training.ema import ModelEMA  # noqa: E402
@@ -147,7 +147,7 @@ def train(hyp: dict[str, float], opt: argparse.Namespace, device: torch.device) 
             save_checkpoints(run, epoch, best_fitness, is_best=fit == best_fitness)
         if stop:
             LOGGER.info(
-                f"no gain in {opt.patience} epochs; stopping. Best was epoch {run.stopper.best_epoch} (saved as best.pt)"
+                f"no gain in {opt.patience} epochs; stopping. The best was epoch {run.stopper.best_epoch}, see best.pt"
             )
             break
     return finish(run, results)
@@ -274,8 +274,9 @@ def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int) -> Mode
     2. --weights given and there: its tensors are carried over. Given but not there: an error.
     3. --weights not given, and its default not there: from scratch, with a warning. '' : from scratch.
     """
-    weights, cfg, anchors = opt.weights, opt.cfg, hyp.get("anchors")
-    if isinstance(weights, cli.Default) and not opt.download and not any((r / weights).is_file() for r in (Path(), ROOT)):
+    weights, cfg, anchors = opt.weights, opt.cfg, round(hyp.get("anchors", 0))
+    there = any((room / weights).is_file() for room in (Path(), ROOT))
+    if isinstance(weights, cli.Default) and not opt.download and not there:
         LOGGER.warning(f"{weights} is not here, so training starts from scratch (--download would fetch it)")
         cfg = cfg or f"models/{Path(weights).stem}.yaml"
         weights = ""
@@ -289,17 +290,23 @@ def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int) -> Mode
         model = Model(find_file(cfg, (".yaml", ".yml")) if cfg else source.yaml, nc=nc, anchors=anchors)
         # another architecture, or new anchors, bring their own
         transfer(source, model, skip=("anchor",) if cfg or anchors else ())
+    if not isinstance(model.model[-1], Detect):
+        raise ValueError(f"{cfg or weights}: the last row must be Detect, got {type(model.model[-1]).__name__}")
+    if model.yaml["ch"] != 3:
+        raise ValueError(f"{cfg or weights}: ch is {model.yaml['ch']}, but images have 3 channels")
     model.info(opt.imgsz)
     return model
 
 
 def freeze(model: Model, layers: list[int]) -> None:
     """One number k freezes layers 0 to k - 1, several numbers freeze exactly those layers."""
-    if bad := [k for k in layers if not 0 <= k <= len(model.model)]:
+    if bad := [k for k in layers if not 0 <= k < len(model.model)]:
         raise ValueError(f"--freeze: the model has layers 0 to {len(model.model) - 1}, got {bad}")
     frozen = range(layers[0]) if len(layers) == 1 else layers
     for k in frozen:
         model.model[k].requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("--freeze: nothing is left to train")
     if len(frozen):
         LOGGER.info(f"frozen layers: {', '.join(map(str, frozen))}")
 
@@ -324,7 +331,7 @@ def stride_of(model: Model) -> int:
 
 
 def random_scale(pixels: torch.Tensor, image_size: int, stride: int, seed: tuple[int, int]) -> torch.Tensor:
-    """Images (B, 3, H, W) resized so that their longer side is 0.5 to 1.5 times image_size, a multiple of the stride."""
+    """Images (B, 3, H, W) resized to a longer side of 0.5 to 1.5 times image_size, a multiple of the stride."""
     size = int(np.random.default_rng(seed).integers(image_size // 2, image_size * 3 // 2 + stride)) // stride * stride
     gain = size / max(pixels.shape[2:])
     if gain == 1:
@@ -335,10 +342,9 @@ def random_scale(pixels: torch.Tensor, image_size: int, stride: int, seed: tuple
 
 def append_results(file: Path, epoch: int, values: list[float]) -> None:
     """One row of results.csv, 20 characters a field; the header first."""
-    if not file.exists():
-        file.write_text(",".join(f"{name:>20}" for name in COLUMNS) + "\n")
-    with open(file, "a") as f:
-        f.write(",".join([f"{epoch:>20}", *(f"{v:>20.5g}" for v in values)]) + "\n")
+    text = file.read_text() if file.exists() else ",".join(f"{name:>20}" for name in COLUMNS) + "\n"
+    with atomic_write(file, "w") as f:
+        f.write(text + ",".join([f"{epoch:>20}", *(f"{v:>20.5g}" for v in values)]) + "\n")
 
 
 def save_checkpoints(run: Run, epoch: int, best_fitness: float, is_best: bool) -> None:
@@ -390,9 +396,8 @@ def plain(options: dict) -> dict:
 
 def check_options(opt: argparse.Namespace) -> None:
     """ValueError for a number that makes no sense."""
-    for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0), ("patience", 0), ("seed", 0)):
-        if getattr(opt, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(opt, name)}")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("imgsz", 1), ("workers", 0), ("patience", 0), ("seed", 0)):
+        cli.check_range(f"--{name.replace('_', '-')}", getattr(opt, name), least)
     if not 0 <= opt.label_smoothing < 1:
         raise ValueError(f"--label-smoothing must be at least 0 and below 1, got {opt.label_smoothing}")
 

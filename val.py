@@ -89,7 +89,7 @@ def run(
         (P, R, mAP50, mAP50-95, 0, 0, 0), mAP50-95 per class (nc,), and milliseconds per image of pre-processing,
         inference and NMS.
     """
-    _check_options(batch_size, conf_thres, iou_thres)
+    _check_options(batch_size, workers, conf_thres, iou_thres)
     device = select_device(device, batch_size)
     weights = [find_weights(w, download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
     model = Backend(weights, device, half and device.type == "cuda").eval()
@@ -98,7 +98,7 @@ def run(
     names = ["item"] if single_cls else data["names"]
     _check_classes(model, names, weights, single_cls, data_file)
 
-    loader, _ = create_dataloader(
+    loader, dataset = create_dataloader(
         data[task], imgsz, batch_size, model.stride, single_cls, pad=0.5, rect=True, workers=workers, nc=len(names),
         prefix=f"{task}: ",
     )  # fmt: skip
@@ -107,7 +107,7 @@ def run(
     predictions = []
     if save_txt or save_hybrid:
         (save_dir / "labels").mkdir(exist_ok=True)
-        observers.append(text_writer(save_dir / "labels", save_conf))
+        observers.append(text_writer(save_dir / "labels", dataset.image_files, save_conf))
     if save_json or str(data_file).endswith("coco.yaml"):
         is_coco = str(data[task]).endswith("coco/val2017.txt")
         observers.append(json_collector(predictions, COCO_CATEGORIES if is_coco else range(len(names))))
@@ -130,12 +130,11 @@ def run(
     return result.results, result.metrics.map_per_class(len(names)), tuple(result.speed.values())
 
 
-def _check_options(batch_size: int, conf_thres: float, iou_thres: float) -> None:
-    if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    for flag, value in (("--conf-thres", conf_thres), ("--iou-thres", iou_thres)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{flag} must be between 0 and 1, got {value}")
+def _check_options(batch_size: int, workers: int, conf_thres: float, iou_thres: float) -> None:
+    cli.check_range("--batch-size", batch_size, 1)
+    cli.check_range("--workers", workers, 0)
+    cli.check_range("--conf-thres", conf_thres, 0, 1)
+    cli.check_range("--iou-thres", iou_thres, 0, 1)
     if conf_thres > 0.001:
         LOGGER.warning(f"--conf-thres {conf_thres} cuts the precision-recall curve short; 0.001 gives the usual mAP")
 

@@ -33,7 +33,7 @@ def find_weights(name: str | Path, download: bool = False) -> Path:
 
         return download_weights(path)
     best = newest_best()
-    hint = f"your newest trained weights are {best}" if best else "train some first, or add --download for official ones"
+    hint = f"your newest trained weights are {best}" if best else "train some, or let --download fetch official ones"
     raise FileNotFoundError(f"no such weights: {path}; {hint}")
 
 

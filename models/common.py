@@ -354,7 +354,7 @@ class SOCA(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         s = second_order_statistic(x)  # (N, C)
-        return self.conv_du(s[:, :, None, None]) * x
+        return self.conv_du(s[:, :, None, None]).type_as(x) * x
 
 
 @register(keeps_channels)
@@ -369,7 +369,7 @@ class SE(nn.Module):
         self.conv_du = _gate(channels, reduction)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv_du(x.mean((2, 3), keepdim=True)) * x
+        return self.conv_du(x.mean((2, 3), keepdim=True)).type_as(x) * x
 
 
 # The names by which pasted SOCA code calls covariance pooling and its root. Plain functions, correct for any use.

@@ -38,22 +38,28 @@ def scaled(channels: int, row: Row) -> int:
     return channels if channels == row.outputs else math.ceil(channels * row.width / 8) * 8
 
 
+def _first(row: Row) -> int:
+    if not row.args or not isinstance(row.args[0], int):
+        raise ValueError(f"the first argument must be a number of channels, got {row.args}")
+    return row.args[0]
+
+
 def widens(row: Row) -> tuple[list, int, int]:
     """Convolutions: (c1, c2 x width, *args)."""
-    c2 = scaled(row.args[0], row)
+    c2 = scaled(_first(row), row)
     return [row.channels[0], c2, *row.args[1:]], c2, row.repeats
 
 
 def widens_repeating(row: Row) -> tuple[list, int, int]:
     """Stages that repeat inside themselves: (c1, c2 x width, n x depth, *args)."""
-    c2 = scaled(row.args[0], row)
+    c2 = scaled(_first(row), row)
     return [row.channels[0], c2, row.repeats, *row.args[1:]], c2, 1
 
 
 def keeps_channels(row: Row) -> tuple[list, int, int]:
-    """Attention: (c1, *args). A row may state the width, `[1024]` or `[1024, 8]`, which must then be the incoming one."""
+    """Attention: (c1, *args). A row may state the width, `[1024]` or `[1024, 8]`; it must then be the incoming one."""
     c1 = row.channels[0]
-    if row.args and (stated := scaled(row.args[0], row)) != c1:
+    if row.args and (stated := scaled(_first(row), row)) != c1:
         raise ValueError(
             f"takes the {c1} channels that come in, but the row states {row.args[0]} "
             f"(x width_multiple {row.width} = {stated}); write [{math.floor(c1 / row.width)}] or []"

@@ -9,12 +9,13 @@ and keeps s = sqrt(t) * (row means of Y). Five steps are part of the function: a
 square root, and trained weights know it so.
 
 All iterates are polynomials in A, so Y = f(A), where f is the same recurrence on one number. A's eigenvalues lie in
-[0, 1], and there f is so smooth that 28 terms of its Chebyshev series leave 1.5e-9. Only f(A) v with v = (1/C, ..., 1/C)
-is wanted; with B = 2A - I and T_k the Chebyshev polynomials,
+[0, 1], and there f is so smooth that 28 terms of its Chebyshev series leave 1.5e-9. Only f(A) v is wanted, with
+v = (1/C, ..., 1/C); with B = 2A - I and T_k the Chebyshev polynomials,
 
     s = sqrt(t) * sum_k c_k v_k,    v_k = T_k(B) v,
 
-which takes 28 products of A with a vector, each computed as Xc (Xc^T v) in O(C M).
+which takes 28 products of A with a vector, each computed as Xc (Xc^T v) in O(C M), or with S formed once where that is
+no larger than Xc.
 """
 
 from collections.abc import Iterator
@@ -43,9 +44,17 @@ def newton_schulz_scalar(a: np.ndarray, iterations: int = ITERATIONS) -> np.ndar
     return y
 
 
-@lru_cache
+@torch.compiler.assume_constant_result
 def chebyshev_coefficients(iterations: int = ITERATIONS, tail: float = TAIL) -> tuple[float, ...]:
-    """c_0 ... c_d with |f(a) - sum c_k T_k(2a - 1)| <= tail on [0, 1]: degree 28 for five steps."""
+    """c_0 ... c_d with |f(a) - sum c_k T_k(2a - 1)| <= tail on [0, 1]: degree 28 for five steps.
+
+    tail: at least 1e-11, where float64's rounding sets in.
+    """
+    return _coefficients(iterations, tail)
+
+
+@lru_cache
+def _coefficients(iterations: int, tail: float) -> tuple[float, ...]:
     if iterations < 1:
         raise ValueError(f"Newton-Schulz iterations must be at least 1, got {iterations}")
     # f is a polynomial of degree (3^n + 1) / 2; beyond 512 nothing above the tail is left for n <= 10
@@ -77,7 +86,8 @@ def second_order_statistic(x: torch.Tensor, iterations: int = ITERATIONS) -> tor
         maps = x if x.dtype == torch.float64 else x.float()
         flat = _central(maps).flatten(2)  # (N, C, M)
         if exporting:
-            centred, scale, root = _normalise(flat)
+            centred, largest_mean = _centre(flat)
+            scale, root = _scales(centred.square().sum((1, 2)), largest_mean, flat.shape)
             s = root * _series(centred * scale, None, coefficients)[0]
         else:
             s = _SecondOrderStatistic.apply(flat, coefficients)
@@ -93,22 +103,25 @@ def _central(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _normalise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x (N, C, M) -> Xc (N, C, M), the scale (N, 1, 1) that makes it the factor F of A = F F^T, and sqrt(t) (N, 1).
+def _centre(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (N, C, M) -> Xc, and the largest |mean| of an image's channels (N,)."""
+    mean = x.mean(2, keepdim=True)
+    return x - mean, mean.abs().amax((1, 2))
 
-    Scale and root of an image without variance are 0.
+
+def _scales(squares: torch.Tensor, largest_mean: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """<Xc, Xc> = t M and largest |mean|, both (N,) -> scale (N, 1, 1) with F = scale * Xc, A = F F^T; sqrt(t) (N, 1).
+
+    Both are 0 for an image without variance: t <= C (16 eps max|x|)^2, which is what rounding can leave of constants.
+    In such a map max|x| is the largest |mean|, so nothing else is looked through for it.
     """
-    C, M = x.shape[1:]
-    centred = x - x.mean(2, keepdim=True)
-    # not a norm: in one float32 accumulator that is wrong by up to 7e-5 over a large map
-    t = centred.square().sum((1, 2), keepdim=True) / M
-    # what rounding alone can leave of a constant map
-    rounding = 16 * torch.finfo(x.dtype).eps * torch.maximum(x.amax((1, 2), True), -x.amin((1, 2), True))
-    varies = t > C * rounding.square()
+    C, M = shape[1:]
+    t = squares / M
+    varies = t > C * (16 * torch.finfo(t.dtype).eps * largest_mean).square()
     t = torch.where(varies, t, torch.ones_like(t))  # so that no branch has an infinite derivative
     scale = torch.where(varies, (t * M).rsqrt(), torch.zeros_like(t))
     root = torch.where(varies, t.sqrt(), torch.zeros_like(t))
-    return centred, scale, root.squeeze(2)
+    return scale[:, None, None], root[:, None]
 
 
 def _step(F: torch.Tensor, S: torch.Tensor | None, v: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
@@ -121,12 +134,11 @@ def _step(F: torch.Tensor, S: torch.Tensor | None, v: torch.Tensor, d: torch.Ten
 def _series(F: torch.Tensor, S: torch.Tensor | None, coefficients: tuple[float, ...]) -> tuple[torch.Tensor, list]:
     """sum_k c_k v_k (N, C), and the vectors v_k as rows (N, 1, C).
 
-    v_{k+1} = 2 B v_k - v_{k-1} is carried as the sum d_k = v_k + v_{k-1}: d_{k+1} = 4 A v_k - d_k. Most eigenvalues of A
-    are near 0, B = -1, where v_k and -v_{k-1} nearly cancel; the sums keep the digits that the difference would lose.
+    v_{k+1} = 2 B v_k - v_{k-1} is carried as the sum d_k = v_k + v_{k-1}: d_{k+1} = 4 A v_k - d_k. Most eigenvalues of
+    A are near 0, B = -1, where v_k and -v_{k-1} nearly cancel; the sums keep the digits the difference would lose.
     """
-    N, C = F.shape[:2]
-    v = F.new_full((1, 1, 1), 1 / C).expand(N, 1, C)
-    d = _step(F, S, v, torch.zeros_like(v)) / 2
+    v = torch.full_like(F[:, :, 0], 1 / F.shape[1]).unsqueeze(1)
+    d = _step(F, S, v, torch.zeros_like(v)) / 2  # v_1 + v_0 = 2 A v_0
     vectors = [v, d - v]
     s = torch.add(coefficients[0] * v, vectors[1], alpha=coefficients[1])
     for c in coefficients[2:]:
@@ -143,18 +155,22 @@ class _SecondOrderStatistic(torch.autograd.Function):
     dL/dB = sqrt(t) * W V^T where V = [v_0, 2 v_1, ..., 2 v_{d-1}] and W = [b_1, ..., b_d], both C x d. B = 2A - I and
     A = S / t, so
         dL/dS = (2 / sqrt(t)) W V^T + [<u, p(A) v> / (2 sqrt(t)) - (2 / sqrt(t)) <W V^T, A>] I
-    and dL/dX = (dL/dS + its transpose) Xc / M: a few products of C x d with d x M, no C x C matrix.
+    and dL/dX = (dL/dS + its transpose) Xc / M: a few products of C x d with d x M where S was not formed.
     Vectors are rows here, and V, W their stacks (N, d, C): batched products of a row are twice as fast as of a column.
     """
 
     @staticmethod
     def forward(ctx, x, coefficients):
-        C, M = x.shape[1:]
         with _true_float32():
-            F, scale, root = _normalise(x)
+            F, largest_mean = _centre(x)
+            # where it is no larger than F, S is formed once: a product then costs C^2 instead of 2 C M
+            S = F @ F.mT if F.shape[1] <= F.shape[2] else None
+            # the sum of squares not as a norm: in one float32 accumulator that is wrong by up to 7e-5
+            squares = F.square().sum((1, 2)) if S is None else S.diagonal(dim1=1, dim2=2).sum(1)
+            scale, root = _scales(squares, largest_mean, x.shape)
             F *= scale
-            # formed once, A then costs C^2 a product instead of 2 C M
-            S = F @ F.mT if C <= M else None
+            if S is not None:
+                S *= scale.square()
             s, vectors = _series(F, S, coefficients)
         ctx.coefficients = coefficients
         ctx.save_for_backward(F, S, root, s, torch.cat(vectors[:-1], 1))
@@ -169,19 +185,35 @@ class _SecondOrderStatistic(torch.autograd.Function):
             u = grad.to(F.dtype)
             W = _adjoint_series(F, S, u.unsqueeze(1), ctx.coefficients)
             V = torch.cat([V[:, :1], 2 * V[:, 1:]], 1)
-            products = torch.cat([V, W], 1) @ F  # (N, 2d, M)
-            products -= products.mean(2, keepdim=True)  # F is centred only up to rounding
-            # [<u, p(A) v> / 2 - 2 <W V^T, A>] / 2, the coefficient of the unit matrix
-            trace_term = (s * u).sum(1) / 4 - (products[:, :d] * products[:, d:]).sum((1, 2))
-            # Xc / M = F sqrt(t / M), dL/dS above lacks sqrt(t) * sqrt(t), and it comes twice
+            # H = W^T V + V^T W + (<u, p> / 2 - <W^T V + V^T W, A>) I; dL/dX = 2 / (sqrt(t) M) H Xc = unit H F
+            left, right = torch.cat([W, V], 1), torch.cat([V, W], 1)
+            on_diagonal = (s * u).sum(1) / 2
+            # an image without variance has no gradient
             unit = torch.where(root > 0, 2 * M**-0.5, torch.zeros_like(root)).unsqueeze(2)
-            grad_x = F * (2 * unit * trace_term[:, None, None])
-            grad_x.baddbmm_((unit * torch.cat([W, V], 1)).mT, products)
+            if S is not None:
+                H = left.mT @ right
+                on_diagonal -= (H * S).sum((1, 2))
+                H.diagonal(dim1=1, dim2=2).add_(on_diagonal[:, None])
+                H *= unit
+                # F is centred only up to rounding, the gradient should be
+                grad_x = torch.empty_like(F).copy_(-(H @ F.mean(2, keepdim=True)))
+                grad_x.baddbmm_(H, F)
+            else:
+                products = right @ F  # (N, 2d, M)
+                products -= products.mean(2, keepdim=True)
+                on_diagonal -= 2 * (products[:, :d] * products[:, d:]).sum((1, 2))
+                grad_x = F * (unit * on_diagonal[:, None, None])
+                grad_x.baddbmm_((unit * left).mT, products)
         return grad_x, None
 
 
-def _adjoint_series(F: torch.Tensor, S: torch.Tensor | None, u: torch.Tensor, coefficients: tuple[float, ...]):
-    """W = [b_1, ..., b_d] (N, d, C) for u (N, 1, C), by the sums e_k = b_k + b_{k+1}: e_k = c_k u + 4 A b_{k+1} - e_{k+1}."""
+def _adjoint_series(
+    F: torch.Tensor, S: torch.Tensor | None, u: torch.Tensor, coefficients: tuple[float, ...]
+) -> torch.Tensor:
+    """W = [b_1, ..., b_d] (N, d, C) for u (N, 1, C).
+
+    By the sums e_k = b_k + b_{k+1}: e_k = c_k u + 4 A b_{k+1} - e_{k+1}.
+    """
     b = e = coefficients[-1] * u
     rows = [b]
     for c in coefficients[-2:0:-1]:
@@ -193,16 +225,26 @@ def _adjoint_series(F: torch.Tensor, S: torch.Tensor | None, u: torch.Tensor, co
 
 @contextmanager
 def _true_float32() -> Iterator[None]:
-    """Products in float32, not TF32 or bfloat16, whatever `torch.set_float32_matmul_precision` says elsewhere."""
-    precision = torch.get_float32_matmul_precision()
-    if precision == "highest":
-        yield
+    """Products in float32, not TF32 or bfloat16, whatever torch was told elsewhere, by old switch or new."""
+    if not hasattr(torch.backends, "fp32_precision"):  # before torch 2.9
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
         return
-    torch.set_float32_matmul_precision("highest")
+    switches = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    changed = [(s, s.fp32_precision) for s in switches if s.fp32_precision not in ("none", "ieee")]
+    for switch, _ in changed:
+        switch.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for switch, precision in changed:
+            switch.fp32_precision = "none"  # which inherits; said again only where it was said here
+            if switch.fp32_precision != precision:
+                switch.fp32_precision = precision
 
 
 # --- the plain forms that people's own blocks call --------------------------------------------------------------------

@@ -35,6 +35,8 @@ def transfer(source: Model, target: Model, skip: tuple[str, ...] = ()) -> int:
                 carried[name] = old
     target.load_state_dict(carried, strict=False)
     LOGGER.info(f"carried {len(carried)} of {len(new)} tensors over from the weights")
+    if not any(tensor.ndim for tensor in carried.values()):  # the counters of batch norm always fit
+        LOGGER.warning("nothing of the weights fits this architecture: training starts from scratch")
     return len(carried)
 
 

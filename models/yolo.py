@@ -43,6 +43,8 @@ class Detect(nn.Module):
 
     def __init__(self, nc=80, anchors=(), ch=(), inplace=True):
         super().__init__()
+        if len(anchors) != len(ch):
+            raise ValueError(f"{len(ch)} maps come in, but there are anchors for {len(anchors)} levels")
         self.nc = nc
         self.no = nc + 5
         self.nl = len(anchors)
@@ -153,17 +155,34 @@ class Model(nn.Module):
         # in eval mode, so that no batch norm learns from an image of zeros
         self.eval()
         head.stride = torch.ones(head.nl)
-        maps = self(torch.zeros(1, ch, PROBE_SIZE, PROBE_SIZE))[1]
+        maps = self._probe(ch, source)
         self.train()
         head.stride = self.stride = torch.tensor([PROBE_SIZE / m.shape[2] for m in maps])
         if not (head.stride.diff() > 0).all() and not (head.stride.diff() < 0).all():
-            raise ValueError(f"{source}, Detect: its inputs must go from fine to coarse, but have strides {head.stride}")
+            raise ValueError(f"{source}, Detect: its inputs must go from fine to coarse, got strides {head.stride}")
         head.anchors /= head.stride.view(-1, 1, 1)
         # anchors must grow with the stride
         area = head.anchors.prod(-1).flatten()
         if torch.sign(area[-1] - area[0]) != torch.sign(head.stride[-1] - head.stride[0]):
             LOGGER.info(f"{source}: anchors run against the strides; reversing their levels")
             head.anchors[:] = head.anchors.flip(0)
+
+    def _probe(self, ch: int, source: str) -> list[torch.Tensor]:
+        """The head's maps for an empty image; ValueError that names the row whose inputs do not fit."""
+        reached = []
+        hooks = [m.register_forward_pre_hook(lambda m, inputs: reached.append((m, inputs[0]))) for m in self.model]
+        try:
+            return self(torch.zeros(1, ch, PROBE_SIZE, PROBE_SIZE))[1]
+        except RuntimeError as error:
+            layer, maps = reached[-1]
+            strides = [PROBE_SIZE / m.shape[2] for m in maps] if isinstance(maps, list) else []
+            fault = f"maps of strides {strides} come in; they must share one" if len(set(strides)) > 1 else error
+            k = layer.i - len(self.yaml["backbone"])
+            place = _place(source, "backbone", layer.i, layer.i) if k < 0 else _place(source, "head", k, layer.i)
+            raise ValueError(f"{place}: {layer.type.split('.')[-1]} from {layer.f}: {fault}") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def forward(self, x: torch.Tensor, augment: bool = False):
         """x (B, ch, H, W), 0-1, sides multiples of the largest stride -> what Detect returns."""
@@ -253,7 +272,7 @@ def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Seque
     layers, save, channels = [], [], []
     LOGGER.info(f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<40}{'arguments':<30}")
     for i, (section, k, row) in enumerate(rows):
-        place = f"{source}, {section} row {k} (layer {i})"
+        place = _place(source, section, k, i)
         f, number, name, args = _check_row(row, i, place)
         n = max(round(number * d["depth_multiple"]), 1) if number > 1 else number
         args = [words.get(a, a) if isinstance(a, str) else a for a in args]
@@ -272,6 +291,10 @@ def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Seque
         layers.append(layer)
         channels.append(c2)
     return nn.Sequential(*layers), sorted(save)
+
+
+def _place(source: str, section: str, row: int, layer: int) -> str:
+    return f"{source}, {section} row {row} (layer {layer})"
 
 
 def _check_keys(d: dict, source: str) -> None:
@@ -302,7 +325,8 @@ def _check_row(row: list, i: int, place: str) -> tuple[int | list[int], int, str
         raise ValueError(f"{place}: `from` must be a layer number or a list of them, got {f!r}")
     for j in sources:
         if not -max(i, 1) <= j < i:
-            raise ValueError(f"{place}: `from` names layer {j}, but only layers 0 to {i - 1} come before it")
+            before = f"only layers 0 to {i - 1} come" if i else "no layer comes"
+            raise ValueError(f"{place}: `from` names layer {j}, but {before} before it")
     if not isinstance(number, int) or number < 1:
         raise ValueError(f"{place}: the number of repeats must be a whole number from 1, got {number!r}")
     if not isinstance(args, list):

@@ -85,15 +85,24 @@ def _reason(message: str) -> str:
             f"refused, nothing was executed: the file asks for {asked[1]}, which is not among the allowed classes. "
             "If it is a block of your own, define it in models/common.py"
         )
+    if "Only persistent_load of storage is allowed" in message:
+        return (
+            "in the format of torch before 1.6, whose modules cannot be read without executing what the file says; "
+            "load it with the program that wrote it, if you trust it, and save it again"
+        )
     # torch's own advice here is to switch the protection off; not repeated
-    detail = message.splitlines()[0] if message and "weights_only" not in message else "its pickle does not decode"
+    worded = " " in message and "weights_only" not in message
+    detail = message.splitlines()[0] if worded else "its pickle does not decode"
     return f"cannot be read as a checkpoint (damaged, incomplete or another kind of file): {detail}"
 
 
 def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
     """Writes a checkpoint so that path is at every instant either the old file or the whole new one."""
     with atomic_write(path) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # how torch says that a write failed
+            raise OSError(f"{path}: cannot be written, the disk may be full: {error}") from error
 
 
 def pack(model: nn.Module, **entries: Any) -> dict[str, Any]:

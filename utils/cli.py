@@ -36,14 +36,33 @@ def run(main: Callable[[argparse.Namespace], object], opt: argparse.Namespace, v
     """
     try:
         main(opt)
-    except (ValueError, OSError) as error:
-        if os.environ.get("YOLOv5_TRACEBACK"):
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        # of torch's RuntimeErrors only the full GPU is the user's to mend; torch is not imported here
+        bug = isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError"
+        if bug or os.environ.get("YOLOv5_TRACEBACK"):
             raise
-        print(f"{verb}: error: {error}", file=sys.stderr)
+        print(f"{verb}: error: {_message(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{verb}: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _message(error: Exception) -> str:
+    """What an error says. One that comes from a process that reads images holds a traceback; its last line counts."""
+    text = str(error).strip()
+    if isinstance(error, MemoryError | RuntimeError):
+        return f"out of memory; try a smaller --batch-size or --imgsz ({text})"
+    if "Original Traceback (most recent call last)" in text:
+        return text.splitlines()[-1].partition(": ")[2]
+    return text or type(error).__name__
+
+
+def check_range(flag: str, value: float, low: float, high: float | None = None) -> None:
+    """ValueError unless low <= value <= high; NaN is never in range."""
+    if not (low <= value and (high is None or value <= high)):
+        rule = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{flag} must be {rule}, got {value}")
 
 
 def override(opt: argparse.Namespace, values: dict) -> argparse.Namespace:

@@ -33,13 +33,13 @@ def select_device(name: str = "", batch_size: int = 0) -> torch.device:
 
 def _select_cuda(wanted: str, batch_size: int) -> torch.device:
     ids = wanted.split(",")
-    if not all(i.isdigit() for i in ids):
+    if not all(i.isdecimal() for i in ids):
         raise ValueError(f"--device must be cpu, mps or GPU numbers such as 0 or 0,1, got {wanted!r}")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     missing = [i for i in ids if int(i) >= available]
     if missing:
         found = f"the GPUs here are 0 to {available - 1}" if available else "torch sees no CUDA GPU here"
-        raise ValueError(f"--device {wanted}: {found}; choose one of them, or --device cpu")
+        raise ValueError(f"--device {wanted}: {found}; use {'one of them' if available else '--device cpu'}")
     if len(ids) > 1 and batch_size % len(ids):
         raise ValueError(f"--batch-size {batch_size} must be divisible by the {len(ids)} GPUs of --device {wanted}")
     return torch.device(f"cuda:{int(ids[0])}")

@@ -1,6 +1,7 @@
 """Fetching a file, only ever when the user asked for it."""
 
 import hashlib
+import http.client
 import urllib.request
 from pathlib import Path
 
@@ -21,9 +22,12 @@ def download(url: str, path: str | Path, sha256: str = "", timeout: float = 30.0
             while block := response.read(1 << 20):
                 digest.update(block)
                 file.write(block)
+            promised = response.headers.get("Content-Length")
+            if promised and int(promised) != file.tell():
+                raise OSError(f"the connection broke after {file.tell()} of {promised} bytes")
             if sha256 and digest.hexdigest() != sha256:
                 raise ValueError(f"{url}: SHA-256 is {digest.hexdigest()}, expected {sha256}; nothing was kept")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise FileNotFoundError(f"could not download {url}: {error}; fetch it by hand and save it as {path}") from None
     return path
 

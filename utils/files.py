@@ -22,9 +22,10 @@ def increment_path(path: str | Path, exist_ok: bool = False, mkdir: bool = False
     path = Path(path)
     if exist_ok:
         if mkdir:
-            path.mkdir(parents=True, exist_ok=True)
+            _make_folder(path)
         return path
-    path.parent.mkdir(parents=True, exist_ok=True) if mkdir else None
+    if mkdir:
+        _make_folder(path.parent)
     while True:
         candidate = _next_free(path)
         if not mkdir:
@@ -34,6 +35,13 @@ def increment_path(path: str | Path, exist_ok: bool = False, mkdir: bool = False
             return candidate
         except FileExistsError:  # another process took it between the look and the making
             continue
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"{path}: cannot be made a folder, a file is in the way; name another one") from None
 
 
 def _next_free(path: Path) -> Path:
@@ -93,8 +101,11 @@ def write_yaml(path: str | Path, data: dict[str, Any]) -> None:
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """A file to write that replaces `path` only once it is whole and on disk; on any failure the old file stays."""
+def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Iterator[IO]:
+    """A file to write that replaces `path` only once it is whole; on any failure the old file stays.
+
+    sync: wait until it is on the disk, so that it outlives a power cut.
+    """
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -102,11 +113,14 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         with os.fdopen(handle, mode, encoding=encoding) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)  # a full disk does not say which file it was
         raise
 
 

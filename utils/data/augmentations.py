@@ -54,7 +54,7 @@ def letterbox_geometry(
     if not scaleup:
         gain = min(gain, 1.0)
     ratio = gain, gain
-    inner_w, inner_h = round(width * gain), round(height * gain)
+    inner_w, inner_h = max(round(width * gain), 1), max(round(height * gain), 1)
     pad_w, pad_h = new_w - inner_w, new_h - inner_h
     if auto:
         pad_w, pad_h = pad_w % stride, pad_h % stride

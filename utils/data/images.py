@@ -62,7 +62,7 @@ def _listed_files(list_file: Path) -> list[str]:
 
 
 def check_image(path: str | Path) -> tuple[tuple[int, int], list[str]]:
-    """Reads the headers, without decoding pixels where the file is sound.
+    """Checks an image file: a sound JPEG or PNG without decoding its pixels, other kinds by reading them.
 
     Returns the (width, height) that `read_image` will give, and remarks on what is odd.
     Raises ValueError, naming the file, for what cannot be trained on.
@@ -84,6 +84,8 @@ def check_image(path: str | Path) -> tuple[tuple[int, int], list[str]]:
         raise ValueError(f"{path}: pixels of 32 bits cannot be read; save the image with 8 or 16 bits")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{path}: image is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
+    if image.format not in ("JPEG", "MPO", "PNG"):
+        read_image(path)  # these have neither checksums nor an end mark that would show a file cut short
     return (width, height), remarks
 
 
@@ -111,10 +113,11 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     # not cv2.imread, which on Windows opens no path with letters outside the local code page
     data = np.fromfile(path, dtype=np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        image = _read_with_pillow(path)
-    return image
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error:  # for a header that promises more pixels than OpenCV takes
+        image = None
+    return _read_with_pillow(path) if image is None else image
 
 
 def _read_with_pillow(path: str | Path) -> np.ndarray:

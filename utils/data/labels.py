@@ -257,7 +257,7 @@ def scan(entry: str | list[str], prefix: str = "", use_cache: bool = True) -> An
     annotations = _load_cache(path, digest) if use_cache else None
     if annotations is None:
         annotations = _verify_all(images, label_files, prefix)
-        if use_cache:
+        if use_cache and annotations.images and annotations.counts["found"]:  # else it is a mistake to be mended
             _save_cache(path, digest, annotations)
     _report(annotations, entry, prefix)
     return annotations

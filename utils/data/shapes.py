@@ -1,4 +1,4 @@
-"""A detection data set that is drawn, not downloaded: five classes that differ in outline, never in colour.
+"""A detection data set that is drawn, not downloaded: four classes that differ in outline, never in colour.
 
 A scene is a list of polygons, painted back to front over a cluttered background, then "photographed" with shadow,
 vignette, blur and noise. Labels come from the pixels that stay visible, so they are exact by construction.
@@ -14,17 +14,18 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-NAMES = ("circle", "triangle", "rectangle", "star", "cross")
+NAMES = ("circle", "triangle", "rectangle", "star")
 DISTRACTOR = -1  # the kind of a figure that belongs to no class
-SPLITS = {"train": 512, "val": 128, "test": 64}  # images in each
+SPLITS = {"train": 640, "val": 128, "test": 64}  # images in each
 NOTE = "drawn.txt"  # says what was drawn
-SIZES = ((240, 320), (320, 240), (320, 320), (288, 320), (320, 288), (224, 336), (336, 252))  # height, width
+SIZES = ((320, 320), (320, 320), (288, 320), (320, 288), (256, 320), (320, 256))  # height, width
 
 # How hard the set is. Lengths are fractions of the longer image side; colours run from 0 to 255.
 EMPTY = 0.02  # share of scenes without any object
-OBJECTS = (2, 7)  # objects in the other scenes; one that finds no room is left out
-LONGEST_SIDE = (0.065, 0.7)  # of an object's box: 21 to 224 pixels in an image of 320
-MIDDLE = 1.8  # pull of the sizes towards the geometric middle of that range; 1 is log-uniform
+OBJECTS = (4, 8)  # objects in the other scenes; one that finds no room is left out
+LONGEST_SIDE = (0.095, 0.96)  # of an object's box: 30 to 307 pixels in an image of 320
+MIDDLE = 2.2  # pull of the sizes towards the geometric middle of that range; 1 is log-uniform
+TILT = 20.0  # most degrees that an outline is turned from upright
 STRETCH = 1.4  # most that an outline is stretched along one direction
 PERSPECTIVE = 0.2  # most that its far side shrinks
 OVER = 0.16  # share of objects that stand in front of another one
@@ -32,16 +33,18 @@ HIDDEN = (0.1, 0.35)  # how much of an object is hidden where another figure is 
 CUT = 0.1  # share of objects that the image border cuts
 CUT_AWAY = (0.1, 0.25)  # how much of them: a square that loses more of a corner looks like a triangle
 WHOLE = 0.12  # objects smaller than this are never hidden on purpose
-LOOSE = (0, 2)  # distractors that stand alone
+LOOSE = (0, 1)  # distractors that stand alone
 OCCLUDERS = (0, 1)  # distractors that stand in front of an object
+GROUND = (0, 115)  # range of the background's colours: darker than the figures, as behind things lit from the front
+PAINT = (120, 255)  # range of the figures' colours
 CONTRAST = 40.0  # least colour distance (CIE 1976) of a figure from nearly everything around it
-GRADIENT = 50.0  # most that a figure's colour drifts from one end to the other
-TEXTURE = 15.0  # most that a pattern adds to a figure's colour
-RIM = 0.35  # share of figures with a rim of another colour
-CLUTTER = (1, 5)  # lines, scribbles and words on the background
+GRADIENT = 35.0  # most that a figure's colour drifts from one end to the other
+TEXTURE = 12.0  # most that a pattern adds to a figure's colour
+RIM = 0.25  # share of figures with a rim of another colour
+CLUTTER = (1, 4)  # lines, scribbles and words on the background
 SHADE = 0.3  # most of the light that a shadow or a vignette takes away
 BLUR = 0.004  # largest standard deviation of the blur: 1.3 pixels in an image of 320
-NOISE = 9.0  # largest standard deviation of the noise
+NOISE = 6.0  # largest standard deviation of the noise
 JPEG = (55, 95)  # range of the JPEG quality
 
 TRIES = 20  # attempts to find room for a figure
@@ -156,15 +159,12 @@ def _class_outline(rng: np.random.Generator, kind: int) -> np.ndarray:
         case "circle":
             return np.exp(turn)
         case "triangle":
-            return np.exp(turn[::20] + 1j * rng.uniform(-0.2, 0.2, 3))
+            return 1j * np.exp(turn[::20] + 1j * rng.uniform(-0.2, 0.2, 3))
         case "rectangle":
             corner = 1 + 1j * rng.uniform(0.55, 1)
             return np.array([corner, -corner.conjugate(), -corner, corner.conjugate()])
-        case "star":
-            return np.exp(turn[::6]) * np.tile([1, rng.uniform(0.36, 0.46)], 5)
-        case _:  # cross: one arm, turned by the four powers of i
-            a = rng.uniform(0.24, 0.34)
-            return np.outer(1j ** np.arange(4), [1 - 1j * a, 1 + 1j * a, a + 1j * a]).ravel()
+        case _:  # star
+            return 1j * np.exp(turn[::6]) * np.tile([1, rng.uniform(0.36, 0.46)], 5)
 
 
 def _distractor_outline(rng: np.random.Generator) -> np.ndarray:
@@ -183,10 +183,11 @@ def _distractor_outline(rng: np.random.Generator) -> np.ndarray:
 
 def _seen(rng: np.random.Generator, outline: np.ndarray, side: float) -> np.ndarray:
     """(k, 2): the outline turned, stretched and slanted, its box centred on 0, 0 and `side` pixels at the longest."""
-    turns = np.exp(1j * rng.uniform(0, 2 * np.pi, 3))
-    points = outline * turns[0]
-    points = (points.real + 1j * points.imag * rng.uniform(1 / STRETCH, 1)) * turns[1]
-    points = points / (1 + points.real * rng.uniform(0, PERSPECTIVE)) * turns[2]
+    stretched, slanted = np.exp(1j * rng.uniform(0, 2 * np.pi, 2))  # the directions of these
+    points = outline * stretched
+    points = (points.real + 1j * points.imag * rng.uniform(1 / STRETCH, 1)) * slanted / stretched
+    points = points / (1 + points.real * rng.uniform(0, PERSPECTIVE)) / slanted
+    points = points.conjugate() * np.exp(1j * np.radians(rng.uniform(-TILT, TILT)))  # y of pixels points down
     points = np.stack([points.real, points.imag], 1)
     low, high = points.min(0), points.max(0)
     return (points - (low + high) / 2) * (side / (high - low).max())
@@ -310,7 +311,7 @@ def _paint(rng, image: np.ndarray, figure: Figure, region: tuple[slice, slice], 
 
 def _clear_colour(rng, around: np.ndarray) -> np.ndarray:
     """A colour, (3,) BGR 0-255, at least CONTRAST from nearly all of `around` (k, 3): else the clearest of some."""
-    choice = rng.uniform(0, 255, (24, 3)).astype(np.float32)
+    choice = rng.uniform(*PAINT, (24, 3)).astype(np.float32)
     lab = cv2.cvtColor(np.concatenate([choice, around])[None] / 255, cv2.COLOR_BGR2LAB)[0]
     distance = np.linalg.norm(lab[:24, None] - lab[24:], axis=2)
     distance = np.sort(distance, axis=1)[:, len(around) // 20]  # one patch in twenty may come closer
@@ -342,11 +343,11 @@ def _background(rng, h: int, w: int) -> np.ndarray:
     """A gradient with clouds and a faint pattern, and lines, scribbles and words on it."""
     small, unit, font = (w // 4, h // 4), max(h, w) / 320, cv2.FONT_HERSHEY_SIMPLEX
     clouds = rng.normal(0, rng.uniform(0, 25), (*rng.integers(3, 9, 2), 3)).astype(np.float32)
-    image = _gradient(rng, *small, *rng.uniform(0, 255, (2, 3))) + _pattern(rng, *small, 10)
-    image = np.clip(image + cv2.resize(clouds, small, interpolation=cv2.INTER_CUBIC), 0, 255)
+    image = _gradient(rng, *small, *rng.uniform(*GROUND, (2, 3))) + _pattern(rng, *small, 10)
+    image = np.clip(image + cv2.resize(clouds, small, interpolation=cv2.INTER_CUBIC), *GROUND)
     image = cv2.resize(image, (w, h)).astype(np.uint8)
     for _ in range(rng.integers(CLUTTER[0], CLUTTER[1] + 1)):
-        colour, thickness = rng.uniform(0, 255, 3).tolist(), max(1, round(rng.uniform(0.5, 2.5) * unit))
+        colour, thickness = rng.uniform(0, PAINT[0], 3).tolist(), max(1, round(rng.uniform(0.5, 2.5) * unit))
         ends = (rng.uniform(0, 1, (2, 2)) * (w, h)).astype(int)
         match rng.integers(3):
             case 0:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.evaluation.evaluator import EvaluatedBatch, Evaluation
 from utils.evaluation.plots import found_to_targets, plot_batch, plot_confusion_matrix, plot_curves
-from utils.inference.outputs import label_lines
+from utils.inference.outputs import result_stems, write_labels
 
 # COCO numbers its 80 classes up to 90, with gaps
 COCO_CATEGORIES = [
@@ -26,14 +26,16 @@ def picture_writer(save_dir: Path, names: list[str], batches: int = 3) -> Callab
     return write
 
 
-def text_writer(folder: Path, save_conf: bool) -> Callable[[EvaluatedBatch], None]:
-    """A label file per image with predictions: class x y w h [confidence], 0-1 of the original image."""
+def text_writer(folder: Path, files: Sequence[str], save_conf: bool) -> Callable[[EvaluatedBatch], None]:
+    """A label file per image with predictions: class x y w h [confidence], 0-1 of the original image.
+
+    files: all images there are, for names of which none comes twice.
+    """
+    stems = dict(zip(files, result_stems(files)))
 
     def write(batch: EvaluatedBatch) -> None:
         for path, (shape, _), boxes in zip(batch.paths, batch.shapes, batch.native):
-            if len(boxes):
-                with open(folder / f"{Path(path).stem}.txt", "a", encoding="utf-8") as file:
-                    file.writelines(label_lines(boxes, shape, save_conf))
+            write_labels(folder / f"{stems[path]}.txt", boxes, shape, save_conf)
 
     return write
 
@@ -47,7 +49,7 @@ def json_collector(predictions: list[dict], categories: Sequence[int]) -> Callab
             for x1, y1, x2, y2, confidence, c in boxes.tolist():
                 predictions.append(
                     {
-                        "image_id": int(stem) if stem.isnumeric() else stem,
+                        "image_id": int(stem) if stem.isdecimal() else stem,
                         "category_id": categories[int(c)],
                         "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
                         "score": round(confidence, 5),

@@ -1,8 +1,10 @@
-"""How found boxes are written: lines of label files, crops, the one-line summary."""
+"""How found boxes are written: names of result files, lines of label files, crops, the one-line summary."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,32 @@ import numpy as np
 import torch
 
 from utils.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_xywh, xyxy_to_xywhn
-from utils.files import increment_path
+from utils.files import atomic_write, increment_path
+
+
+def result_stems(files: Sequence[str | Path]) -> list[str]:
+    """The name, without suffix, of each picture's results: its own where no other picture has it, and never one twice.
+
+    Pictures that share a name are told apart by their folders, below the one they share (`cam1/7.jpg` -> `cam1_7`), and
+    by a number where that does not help (`a.jpg`, `a.png` -> `a`, `a_2`).
+    """
+    paths = [Path(os.path.abspath(file)) for file in files]
+    columns = zip(*(path.parent.parts for path in paths))
+    shared = max(sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, columns)), 1)
+    same = Counter(path.stem.lower() for path in paths)  # some file systems know no capitals
+    taken = {stem for stem, count in same.items() if count == 1}
+    stems = []
+    for path in paths:
+        name = path.stem
+        if same[name.lower()] > 1:
+            long = name = "_".join([*path.parent.parts[shared:], name])
+            number = 1
+            while name.lower() in taken:
+                number += 1
+                name = f"{long}_{number}"
+            taken.add(name.lower())
+        stems.append(name)
+    return stems
 
 
 def label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> list[str]:
@@ -21,6 +48,13 @@ def label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = F
     boxes = boxes.cpu().double()
     columns = torch.cat((boxes[:, 5:6], xyxy_to_xywhn(boxes[:, :4], shape[1], shape[0]), boxes[:, 4:5]), 1)
     return [" ".join(f"{v:g}" for v in row[: 6 if save_conf else 5]) + "\n" for row in columns.tolist()]
+
+
+def write_labels(path: str | Path, boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> None:
+    """Writes `label_lines` as a file; without boxes there is none."""
+    if len(boxes):
+        with atomic_write(path, "w", sync=False) as file:
+            file.writelines(label_lines(boxes, shape, save_conf))
 
 
 def summary(boxes: torch.Tensor, names: Sequence[str]) -> str:
@@ -42,16 +76,19 @@ def write_crop(folder: Path, class_name: str, stem: str, picture: np.ndarray) ->
     safe = re.sub(r"[^\w .()+-]", "_", class_name).strip(". ") or "_"
     path = folder / safe / f"{stem}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path = increment_path(path)
-    write_image(path, picture)
-    return path
+    return write_image(increment_path(path), picture)
 
 
-def write_image(path: str | Path, picture: np.ndarray) -> None:
-    """Writes a BGR picture in the format of the path's suffix. OSError when that can not be done."""
+def write_image(path: str | Path, picture: np.ndarray) -> Path:
+    """Writes a BGR picture in the format of the path's suffix, or as .jpg where OpenCV has no writer for that.
+
+    Returns the path written.
+    """
     path = Path(path)
-    done, data = cv2.imencode(path.suffix, picture)
-    if not done:
-        raise OSError(f"{path}: OpenCV cannot write {path.suffix} pictures")
+    # asked by a made-up name: OpenCV crashes over the real one where its bytes are no UTF-8
+    if not (path.suffix and path.suffix.isascii() and cv2.haveImageWriter(f"a{path.suffix}")):
+        path = path.with_name(f"{path.stem}.jpg")
     # not cv2.imwrite, which on Windows opens no path with letters outside the local code page
-    path.write_bytes(data.tobytes())
+    with atomic_write(path, sync=False) as file:
+        file.write(cv2.imencode(path.suffix, picture)[1].tobytes())
+    return path

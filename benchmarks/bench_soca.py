@@ -1,0 +1,314 @@
+"""What second-order channel attention costs: this project's SOCA, the usual way to compute it, the bare covariance.
+
+    python benchmarks/bench_soca.py                            # CPU, two threads
+    python benchmarks/bench_soca.py --threads 1 --cpu-seconds  # on a machine that others use too
+    python benchmarks/bench_soca.py --device cuda              # GPU; the detectors under mixed precision
+    python benchmarks/bench_soca.py --quick                    # fewer repetitions, no detectors
+
+Prints tables in Markdown: time, error against float64 and peak memory of each form; then yolov5s with and without SOCA,
+one training step and one fused inference. Forms are timed in turn, A, B, A, B, ..., so that a busy machine troubles all
+of them alike; quoted are medians. README.md beside this file keeps dated results.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler is silent
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from models.common import SOCA
+from models.second_order import ITERATIONS, covariance, second_order_statistic
+from models.yolo import Model
+from utils.training.loss import ComputeLoss
+
+SHAPES = [(16, 512, 20, 20), (2, 128, 80, 80), (1, 512, 20, 20), (1, 1024, 20, 20)]
+HYP = {"box": 0.05, "cls": 0.5, "cls_pw": 1.0, "obj": 1.0, "obj_pw": 1.0, "anchor_t": 4.0, "fl_gamma": 0.0}
+
+
+# --- the usual way: a centring matrix of M x M, twelve products of C x C ----------------------------------------------
+
+
+def usual_covariance(x: torch.Tensor) -> torch.Tensor:
+    """x (N, C, H, W) -> (N, C, C) by X J X^T, J = (I - 1/M) / M, one J per image."""
+    N, C, H, W = x.shape
+    M = H * W
+    X = x.reshape(N, C, M)
+    J = (torch.eye(M, device=x.device, dtype=x.dtype) - 1 / M) / M
+    J = J.repeat(N, 1, 1)
+    return X.bmm(J).bmm(X.transpose(1, 2))
+
+
+def usual_root(S: torch.Tensor) -> torch.Tensor:
+    """S (N, C, C) -> sqrt(t) Y after five coupled steps from Y = S / t, Z = I."""
+    t = S.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1)
+    I3 = 3 * torch.eye(S.shape[1], device=S.device, dtype=S.dtype).expand_as(S)
+    Y, Z = S / t, I3 / 3
+    for _ in range(ITERATIONS):
+        T = (I3 - Z.bmm(Y)) / 2
+        Y, Z = Y.bmm(T), T.bmm(Z)
+    return Y * t.sqrt()
+
+
+class UsualStatistic(torch.autograd.Function):
+    """Row means of the root, with a backward written out by hand instead of recorded by autograd.
+
+    The iterates are symmetric and commute, which the derivative does not: with G_Y, G_Z the gradients of Y, Z after a
+    step, G_T = Y G_Y + G_Z Z;  G_Y <- G_Y T - Z G_T / 2;  G_Z <- T G_Z - G_T Y / 2.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        N, C, H, W = x.shape
+        M = H * W
+        J = ((torch.eye(M, device=x.device, dtype=x.dtype) - 1 / M) / M).repeat(N, 1, 1)
+        XJ = x.reshape(N, C, M).bmm(J)
+        S = XJ.bmm(x.reshape(N, C, M).transpose(1, 2))
+        t = S.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1)
+        I3 = 3 * torch.eye(C, device=x.device, dtype=x.dtype).expand_as(S)
+        Y, Z = S / t, I3 / 3
+        iterates = []
+        for _ in range(ITERATIONS):
+            T = (I3 - Z.bmm(Y)) / 2
+            iterates += [Y, Z, T]
+            Y, Z = Y.bmm(T), T.bmm(Z)
+        ctx.save_for_backward(XJ, S, t, Y, *iterates)
+        ctx.shape = x.shape
+        return (Y * t.sqrt()).mean(1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        XJ, S, t, last, *iterates = ctx.saved_tensors
+        root = t.sqrt()
+        G = grad.unsqueeze(1).expand_as(S) / S.shape[1]
+        GY, GZ = G * root, torch.zeros_like(S)
+        for k in reversed(range(ITERATIONS)):
+            Y, Z, T = iterates[3 * k : 3 * k + 3]
+            GT = Y.bmm(GY) + GZ.bmm(Z)
+            GY, GZ = GY.bmm(T) - Z.bmm(GT) / 2, T.bmm(GZ) - GT.bmm(Y) / 2
+        through_root = (G * last).sum((1, 2), keepdim=True) / (2 * root)
+        through_trace = (GY * S).sum((1, 2), keepdim=True) / t.square()
+        GS = GY / t + (through_root - through_trace) * torch.eye(S.shape[1], device=S.device, dtype=S.dtype)
+        return (GS + GS.transpose(1, 2)).bmm(XJ).view(ctx.shape)
+
+
+class UsualSOCA(nn.Module):
+    """SOCA as it is usually pasted into a detector; with `by_hand`, its backward is not left to autograd."""
+
+    def __init__(self, ours: SOCA, by_hand: bool):
+        super().__init__()
+        self.conv_du = ours.conv_du
+        self.by_hand = by_hand
+
+    def forward(self, x):
+        s = UsualStatistic.apply(x) if self.by_hand else usual_root(usual_covariance(x)).mean(1)
+        return self.conv_du(s[:, :, None, None]) * x
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Timer:
+    """Medians of forms run in turn.
+
+    cpu_seconds: count the CPU's work, not the clock on the wall. With one thread that leaves out what a busy machine
+    does meanwhile; with several it counts their waiting for each other as well.
+    """
+
+    def __init__(self, device: torch.device, rounds: int, cpu_seconds: bool):
+        self.device, self.rounds = device, rounds
+        self.now = time.process_time if cpu_seconds else time.perf_counter
+
+    def __call__(self, forms: dict[str, Callable[[], None]], times: int = 1) -> dict[str, float]:
+        """Median seconds of each form in rounds * times rounds, after an untimed one."""
+        seconds = {name: [] for name in forms}
+        for k in range(self.rounds * times + 1):
+            for name, run in forms.items():
+                wait(self.device)
+                start = self.now()
+                run()
+                wait(self.device)
+                if k:
+                    seconds[name].append(self.now() - start)
+        return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_floats(run: Callable[[], None], device: torch.device) -> float:
+    """Floats (4 bytes) held at the worst moment of `run` on top of what was there before."""
+    if device.type == "cuda":
+        wait(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        wait(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 4
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    held = peak = 0
+    # allocations and releases, in the order of time
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 4
+
+
+def statistic64(x: torch.Tensor) -> torch.Tensor:
+    """s (N, C) in float64 by the plain coupled iteration."""
+    return usual_root(covariance(x.double())).mean(1)
+
+
+def bench_module(shape: tuple[int, ...], device: torch.device, timer: Timer) -> list[str]:
+    """Rows of the first table: each form at one shape."""
+    N, C, H, W = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(device).requires_grad_()
+    grad_y = torch.randn(shape, generator=generator).to(device)
+    grad_S = torch.randn(N, C, C, generator=generator).to(device)
+    ours = SOCA(C).to(device)
+    modules = {
+        "usual way, autograd": UsualSOCA(ours, by_hand=False),
+        "usual way, backward by hand": UsualSOCA(ours, by_hand=True),
+        "bare covariance, autograd": covariance,
+        "SOCA": ours,
+    }
+
+    def forward(module):
+        with torch.no_grad():
+            module(x)
+
+    def both(module):
+        y = module(x)
+        torch.autograd.grad(y, x, grad_S if module is covariance else grad_y)
+
+    ahead = timer({name: lambda m=m: forward(m) for name, m in modules.items()})
+    whole = timer({name: lambda m=m: both(m) for name, m in modules.items()})
+    with torch.no_grad():
+        s64 = statistic64(x)
+        found = {
+            "usual way, autograd": usual_root(usual_covariance(x)).mean(1),
+            "usual way, backward by hand": UsualStatistic.apply(x),
+            "SOCA": second_order_statistic(x),
+        }
+    rows = []
+    for name, module in modules.items():
+        # output and input gradient are there at the end and not counted
+        peak = peak_floats(lambda m=module: both(m), device) / (N * C * H * W) - (1 if name.startswith("bare") else 2)
+        error = f"{float((found[name] - s64).abs().max() / s64.abs().max()):.1e}" if name in found else ""
+        rows.append(
+            f"| {' x '.join(map(str, shape))} | {name} | {ahead[name] * 1e3:.1f} | {whole[name] * 1e3:.1f} "
+            f"| {whole[name] / whole['SOCA']:.2f} | {error} | {peak:.1f} |"
+        )
+    return rows
+
+
+def training_step(model: Model, device: torch.device, batch: int, size: int) -> Callable[[], None]:
+    """A function that takes one step of training on fixed random images."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, size, size, generator=generator).to(device, memory_format=torch.channels_last)
+    targets = torch.rand(batch * 8, 6, generator=generator)
+    targets[:, 0] = torch.arange(batch * 8) % batch
+    targets[:, 1] = (targets[:, 1] * 80).floor()
+    targets[:, 4:] = targets[:, 4:] * 0.3 + 0.02
+    targets = targets.to(device)
+    model.to(device, memory_format=torch.channels_last).train()
+    compute_loss = ComputeLoss(model.model[-1], HYP)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+
+    def step() -> None:
+        with torch.autocast(device.type, enabled=device.type == "cuda"):
+            loss = compute_loss(model(images), targets)[0]
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return step
+
+
+def inference(model: Model, device: torch.device, size: int) -> Callable[[], None]:
+    """A function that runs one image through the fused model."""
+    image = torch.rand(1, 3, size, size).to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last).eval().fuse()
+    half = device.type == "cuda"
+    if half:
+        model.half()
+        image = image.half()
+
+    def run() -> None:
+        with torch.no_grad():
+            model(image)
+
+    return run
+
+
+def bench_detectors(device: torch.device, timer: Timer) -> list[str]:
+    """Rows of the second table."""
+    rows = []
+    for what, make, times in (
+        ("training step, batch 8, 640 px", lambda m: training_step(m, device, 8, 640), 1),
+        ("inference, batch 1, 640 px, fused", lambda m: inference(m, device, 640), 10),
+    ):
+        runs = {}
+        for name in ("yolov5s.yaml", "SOCA.yaml"):
+            torch.manual_seed(0)
+            runs[name] = make(Model(name))
+        seconds = timer(runs, times)
+        plain, soca = seconds["yolov5s.yaml"] * 1e3, seconds["SOCA.yaml"] * 1e3
+        rows.append(f"| {what} | {plain:.1f} | {soca:.1f} | {soca / plain:.3f} |")
+    return rows
+
+
+def machine(device: torch.device) -> str:
+    """One line: what this was measured on."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    model = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine()
+    )
+    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}{load}"
+
+
+def main() -> None:
+    """Command line: print both tables."""
+    parser = argparse.ArgumentParser(description="Time SOCA against the usual way of computing it.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--rounds", type=int, default=15, help="timed repetitions of each form")
+    parser.add_argument("--cpu-seconds", action="store_true", help="count the CPU's work instead of the wall clock")
+    parser.add_argument("--quick", action="store_true", help="three repetitions, and no detectors")
+    opt = parser.parse_args()
+    torch.set_num_threads(opt.threads)
+    logging.getLogger("yolov5").setLevel(logging.WARNING)  # no tables of layers
+    device = torch.device(opt.device)
+    timer = Timer(device, 3 if opt.quick else opt.rounds, opt.cpu_seconds)
+
+    clock = "CPU seconds" if opt.cpu_seconds else "wall clock"
+    print(f"{machine(device)}, medians of {timer.rounds}, {clock}\n")
+    print("| N x C x H x W | form | forward, ms | with backward, ms | times SOCA | error | peak, NCM floats |")
+    print("|---|---|--:|--:|--:|--:|--:|")
+    for shape in SHAPES:
+        print("\n".join(bench_module(shape, device, timer)), flush=True)
+    if not opt.quick:
+        print("\n| yolov5s | plain, ms | with SOCA, ms | ratio |\n|---|--:|--:|--:|")
+        print("\n".join(bench_detectors(device, timer)))
+
+
+if __name__ == "__main__":
+    main()
