@@ -10,8 +10,17 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.registry import contracts, expands, joins, keeps_channels, normalises, passes, register, widens
-from models.registry import widens_repeating
+from models.registry import (
+    contracts,
+    expands,
+    joins,
+    keeps_channels,
+    normalises,
+    passes,
+    register,
+    widens,
+    widens_repeating,
+)
 from models.second_order import ITERATIONS, covariance, newton_schulz_sqrt, second_order_statistic
 
 
@@ -177,7 +186,7 @@ class C3TR(C3):
 
 @register(widens)
 class C3SPP(C3):
-    """C3 whose inner block is spatial pyramid pooling. v6.1 repeats it outside, so its rule is that of a convolution."""
+    """C3 whose inner block is spatial pyramid pooling; v6.1 repeats it outside, so it has a convolution's rule."""
 
     def __init__(self, c1, c2, k=(5, 9, 13), n=1, shortcut=True, g=1, e=0.5):
         super().__init__(c1, c2, n, shortcut, g, e)
@@ -338,8 +347,8 @@ def _gate(channels: int, reduction: int) -> nn.Sequential:
 class SOCA(nn.Module):
     """Second-order channel attention: weigh each channel by how it varies together with the others.
 
-    Dai et al., Second-order Attention Network for Single Image Super-Resolution, CVPR 2019, section 3.3, with the matrix
-    square root of Li et al. (iSQRT-COV, CVPR 2018). `models/second_order.py` says how it is computed.
+    Dai et al., Second-order Attention Network for Single Image Super-Resolution, CVPR 2019, section 3.3, with the
+    matrix square root of Li et al. (iSQRT-COV, CVPR 2018). `models/second_order.py` says how it is computed.
 
     Args:
         channels: C, of input and output.
@@ -375,12 +384,12 @@ class SE(nn.Module):
 # The names by which pasted SOCA code calls covariance pooling and its root. Plain functions, correct for any use.
 
 
-def CovpoolLayer(x: torch.Tensor) -> torch.Tensor:  # noqa: N802
+def CovpoolLayer(x: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) -> covariance (N, C, C)."""
     return covariance(x)
 
 
-def SqrtmLayer(x: torch.Tensor, iterN: int = ITERATIONS) -> torch.Tensor:  # noqa: N802, N803
+def SqrtmLayer(x: torch.Tensor, iterN: int = ITERATIONS) -> torch.Tensor:
     """Symmetric (N, C, C) -> its square root by iterN coupled Newton-Schulz steps."""
     return newton_schulz_sqrt(x, iterN)
 

@@ -1,4 +1,4 @@
-"""Fixtures of the suite. Recorded numbers and photographs live outside the project; tests that use them skip without."""
+"""Fixtures. Recorded numbers and photographs live outside the project; tests that use them skip where they are not."""
 
 import importlib.util
 import json

@@ -83,14 +83,16 @@ sys.path.insert(0, {str(ROOT)!r})
 def no_network(*args, **kwargs): raise AssertionError("an import touched the network")
 socket.socket.connect = no_network
 import cv2, numpy, torch, torchvision  # what libraries do to the environment is not ours
-before = dict(os.environ), torch.get_num_threads(), cv2.getNumThreads(), numpy.get_printoptions(), torch.is_grad_enabled()
-options = repr(torch._tensor_str.PRINT_OPTS)
+def settings():
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    printing = numpy.get_printoptions(), repr(torch._tensor_str.PRINT_OPTS)
+    return dict(os.environ), threads, printing, torch.is_grad_enabled()
+before = settings()
 rng = torch.get_rng_state()
 for name in {ORDER!r}:
     __import__(name)
-after = dict(os.environ), torch.get_num_threads(), cv2.getNumThreads(), numpy.get_printoptions(), torch.is_grad_enabled()
+after = settings()
 assert before == after, [(a, b) for a, b in zip(before, after) if a != b]
-assert options == repr(torch._tensor_str.PRINT_OPTS)
 assert (rng == torch.get_rng_state()).all()
 assert "matplotlib.pyplot" not in sys.modules and "pandas" not in sys.modules
 assert not os.listdir("."), os.listdir(".")

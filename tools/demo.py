@@ -1,6 +1,6 @@
 """The main job on the embedded data set: train SOCA, validate it, detect with it. About five minutes on two cores.
 
-    python tools/demo.py                 (or: make demo)
+python tools/demo.py                 (or: make demo)
 """
 
 import argparse

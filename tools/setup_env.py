@@ -1,8 +1,9 @@
 """Makes a virtual environment and installs a requirements file into it; says what is missing where that fails.
 
-    python3 tools/setup_env.py .venv requirements.txt
+python3 tools/setup_env.py .venv requirements.txt
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,12 @@ APT = {
 def main() -> None:
     """Command line: environment folder, requirements file."""
     venv, requirements = Path(sys.argv[1]), sys.argv[2]
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - any python3 may run this file
         sys.exit(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}; try make PYTHON=python3.12 ...")
     python = venv / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not python.exists():
         if subprocess.run([sys.executable, "-m", "venv", str(venv)]).returncode:
+            shutil.rmtree(venv, ignore_errors=True)  # without ensurepip a half-made one is left behind
             sys.exit("could not make a virtual environment; on Debian or Ubuntu: sudo apt-get install python3-venv")
     print(f"installing {requirements} into {venv} (torch is large, this takes some minutes)", flush=True)
     if subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", requirements]).returncode:
