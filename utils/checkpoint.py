@@ -32,12 +32,8 @@ _TORCH_LAYERS = [
 ]
 # numpy scalars and arrays, which v6.1 stores as `best_fitness`, by the names old and new numpy give them
 _NUMPY = [np.dtype, np.ndarray, *(type(np.dtype(t)) for t in ("float32", "float64", "int32", "int64", "bool"))]
-_NUMPY_NAMED = [
-    (getattr(module, name), f"numpy.{core}.multiarray.{name}")
-    for module in [(np._core if hasattr(np, "_core") else np.core).multiarray]
-    for core in ("core", "_core")
-    for name in ("_reconstruct", "scalar")
-]
+_REBUILD = {"_reconstruct": np.zeros(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+_NUMPY_NAMED = [(f, f"numpy.{core}.multiarray.{name}") for name, f in _REBUILD.items() for core in ("core", "_core")]
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
