@@ -59,10 +59,10 @@ def usual_root(S: torch.Tensor) -> torch.Tensor:
 
 
 class UsualStatistic(torch.autograd.Function):
-    """Row means of the root, with a backward written out by hand instead of recorded by autograd.
+    """Row means of the root, with the backward that the paper (iSQRT-COV, section 3.3) writes out: per step, with
+    G_Y and G_Z the gradients of what the step gives,
 
-    The iterates are symmetric and commute, which the derivative does not: with G_Y, G_Z the gradients of Y, Z after a
-    step, G_T = Y G_Y + G_Z Z;  G_Y <- G_Y T - Z G_T / 2;  G_Z <- T G_Z - G_T Y / 2.
+        G_Y <- (G_Y (3I - Y Z) - Z G_Z Z - Z Y G_Y) / 2,    G_Z <- ((3I - Y Z) G_Z - Y G_Y Y - G_Z Z Y) / 2.
     """
 
     @staticmethod
@@ -77,31 +77,35 @@ class UsualStatistic(torch.autograd.Function):
         Y, Z = S / t, I3 / 3
         iterates = []
         for _ in range(ITERATIONS):
+            iterates += [Y, Z]
             T = (I3 - Z.bmm(Y)) / 2
-            iterates += [Y, Z, T]
             Y, Z = Y.bmm(T), T.bmm(Z)
-        ctx.save_for_backward(XJ, S, t, Y, *iterates)
+        ctx.save_for_backward(XJ, S, t, Y, I3, *iterates)
         ctx.shape = x.shape
         return (Y * t.sqrt()).mean(1)
 
     @staticmethod
     def backward(ctx, grad):
-        XJ, S, t, last, *iterates = ctx.saved_tensors
+        XJ, S, t, last, I3, *iterates = ctx.saved_tensors
         root = t.sqrt()
         G = grad.unsqueeze(1).expand_as(S) / S.shape[1]
         GY, GZ = G * root, torch.zeros_like(S)
         for k in reversed(range(ITERATIONS)):
-            Y, Z, T = iterates[3 * k : 3 * k + 3]
-            GT = Y.bmm(GY) + GZ.bmm(Z)
-            GY, GZ = GY.bmm(T) - Z.bmm(GT) / 2, T.bmm(GZ) - GT.bmm(Y) / 2
+            Y, Z = iterates[2 * k : 2 * k + 2]
+            YZ = I3 - Y.bmm(Z)
+            ZY = Z.bmm(Y)
+            GY, GZ = (
+                (GY.bmm(YZ) - Z.bmm(GZ).bmm(Z) - ZY.bmm(GY)) / 2,
+                (YZ.bmm(GZ) - Y.bmm(GY).bmm(Y) - GZ.bmm(ZY)) / 2,
+            )
         through_root = (G * last).sum((1, 2), keepdim=True) / (2 * root)
         through_trace = (GY * S).sum((1, 2), keepdim=True) / t.square()
-        GS = GY / t + (through_root - through_trace) * torch.eye(S.shape[1], device=S.device, dtype=S.dtype)
+        GS = GY / t + (through_root - through_trace) * I3 / 3
         return (GS + GS.transpose(1, 2)).bmm(XJ).view(ctx.shape)
 
 
 class UsualSOCA(nn.Module):
-    """SOCA as it is usually pasted into a detector; with `by_hand`, its backward is not left to autograd."""
+    """SOCA as it is usually pasted into a detector; with `by_hand`, by the paper's backward instead of autograd."""
 
     def __init__(self, ours: SOCA, by_hand: bool):
         super().__init__()
@@ -182,7 +186,7 @@ def bench_module(shape: tuple[int, ...], device: torch.device, timer: Timer) -> 
     ours = SOCA(C).to(device)
     modules = {
         "usual way, autograd": UsualSOCA(ours, by_hand=False),
-        "usual way, backward by hand": UsualSOCA(ours, by_hand=True),
+        "usual way, paper's backward": UsualSOCA(ours, by_hand=True),
         "bare covariance, autograd": covariance,
         "SOCA": ours,
     }
@@ -201,7 +205,7 @@ def bench_module(shape: tuple[int, ...], device: torch.device, timer: Timer) -> 
         s64 = statistic64(x)
         found = {
             "usual way, autograd": usual_root(usual_covariance(x)).mean(1),
-            "usual way, backward by hand": UsualStatistic.apply(x),
+            "usual way, paper's backward": UsualStatistic.apply(x),
             "SOCA": second_order_statistic(x),
         }
     rows = []

@@ -165,8 +165,11 @@ class _SecondOrderStatistic(torch.autograd.Function):
             F, largest_mean = _centre(x)
             # where it is no larger than F, S is formed once: a product then costs C^2 instead of 2 C M
             S = F @ F.mT if F.shape[1] <= F.shape[2] else None
-            # the sum of squares not as a norm: in one float32 accumulator that is wrong by up to 7e-5
-            squares = F.square().sum((1, 2)) if S is None else S.diagonal(dim1=1, dim2=2).sum(1)
+            if S is None:
+                # row by row as it lies in memory: no copy of the map, and no accumulator that gets too long for float32
+                squares = torch.linalg.vector_norm(F, dim=2 if F.stride(2) == 1 else 1).square().sum(1)
+            else:
+                squares = S.diagonal(dim1=1, dim2=2).sum(1)
             scale, root = _scales(squares, largest_mean, x.shape)
             F *= scale
             if S is not None:
