@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
+
+# Before torch is loaded: the tensors here are small, and one thread does not mind what else the machine does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
