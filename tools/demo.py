@@ -17,7 +17,7 @@ IMAGE_SIZE = "96"
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Train, validate and detect on the data set that the project draws.")
-    parser.add_argument("--epochs", type=int, default=30, help="passes over the training images (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=19, help="passes over the training images (default: %(default)s)")
     parser.add_argument("--project", default="runs/demo", help="folder of results (default: %(default)s)")
     opt = parser.parse_args()
     start = time.time()
@@ -29,7 +29,7 @@ def main() -> None:
     verb(
         "train.py", "--cfg", "models/SOCA.yaml", "--weights", "", "--hyp", "data/hyps/hyp.demo.yaml",
         "--img", IMAGE_SIZE, "--epochs", str(opt.epochs), "--batch-size", "16", "--optimizer", "AdamW", "--cos-lr",
-        "--noval", "--nosave", "--cache", "--workers", "0", "--name", "train", *common,
+        "--noval", "--nosave", "--cache", "--workers", "1", "--name", "train", *common,
     )  # fmt: skip
     best = folder / "train" / "weights" / "best.pt"
     step("2/3  validating on scenes it never saw")

@@ -22,14 +22,14 @@ SIZES = ((320, 320), (320, 320), (288, 320), (320, 288), (256, 320), (320, 256))
 
 # How hard the set is. Lengths are fractions of the longer image side; colours run from 0 to 255.
 EMPTY = 0.02  # share of scenes without any object
-OBJECTS = (4, 8)  # objects in the other scenes; one that finds no room is left out
-LONGEST_SIDE = (0.095, 0.96)  # of an object's box: 30 to 307 pixels in an image of 320
-MIDDLE = 2.2  # pull of the sizes towards the geometric middle of that range; 1 is log-uniform
+OBJECTS = (3, 7)  # objects in the other scenes; one that finds no room is left out
+LONGEST_SIDE = (0.1, 1.0)  # of an object's box: 32 to 320 pixels in an image of 320
+MIDDLE = 2.4  # pull of the sizes towards the geometric middle of that range; 1 is log-uniform
 TILT = 20.0  # most degrees that an outline is turned from upright
 STRETCH = 1.4  # most that an outline is stretched along one direction
 PERSPECTIVE = 0.2  # most that its far side shrinks
 OVER = 0.16  # share of objects that stand in front of another one
-HIDDEN = (0.1, 0.35)  # how much of an object is hidden where another figure is put there to hide it; never more
+HIDDEN = (0.1, 0.3)  # how much of an object is hidden where another figure is put there to hide it; never more
 CUT = 0.1  # share of objects that the image border cuts
 CUT_AWAY = (0.1, 0.25)  # how much of them: a square that loses more of a corner looks like a triangle
 WHOLE = 0.12  # objects smaller than this are never hidden on purpose
