@@ -10,7 +10,7 @@ from utils.data import shapes
 from utils.data.shapes import DISTRACTOR, NAMES, SIZES, draw_scene, write_dataset
 from utils.files import ROOT, read_yaml
 
-SCENES = 200
+SCENES = 400
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_sizes_span_a_factor_of_ten(scenes):
     sides = np.array([max(b[2:] - b[:2]) * 320 / max(s.image.shape) for s in scenes for b in s.boxes])
     assert sides.max() / sides.min() >= 10
     assert sides.min() >= 17
-    assert 40 < np.median(sides) < 80
+    assert 50 < np.median(sides) < 100
 
 
 def test_classes_are_balanced_and_some_scenes_are_empty(scenes):

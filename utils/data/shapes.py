@@ -23,7 +23,7 @@ SIZES = ((320, 320), (320, 320), (288, 320), (320, 288), (256, 320), (320, 256))
 # How hard the set is. Lengths are fractions of the longer image side; colours run from 0 to 255.
 EMPTY = 0.02  # share of scenes without any object
 OBJECTS = (3, 7)  # objects in the other scenes; one that finds no room is left out
-LONGEST_SIDE = (0.1, 1.0)  # of an object's box: 32 to 320 pixels in an image of 320
+LONGEST_SIDE = (0.09, 1.0)  # of an object's box: 29 to 320 pixels in an image of 320
 MIDDLE = 2.4  # pull of the sizes towards the geometric middle of that range; 1 is log-uniform
 TILT = 20.0  # most degrees that an outline is turned from upright
 STRETCH = 1.4  # most that an outline is stretched along one direction
