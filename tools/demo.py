@@ -1,4 +1,4 @@
-"""The main job on the embedded data set: train SOCA, validate it, detect with it. About five minutes on two cores.
+"""The main job on the embedded data set: train SOCA, validate it, detect with it. Five to six minutes on two cores.
 
 python tools/demo.py                 (or: make demo)
 """
