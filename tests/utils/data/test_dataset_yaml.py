@@ -158,4 +158,4 @@ def test_images_are_drawn_once_where_they_are_missing(dataset, tmp_path, monkeyp
 def test_the_photographs_beside_the_project(shared):
     data = load_dataset_yaml(shared / "datasets" / "bccd" / "bccd.yaml", splits=("train", "val", "test"))
     assert data["names"] == ["RBC", "WBC", "Platelets"]
-    assert data["path"] == str(shared / "datasets" / "bccd")
+    assert data["path"] == str((shared / "datasets" / "bccd").resolve())
