@@ -60,7 +60,8 @@ def write_labels(path: str | Path, boxes: torch.Tensor, shape: tuple[int, int], 
 def summary(boxes: torch.Tensor, names: Sequence[str]) -> str:
     """What was found, in words: `2 persons, 1 bus`. boxes: (n, 6) with the class last."""
     counts = Counter(boxes[:, 5].int().tolist())
-    return ", ".join(f"{n} {names[c]}{'s' * (n > 1 and not names[c].endswith('s'))}" for c, n in sorted(counts.items())) or "(nothing found)"
+    plural = {c: "s" * (n > 1 and not names[c].endswith("s")) for c, n in counts.items()}
+    return ", ".join(f"{n} {names[c]}{plural[c]}" for c, n in sorted(counts.items())) or "(nothing found)"
 
 
 def crop(image: np.ndarray, box: torch.Tensor, gain: float = 1.02, margin: int = 10) -> np.ndarray:
