@@ -2,6 +2,8 @@
 
     python train.py --cfg models/SOCA.yaml                          the data set that the project draws, from scratch
     python train.py --cfg models/SOCA.yaml --data my.yaml --img 640 --weights yolov5s.pt
+    python train.py --resume                                        the newest run, from where it was stopped
+    torchrun --nproc-per-node 4 train.py --batch-size 64 ...        on four GPUs
 
 The run's folder, runs/train/exp, holds weights/best.pt and weights/last.pt, results.csv, and pictures.
 """
@@ -11,8 +13,16 @@ from pathlib import Path
 
 from utils import cli
 
+GONE = {  # options of v6.1 that are no more, and what serves instead
+    "--bucket": "machines share a search through --evolve-storage URL",
+    "--entity": "set WANDB_ENTITY in the environment",
+    "--upload_dataset": "data sets are not uploaded",
+    "--bbox_interval": "pictures are logged at the end of training",
+    "--artifact_alias": "data sets are not read from artifacts",
+}
 
-def parse_opt(known: bool = False) -> argparse.Namespace:
+
+def parse_opt(known: bool = False) -> cli.Options:
     """The command line; with `known` its defaults."""
     parser = argparse.ArgumentParser(description="Train a detector.")
     group = parser.add_argument_group("what to train on what")
@@ -22,72 +32,96 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     group.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
     group.add_argument("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyper-parameter YAML")
     group.add_argument("--single-cls", action="store_true", help="make one class of all")
-    group.add_argument("--freeze", nargs="+", type=int, default=[0], help="first N layers, or several layer numbers")
+    group.add_argument(
+        "--freeze",
+        nargs="+",
+        type=cli.number_or_text,
+        default=[0],
+        help="first N layers, or several numbers or name prefixes",
+    )
+    group.add_argument("--fraction", type=float, default=1.0, help="share of the training images, above 0 to 1")
+    group.add_argument(
+        "--resume", nargs="?", const=True, default=False, help="go on with the newest run, or this last.pt"
+    )
 
     group = parser.add_argument_group("how long and how large")
     group.add_argument("--epochs", type=int, default=300, help="passes over the data (default: %(default)s)")
-    group.add_argument("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
+    group.add_argument("--time", type=float, default=0.0, metavar="HOURS", help="fewer epochs, to end within HOURS")
+    group.add_argument("--batch-size", type=int, default=16, help="images at a time over all GPUs; -1 fills the GPU")
     group.add_argument("--imgsz", "--img", "--img-size", type=int, default=640, help="longer side in pixels")
     group.add_argument("--multi-scale", action="store_true", help="vary the image size by half each batch")
     group.add_argument("--rect", action="store_true", help="batches of like aspect ratio; no mosaic, no shuffling")
+    group.add_argument("--quad", action="store_true", help="every four images make one of twice the side")
     group.add_argument("--patience", type=int, default=100, help="stop after so many epochs without gain; 0 never")
 
     group = parser.add_argument_group("recipe")
     group.add_argument("--optimizer", choices=("SGD", "Adam", "AdamW"), default="SGD")
     group.add_argument("--cos-lr", action="store_true", help="learning rate falls as a cosine, not a line")
     group.add_argument("--label-smoothing", type=float, default=0.0, help="epsilon, 0-1")
+    group.add_argument("--image-weights", action="store_true", help="draw images of classes found badly more often")
+    group.add_argument("--close-mosaic", type=int, default=0, metavar="N", help="no mosaic in the last N epochs")
     group.add_argument("--noautoanchor", action="store_true", help="keep the anchors of the model")
     group.add_argument("--seed", type=int, default=0, help="of everything random")
 
+    group = parser.add_argument_group("search for hyper-parameters")
+    group.add_argument("--evolve", nargs="?", type=int, const=300, metavar="N", help="train N times (default: 300)")
+    group.add_argument("--evolve-storage", default="", metavar="URL", help="Optuna storage that machines share")
+
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="", help="cpu, or a GPU number such as 0 (default: a GPU if there is one)")
-    group.add_argument("--workers", type=int, default=8, help="most processes that read images")
-    group.add_argument("--cache", nargs="?", const="ram", choices=("ram",), help="keep images in memory")
+    group.add_argument("--amp", choices=("auto", "fp16", "bf16", "off"), default="auto", help="mixed precision")
+    group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
+    group.add_argument("--sync-bn", action="store_true", help="batch norm over all GPUs of a torchrun launch")
+    group.add_argument("--workers", type=int, default=8, help="most processes that read images, per GPU")
+    group.add_argument("--cache", nargs="?", const="ram", choices=("ram", "val"), help="keep images in memory")
+    group.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="ignored; for old launchers")
 
-    group = parser.add_argument_group("checkpoints and validation")
+    group = parser.add_argument_group("checkpoints, validation, logs")
     group.add_argument("--noval", action="store_true", help="validate after the last epoch only")
     group.add_argument("--nosave", action="store_true", help="save after the last epoch only")
     group.add_argument("--save-period", type=int, default=-1, help="keep a checkpoint every N epochs")
+    group.add_argument("--log", default="", help="also log to these: tensorboard,wandb,mlflow")
     cli.add_run_folder(parser, "runs/train")
+    cli.add_gone(parser, GONE)
     return cli.parse(parser, known)
 
 
 OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help before torch is imported
 
-from dataclasses import dataclass  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from contextlib import nullcontext  # noqa: E402
+from dataclasses import asdict, dataclass, replace  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from models.backend import find_weights, load_checkpoint, load_model  # noqa: E402
 from models.transfer import transfer  # noqa: E402
 from models.yolo import Detect, Model, checkpoint_classes  # noqa: E402
-from utils import checkpoint  # noqa: E402
+from utils import checkpoint, dist  # noqa: E402
 from utils.boxes import check_image_size, round_up  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
 from utils.data.loader import create_dataloader  # noqa: E402
-from utils.device import select_device  # noqa: E402
+from utils.device import mixed_precision, select_device  # noqa: E402
 from utils.evaluation.evaluator import evaluate, log_evaluation  # noqa: E402
 from utils.evaluation.metrics import fitness  # noqa: E402
 from utils.evaluation.plots import plot_batch, plot_labels, plot_results  # noqa: E402
 from utils.evaluation.report import picture_writer, write_figures  # noqa: E402
-from utils.files import ROOT, atomic_write, find_file, increment_path, write_yaml  # noqa: E402
+from utils.files import ROOT, find_file, increment_path, write_yaml  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 from utils.training.autoanchor import check_anchors  # noqa: E402
 from utils.training.ema import ModelEMA  # noqa: E402
+from utils.training.guard import first_not_finite, weights_not_finite  # noqa: E402
 from utils.training.hyperparameters import NOMINAL_BATCH, load_hyp, scale_hyp, scale_weight_decay  # noqa: E402
 from utils.training.loss import ComputeLoss  # noqa: E402
 from utils.training.optimizer import build_optimizer  # noqa: E402
-from utils.training.sampling import class_weights  # noqa: E402
+from utils.training.records import Pace, append_results, clock, cut_results  # noqa: E402
+from utils.training.sampling import class_weights, image_weights  # noqa: E402
 from utils.training.schedule import EarlyStopping, Schedule, apply_settings  # noqa: E402
 
-COLUMNS = (
-    "epoch", "train/box_loss", "train/obj_loss", "train/cls_loss",
-    "metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95",
-    "val/box_loss", "val/obj_loss", "val/cls_loss", "x/lr0", "x/lr1", "x/lr2",
-)  # fmt: skip
 MOSAICS = 3  # training batches that are drawn
 
 
@@ -95,176 +129,294 @@ MOSAICS = 3  # training batches that are drawn
 
 
 @dataclass
+class State:
+    """How far a run is: with the tensors of `snapshot`, all that the next epoch depends on."""
+
+    epoch: int = -1  # the last one that is finished
+    results: tuple[float, ...] = (0.0,) * 7  # of the last validation
+    class_maps: tuple[float, ...] = ()  # mAP50-95 of each class then
+    best_fitness: float = 0.0
+    last_step: int = -1  # iteration of the last optimizer step
+    skipped: int = 0  # iterations whose gradients overflowed in half precision
+    seconds: float = 0.0
+    finished: bool = False
+
+
+@dataclass
 class Run:
     """Everything that lives as long as the training."""
 
     opt: argparse.Namespace
-    hyp: dict[str, float]  # scaled to the model
+    hyp: dict[str, float]  # as the file has them
     device: torch.device
+    group: dist.Group | None  # the processes that train together
+    autocast: torch.dtype | None  # of mixed precision
     names: list[str]
     image_size: int
     model: Model
+    network: nn.Module  # the model as it is called: compiled, and its gradients averaged over the group
     ema: ModelEMA
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     compute_loss: ComputeLoss
+    validation_loss: ComputeLoss
     train_loader: torch.utils.data.DataLoader
-    val_loader: torch.utils.data.DataLoader
+    val_loader: torch.utils.data.DataLoader | None  # in the first process
     schedule: Schedule
     stopper: EarlyStopping
     save_dir: Path
-    last_step: int = -1  # iteration of the last optimizer step
+    state: State
+    pace: Pace
 
 
-def train(hyp: dict[str, float], opt: argparse.Namespace, device: torch.device) -> tuple[float, ...]:
+Report = Callable[[int, float], None]  # (epoch, fitness); an error it raises ends the training
+
+
+def train(
+    hyp: dict[str, float],
+    opt: argparse.Namespace,
+    device: torch.device,
+    report: Report | None = None,
+    resumed: dict | None = None,
+    group: dist.Group | None = None,
+) -> tuple[float, ...]:
     """Trains as the options say.
+
+    Args:
+        report: called after each epoch.
+        resumed: content of the last.pt to go on from.
+        group: the other processes of a torchrun launch.
 
     Returns P, R, mAP50, mAP50-95, box, objectness and class loss of the best checkpoint on the val split.
     """
-    run = prepare(hyp, opt, device)
-    batches = len(run.train_loader)
-    LOGGER.info(
-        f"training {opt.epochs} epochs of {batches} batches at {run.image_size} px, "
-        f"{run.train_loader.num_workers} workers; results go to {run.save_dir}"
-    )
-    best_fitness, results = 0.0, (0.0,) * 7
-    for epoch in range(opt.epochs):
-        losses = train_one_epoch(run, epoch)
-        rates = [group["lr"] for group in run.optimizer.param_groups]
-        run.ema.copy_attributes(run.model)
-
-        final = epoch + 1 == opt.epochs or run.stopper.possible_stop
-        if final or not opt.noval:
-            evaluation = validate(run, run.ema.model)
-            log_evaluation(evaluation, verbose=False)
-            results = evaluation.results
-        fit = float(fitness(np.array(results)[None])[0])
-        stop = run.stopper(epoch, fit)
-        append_results(run.save_dir / "results.csv", epoch, [*losses, *results, *rates])
-
-        best_fitness = max(best_fitness, fit)
-        if final or not opt.nosave:
-            save_checkpoints(run, epoch, best_fitness, is_best=fit == best_fitness)
-        if stop:
-            LOGGER.info(
-                f"no gain in {opt.patience} epochs; stopping. The best was epoch {run.stopper.best_epoch}, see best.pt"
-            )
-            break
-    return finish(run, results)
+    run = prepare(hyp, opt, device, resumed, group)
+    state = run.state
+    try:
+        while state.epoch + 1 < run.schedule.epochs:
+            epoch = state.epoch + 1
+            losses = train_one_epoch(run, epoch)
+            epochs = end_epoch(run, epoch, losses, report) if dist.is_main() else 0
+            if group:
+                epochs = int(group.decide(f"epochs after {epoch}", str(epochs)))
+            run.schedule = replace(run.schedule, epochs=epochs)
+            state.epoch = epoch
+    except KeyboardInterrupt:
+        tell_how_to_resume(run)
+        raise
+    return finish(run) if dist.is_main() else state.results
 
 
 def train_one_epoch(run: Run, epoch: int) -> list[float]:
     """One pass over the training images; returns the mean box, objectness and class loss."""
-    opt, device, batches = run.opt, run.device, len(run.train_loader)
-    mean = torch.zeros(3, device=device)
-    run.model.train()
+    opt, state, batches = run.opt, run.state, len(run.train_loader)
+    mean = torch.zeros(3, device=run.device)
+    run.network.train()
     run.train_loader.sampler.set_epoch(epoch)
+    if opt.image_weights:
+        weigh_images(run)
     run.optimizer.zero_grad()  # what an unfinished step left of the last epoch is dropped, as in v6.1
 
     LOGGER.info(("\n" + "{:>10}" * 7).format("Epoch", "gpu_mem", "box", "obj", "cls", "labels", "img_size"))
-    progress = tqdm(run.train_loader, bar_format="{desc}{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {elapsed}")
+    bar = "{desc}{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
+    progress = tqdm(run.train_loader, bar_format=bar, disable=not dist.is_main())
     for i, (images, targets, paths, _) in enumerate(progress):
         iteration = i + batches * epoch
-        settings = run.schedule.at(iteration)
+        settings = run.schedule.at(iteration - state.skipped)
         apply_settings(run.optimizer, settings)
-        pixels = images.to(device, non_blocking=True).float().contiguous(memory_format=torch.channels_last) / 255
+        pixels = images.to(run.device, non_blocking=True).float().contiguous(memory_format=torch.channels_last) / 255
         if opt.multi_scale:
             pixels = random_scale(pixels, run.image_size, stride_of(run.model), (opt.seed, iteration))
 
-        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-            raw = run.model(pixels)
-            loss, items = run.compute_loss(raw, targets.to(device))
-        run.scaler.scale(loss).backward()
-        if iteration - run.last_step >= settings.accumulate:
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
-            run.optimizer.zero_grad()
-            run.ema.update(run.model)
-            run.last_step = iteration
+        with torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None):
+            raw = run.network(pixels)
+            loss, items = run.compute_loss(raw, targets.to(run.device))
+        if not loss.isfinite():
+            where = first_not_finite(run.model, pixels, run.autocast)
+            raise FloatingPointError(
+                f"the loss is {items.tolist()} in epoch {epoch}, batch {i}: {where}. Try a lower lr0"
+            )
+        run.scaler.scale(loss * gradient_scale(run)).backward()
+        if iteration - state.last_step >= settings.accumulate:
+            step(run, iteration)
 
         mean = (mean * i + items) / (i + 1)
-        memory = f"{torch.cuda.memory_reserved() / 1e9:.3g}G" if device.type == "cuda" else "0G"
+        memory = f"{torch.cuda.memory_reserved() / 1e9:.3g}G" if run.device.type == "cuda" else "0G"
         progress.set_description(
             ("{:>10}" * 2 + "{:>10.4g}" * 5).format(
-                f"{epoch}/{opt.epochs - 1}", memory, *mean.tolist(), len(targets), pixels.shape[-1]
-            )
+                f"{epoch}/{run.schedule.epochs - 1}", memory, *mean.tolist(), len(targets), pixels.shape[-1]
+            ),
+            refresh=False,
         )
-        if iteration < MOSAICS:
+        progress.set_postfix_str(run.pace.line(len(images), i, run.schedule.epochs))
+        if iteration < MOSAICS and dist.is_main():
             plot_batch(images, targets, run.save_dir / f"train_batch{iteration}.jpg", run.names, paths)
-    if not mean.isfinite().all():
-        raise FloatingPointError(f"the loss is {mean.tolist()} in epoch {epoch}; try a lower lr0, or check the labels")
     return mean.tolist()
+
+
+def gradient_scale(run: Run) -> float:
+    """By what the loss is multiplied: the processes, whose gradients are averaged, and the images of a quad."""
+    return (run.group.world_size if run.group else 1) * (4 if run.opt.quad else 1)
+
+
+def step(run: Run, iteration: int) -> None:
+    """One step of the optimizer and of the average; neither where gradients overflowed in half precision."""
+    scale = run.scaler.get_scale()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad()
+    if run.scaler.get_scale() < scale:  # which is how the scaler answers an overflow
+        run.state.skipped += iteration - run.state.last_step
+    elif dist.is_main():
+        run.ema.update(run.model)
+    run.state.last_step = iteration
+
+
+def end_epoch(run: Run, epoch: int, losses: list[float], report: Report | None) -> int:
+    """Validates, writes results and checkpoints; returns how many epochs the run shall have. First process only."""
+    opt, state, stopper = run.opt, run.state, run.stopper
+    if bad := weights_not_finite(run.model):
+        raise FloatingPointError(
+            f"{bad} is not finite after epoch {epoch}; try a lower lr0. last.pt is of the one before"
+        )
+    rates = [group["lr"] for group in run.optimizer.param_groups]
+    run.ema.copy_attributes(run.model)
+    epochs = fit_in_time(run, epoch)
+
+    final = epoch + 1 >= epochs or stopper.possible_stop
+    if final or not opt.noval:
+        evaluation = validate(run, run.ema.model)
+        log_evaluation(evaluation, verbose=False)
+        state.results, state.class_maps = evaluation.results, evaluation.class_maps
+    fit = float(fitness(np.array(state.results)[None])[0])
+    if stopper(epoch, fit):
+        LOGGER.info(f"no gain in {opt.patience} epochs; stopping. The best was epoch {stopper.best_epoch}, see best.pt")
+        epochs = epoch + 1
+    state.best_fitness = max(state.best_fitness, fit)
+    run.pace.next_epoch()
+    state.epoch, state.seconds = epoch, run.pace.seconds
+
+    append_results(run.save_dir / "results.csv", epoch, [*losses, *state.results, *rates])
+    if final or not opt.nosave:
+        save_checkpoints(run, is_best=fit == state.best_fitness)
+    if report:
+        report(epoch, fit)
+    return epochs
+
+
+def fit_in_time(run: Run, epoch: int) -> int:
+    """The epochs of the run: those of --epochs, or fewer, so that at the pace so far they end within --time."""
+    if not run.opt.time:
+        return run.opt.epochs
+    seconds = run.pace.seconds_so_far()
+    left = (run.opt.time * 3600 - seconds) / (seconds / (epoch + 1))
+    return min(run.opt.epochs, epoch + 1 + max(int(left), 0))
+
+
+def weigh_images(run: Run) -> None:
+    """Has the next epoch's images drawn by how badly the classes in them are found (v6.1's rule)."""
+    dataset, nc = run.train_loader.dataset, run.model.nc
+    maps = np.array(run.state.class_maps or np.zeros(nc))
+    labels = [dataset.labels_of(i) for i in range(len(dataset))]
+    run.train_loader.sampler.set_weights(image_weights(labels, class_weights(labels, nc) * (1 - maps) ** 2))
 
 
 def validate(run: Run, model: Model, observers=()):
     """Measures a model on the val split."""
     return evaluate(
         model.eval(), run.val_loader, run.names, run.device, single_cls=run.opt.single_cls,
-        compute_loss=run.compute_loss, autocast=True, observers=observers,
+        compute_loss=run.validation_loss, autocast=run.autocast, observers=observers,
     )  # fmt: skip
 
 
 # --- before the first epoch -------------------------------------------------------------------------------------------
 
 
-def prepare(hyp: dict[str, float], opt: argparse.Namespace, device: torch.device) -> Run:
+def prepare(
+    hyp: dict[str, float], opt: argparse.Namespace, device: torch.device, resumed: dict | None, group: dist.Group | None
+) -> Run:
     """Reads and checks everything, and only then makes the run's folder."""
     torch.manual_seed(opt.seed)
     torch.backends.cudnn.deterministic = True
+    autocast = mixed_precision(opt.amp, device)
     data = load_dataset_yaml(opt.data)
     nc, names = data["nc"], data["names"]
     if opt.single_cls:
         nc, names = 1, names if nc == 1 else ["item"]
 
-    model = build_model(opt, hyp, nc).to(device, memory_format=torch.channels_last)
+    # the average has plain batch norm, even of a run with --sync-bn
+    model = (resumed["ema"] or resumed["model"]).float() if resumed else build_model(opt, hyp, nc)
+    if model.model[-1].nc != nc:
+        raise ValueError(
+            f"{opt.resume} has {model.model[-1].nc} classes, but {opt.data} has {nc}; only that many can go on"
+        )
+    model = model.to(device, memory_format=torch.channels_last)
     freeze(model, opt.freeze)
-    head, stride = model.model[-1], stride_of(model)
-    image_size = check_image_size(opt.imgsz, stride, floor=2 * stride)
+    image_size = check_image_size(opt.imgsz, stride_of(model), floor=2 * stride_of(model))
+    if opt.batch_size == -1:
+        opt.batch_size = fit_batch_size(model, image_size, autocast)
+    with group.first_on_each_machine("scan") if group else nullcontext():
+        train_loader, val_loader = make_loaders(opt, hyp, data, image_size, stride_of(model), nc, group)
+    if not (opt.noautoanchor or resumed):
+        fit_anchors(model, train_loader.dataset, image_size, hyp["anchor_t"], opt.seed)
+    optimizer, losses = attach(model, opt, hyp, names, image_size, train_loader.dataset, group)
 
-    shared = {"stride": stride, "single_cls": opt.single_cls, "cache": opt.cache, "nc": nc, "seed": opt.seed}
-    train_loader, train_set = create_dataloader(
-        data["train"], image_size, opt.batch_size, hyp=hyp, augment=True, rect=opt.rect, shuffle=True,
-        workers=opt.workers, prefix="train: ", **shared,
-    )  # fmt: skip
-    val_loader, _ = create_dataloader(
-        data["val"], image_size, opt.batch_size * 2, rect=True, pad=0.5, workers=opt.workers, prefix="val: ", **shared
-    )
-    if not opt.noautoanchor:
-        fit_anchors(model, train_set, image_size, hyp["anchor_t"], opt.seed)
-    head.anchors.copy_(head.anchors.half())  # as they will be saved, so that training and inference agree
-
-    raw_hyp = hyp
-    hyp = scale_hyp(hyp, head.nl, nc, image_size, opt.label_smoothing)
-    model.nc, model.names, model.hyp = nc, names, hyp
-    labels = [train_set.labels_of(i) for i in range(len(train_set))]
-    model.class_weights = torch.from_numpy(class_weights(labels, nc) * nc).to(device)
-    optimizer = build_optimizer(
-        model, opt.optimizer, hyp["lr0"], hyp["momentum"],
-        scale_weight_decay(hyp["weight_decay"], opt.batch_size, hyp.get("nominal_batch", NOMINAL_BATCH)),
-    )  # fmt: skip
-
-    save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
-    (save_dir / "weights").mkdir(exist_ok=True)
-    write_yaml(save_dir / "hyp.yaml", raw_hyp)
-    write_yaml(save_dir / "opt.yaml", {**plain(vars(opt)), "save_dir": str(save_dir)})
-    plot_labels(train_set.labels, names, save_dir)
-    return Run(
+    run = Run(
         opt=opt,
         hyp=hyp,
         device=device,
+        group=group,
+        autocast=autocast,
         names=names,
         image_size=image_size,
         model=model,
+        network=model,
         ema=ModelEMA(model),
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=device.type == "cuda"),
-        compute_loss=ComputeLoss(head, hyp),
+        scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
+        compute_loss=losses[0],
+        validation_loss=losses[1],
         train_loader=train_loader,
         val_loader=val_loader,
         schedule=Schedule(hyp, opt.epochs, len(train_loader), opt.batch_size, opt.cos_lr),
         stopper=EarlyStopping(opt.patience),
-        save_dir=save_dir,
+        save_dir=Path(),
+        state=State(),
+        pace=Pace(len(train_loader)),
     )
+    if resumed:
+        restore(run, resumed["training"])
+    run.network = wrap(model, opt, group)
+    if dist.is_main():
+        open_folder(run, resumed)
+        describe(run)
+    return run
+
+
+def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, nc: int, group: dist.Group | None):
+    """The loader of this process's share of the training images; that of the val split, in the first process."""
+    processes = group.world_size if group else 1
+    if opt.batch_size % processes:
+        raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {processes} processes that share it")
+    shared = {"stride": stride, "single_cls": opt.single_cls, "nc": nc, "seed": opt.seed, "workers": opt.workers}
+    train_loader, _ = create_dataloader(
+        data["train"], image_size, opt.batch_size // processes, hyp=hyp, augment=True, rect=opt.rect, shuffle=True,
+        quad=opt.quad, cache=opt.cache if opt.cache != "val" else None, rank=dist.rank(), world_size=processes,
+        prefix="train: ", **shared,
+    )  # fmt: skip
+    if not dist.is_main():
+        return train_loader, None
+    cache = "ram" if opt.cache == "val" else None if opt.noval else opt.cache
+    val_loader, _ = create_dataloader(
+        data["val"],
+        image_size,
+        opt.batch_size // processes * 2,
+        rect=True,
+        pad=0.5,
+        cache=cache,
+        prefix="val: ",
+        **shared,
+    )
+    return train_loader, val_loader
 
 
 def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int) -> Model:
@@ -294,21 +446,32 @@ def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int) -> Mode
         raise ValueError(f"{cfg or weights}: the last row must be Detect, got {type(model.model[-1]).__name__}")
     if model.yaml["ch"] != 3:
         raise ValueError(f"{cfg or weights}: ch is {model.yaml['ch']}, but images have 3 channels")
-    model.info(opt.imgsz)
     return model
 
 
-def freeze(model: Model, layers: list[int]) -> None:
-    """One number k freezes layers 0 to k - 1, several numbers freeze exactly those layers."""
-    if bad := [k for k in layers if not 0 <= k < len(model.model)]:
+def fit_batch_size(model: Model, image_size: int, autocast: torch.dtype | None) -> int:
+    return 16
+
+
+def freeze(model: Model, what: list[int | str]) -> None:
+    """Freezes layers by v6.1's rule, one number k: layers 0 to k - 1, several: those; or parameters by name prefix."""
+    numbers = [w for w in what if isinstance(w, int)]
+    prefixes = tuple(w for w in what if isinstance(w, str))
+    if bad := [k for k in numbers if not 0 <= k < len(model.model)]:
         raise ValueError(f"--freeze: the model has layers 0 to {len(model.model) - 1}, got {bad}")
-    frozen = range(layers[0]) if len(layers) == 1 else layers
-    for k in frozen:
-        model.model[k].requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
+    names = [name for name, _ in model.named_parameters()]
+    if bad := [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]:
+        raise ValueError(f"--freeze: no parameter's name starts with {bad}; names look like {names[0]}")
+    layers = range(numbers[0]) if len(what) == len(numbers) == 1 else numbers
+    prefixes += tuple(f"model.{k}." for k in layers)
+    frozen = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = not name.startswith(prefixes)
+        frozen += not parameter.requires_grad
+    if frozen == len(names):
         raise ValueError("--freeze: nothing is left to train")
-    if len(frozen):
-        LOGGER.info(f"frozen layers: {', '.join(map(str, frozen))}")
+    if frozen:
+        LOGGER.info(f"frozen: {frozen} of {len(names)} parameters, by {', '.join(map(str, what))}")
 
 
 def fit_anchors(model: Model, dataset, image_size: int, threshold: float, seed: int) -> None:
@@ -320,6 +483,75 @@ def fit_anchors(model: Model, dataset, image_size: int, threshold: float, seed: 
         dataset.shapes, labels, pixels, head.stride.tolist(), image_size, threshold, np.random.default_rng(seed)
     )
     head.anchors.copy_(torch.from_numpy(anchors).to(head.anchors) / head.stride.view(-1, 1, 1))
+
+
+def attach(model: Model, opt, hyp, names: list[str], image_size: int, dataset, group: dist.Group | None):
+    """Gives the model what v6.1 hangs on it, and returns its optimizer and the losses of training and validation."""
+    head, nc = model.model[-1], len(names)
+    head.anchors.copy_(head.anchors.half())  # as they will be saved, so that training and inference agree
+    scaled = scale_hyp(hyp, head.nl, nc, image_size, opt.label_smoothing)
+    labels = [dataset.labels_of(i) for i in range(len(dataset))]
+    model.nc, model.names, model.hyp = nc, names, scaled
+    model.class_weights = torch.from_numpy(class_weights(labels, nc) * nc).to(head.anchors.device)
+    optimizer = build_optimizer(
+        model, opt.optimizer, hyp["lr0"], hyp["momentum"],
+        scale_weight_decay(hyp["weight_decay"], opt.batch_size, hyp.get("nominal_batch", NOMINAL_BATCH)),
+    )  # fmt: skip
+    # validation is the first process's alone, and may not wait for the others
+    return optimizer, (ComputeLoss(head, scaled, average=group.average if group else None), ComputeLoss(head, scaled))
+
+
+def wrap(model: Model, opt: argparse.Namespace, group: dist.Group | None) -> nn.Module:
+    """The model as training calls it: its gradients averaged over the group, and compiled where asked for."""
+    network = model
+    if group:
+        if opt.sync_bn:
+            # in place, so that optimizer and average keep the parameters they know
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        device = next(model.parameters()).device
+        network = nn.parallel.DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
+    return torch.compile(network) if opt.compile else network
+
+
+def open_folder(run: Run, resumed: dict | None) -> None:
+    """Makes the run's folder and writes into it what will be trained; or finds the resumed run's."""
+    opt, start = run.opt, run.state.epoch + 1
+    if resumed:
+        run.save_dir = run_folder(opt.resume)
+        cut_results(run.save_dir / "results.csv", start)
+        for leftover in (run.save_dir / "weights").glob(".*.part"):  # of a process that was killed while it wrote
+            leftover.unlink()
+    else:
+        run.save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
+        (run.save_dir / "weights").mkdir(exist_ok=True)
+        plot_labels(run.train_loader.dataset.labels, run.names, run.save_dir)
+    write_yaml(run.save_dir / "hyp.yaml", run.hyp)
+    write_yaml(run.save_dir / "opt.yaml", {**plain(vars(opt)), "save_dir": str(run.save_dir)})
+    if not (resumed or opt.nosave) or not opt.epochs:
+        save_checkpoints(run, is_best=not opt.epochs)
+
+
+def describe(run: Run) -> None:
+    """Prints what is about to happen."""
+    opt, schedule, dataset = run.opt, run.schedule, run.train_loader.dataset
+    run.model.info(run.image_size)
+    processes = f" on {run.group.world_size} processes" if run.group else ""
+    rows = {
+        "data": f"{opt.data}: {len(dataset)} + {len(run.val_loader.dataset)} images, {len(dataset.labels)} boxes, "
+        f"{len(run.names)} classes: {', '.join(run.names[:8])}{' ...' if len(run.names) > 8 else ''}",
+        "anchors": "  ".join(
+            ",".join(f"{side:.0f}" for side in level.flatten().tolist())
+            for level in run.model.model[-1].anchors * run.model.stride.to(run.device).view(-1, 1, 1)
+        ),
+        "recipe": f"{opt.hyp}: {opt.optimizer}, lr0 {run.hyp['lr0']:g}, warm-up {schedule.warmup} iterations, "
+        f"{schedule.at(10**9).accumulate} batches a step",
+        "length": f"epochs {run.state.epoch + 1}-{schedule.epochs - 1} of {len(run.train_loader)} batches of "
+        f"{opt.batch_size} at {run.image_size} px",
+        "machine": f"{run.device}{processes}, mixed precision {str(run.autocast or 'off').removeprefix('torch.')}, "
+        f"{run.train_loader.num_workers} workers",
+        "results": str(run.save_dir),
+    }
+    LOGGER.info("\n".join(f"{name:>8}  {text}" for name, text in rows.items()))
 
 
 # --- inside the loop --------------------------------------------------------------------------------------------------
@@ -340,50 +572,129 @@ def random_scale(pixels: torch.Tensor, image_size: int, stride: int, seed: tuple
     return F.interpolate(pixels, shape, mode="bilinear", align_corners=False)
 
 
-def append_results(file: Path, epoch: int, values: list[float]) -> None:
-    """One row of results.csv, 20 characters a field; the header first."""
-    text = file.read_text() if file.exists() else ",".join(f"{name:>20}" for name in COLUMNS) + "\n"
-    with atomic_write(file, "w") as f:
-        f.write(text + ",".join([f"{epoch:>20}", *(f"{v:>20.5g}" for v in values)]) + "\n")
+# --- checkpoints, and going on from one -------------------------------------------------------------------------------
 
 
-def save_checkpoints(run: Run, epoch: int, best_fitness: float, is_best: bool) -> None:
-    """Writes last.pt, best.pt where this epoch is the best, and epochN.pt where --save-period asks for it."""
+def snapshot(run: Run) -> dict:
+    """All that a resumed run needs to go on as if never stopped, in full precision."""
+    cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
+    return {
+        "opt": plain(vars(run.opt)),
+        "hyp": run.hyp,
+        "state": asdict(run.state),
+        "model": run.model.state_dict(),
+        "ema": run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "stopper": run.stopper.state_dict(),
+        "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+    }
+
+
+def restore(run: Run, saved: dict) -> None:
+    """Brings a run that `prepare` has built to where `snapshot` was taken."""
+    run.state = State(**saved["state"])
+    run.model.load_state_dict(saved["model"])
+    run.ema.load_state_dict(saved["ema"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run.scaler.load_state_dict(saved["scaler"])
+    run.stopper.load_state_dict(saved["stopper"])
+    run.pace = Pace(len(run.train_loader), run.state.seconds, run.state.epoch + 1)
+    torch.set_rng_state(saved["random"]["cpu"])
+    if run.device.type == "cuda" and len(saved["random"]["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+    if run.state.finished and run.state.epoch + 1 >= run.opt.epochs:
+        raise ValueError(f"{run.opt.resume} has all its {run.opt.epochs} epochs; --epochs N with a larger N adds some")
+    run.state.finished = False
+
+
+def save_checkpoints(run: Run, is_best: bool) -> None:
+    """Writes best.pt where this epoch is the best, epochN.pt where --save-period asks for it, and last.pt.
+
+    last.pt comes last: a run that is killed in between goes on from the epoch before, and writes the others again.
+    """
+    epoch, period = run.state.epoch, run.opt.save_period
     content = checkpoint.pack(
         run.model,
         ema=run.ema.model,
         epoch=epoch,
-        best_fitness=np.array([best_fitness]),
+        best_fitness=np.array([run.state.best_fitness]),
         updates=run.ema.updates,
         optimizer=run.optimizer.state_dict(),
     )
-    folder, period = run.save_dir / "weights", run.opt.save_period
-    checkpoint.save(folder / "last.pt", content)
-    if is_best:
-        checkpoint.save(folder / "best.pt", content)
-    if period > 0 and epoch > 0 and epoch % period == 0:
-        checkpoint.save(folder / f"epoch{epoch}.pt", content)
+    whole = {**content, "training": snapshot(run)}
+    with cli.undisturbed():
+        if is_best:
+            checkpoint.save(run.save_dir / "weights/best.pt", content)
+        if period > 0 and epoch > 0 and epoch % period == 0:
+            checkpoint.save(run.save_dir / f"weights/epoch{epoch}.pt", whole)
+        checkpoint.save(run.save_dir / "weights/last.pt", whole)
+
+
+def find_checkpoint(resume: str | bool) -> Path:
+    """The last.pt to go on from: the one named, or the newest below the current folder."""
+    if resume is not True:
+        path = Path(resume)
+        if not path.is_file():
+            raise FileNotFoundError(f"--resume: no such file: {path}")
+        return path
+    found = [p for p in Path().rglob("last*.pt") if p.is_file()]
+    if not found:
+        raise FileNotFoundError(f"--resume: there is no last*.pt below {Path.cwd()}; name the file")
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def run_folder(last: str | Path) -> Path:
+    """The run that a last.pt belongs to."""
+    folder = Path(last).resolve().parent
+    return folder.parent if folder.name == "weights" else folder
+
+
+def resumed_options(opt: cli.Options) -> tuple[cli.Options, dict]:
+    """The options of the run to go on with, changed by those given now; and its checkpoint."""
+    if fixed := opt.given & {"weights", "cfg", "project", "name", "exist_ok", "evolve"}:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(fixed))
+        raise ValueError(f"--resume goes on with the model and the folder of the run; leave out {flags}")
+    path = find_checkpoint(opt.resume)
+    content = load_checkpoint(path)
+    if "training" not in content:
+        raise ValueError(f"{path}: holds weights alone, no state of training; start anew with --weights {path}")
+    saved = {name: value for name, value in content["training"]["opt"].items() if name in vars(opt)}
+    vars(opt).update({name: value for name, value in saved.items() if name not in opt.given} | {"resume": str(path)})
+    return opt, content
+
+
+def tell_how_to_resume(run: Run) -> None:
+    last = run.save_dir / "weights/last.pt"
+    if dist.is_main() and last.exists():
+        LOGGER.warning(f"\nstopped after epoch {run.state.epoch}; go on with: python train.py --resume {last}")
+    elif dist.is_main():
+        LOGGER.warning("\nstopped; --nosave has kept nothing to go on from")
 
 
 # --- after the last epoch ---------------------------------------------------------------------------------------------
 
 
-def finish(run: Run, results: tuple[float, ...]) -> tuple[float, ...]:
+def finish(run: Run) -> tuple[float, ...]:
     """Strips the checkpoints, measures the best one with pictures and a row per class, and draws the curves."""
-    folder = run.save_dir / "weights"
-    for name in ("last.pt", "best.pt"):
-        if (folder / name).exists():
-            checkpoint.strip(folder / name, classes=checkpoint_classes())
-    if (folder / "best.pt").exists():
-        model = load_model(folder / "best.pt", run.device).to(memory_format=torch.channels_last)
-        LOGGER.info(f"\nvalidating {folder / 'best.pt'}")
+    last, best = (run.save_dir / "weights" / name for name in ("last.pt", "best.pt"))
+    if best.exists():
+        checkpoint.strip(best, classes=checkpoint_classes())
+        model = load_model(best, run.device).to(memory_format=torch.channels_last)
+        LOGGER.info(f"\nvalidating {best}")
         evaluation = validate(run, model, observers=[picture_writer(run.save_dir, run.names)])
         log_evaluation(evaluation)
         write_figures(evaluation, run.save_dir)
-        results = evaluation.results
-    plot_results(run.save_dir / "results.csv")
-    LOGGER.info(f"results in {run.save_dir}")
-    return results
+        run.state.results = evaluation.results
+    if (run.save_dir / "results.csv").exists():
+        plot_results(run.save_dir / "results.csv")
+    if last.exists():
+        # to any reader a model for use; to --resume, with more epochs, all of the training
+        content = load_checkpoint(last)
+        content["training"]["state"]["finished"] = True
+        checkpoint.save(last, {**checkpoint.stripped(content), "training": content["training"]})
+    LOGGER.info(f"{run.state.epoch + 1} epochs in {clock(run.pace.seconds_so_far())}; results in {run.save_dir}")
+    return run.state.results
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -396,18 +707,39 @@ def plain(options: dict) -> dict:
 
 def check_options(opt: argparse.Namespace) -> None:
     """ValueError for a number that makes no sense."""
-    for name, least in (("epochs", 1), ("batch_size", 1), ("imgsz", 1), ("workers", 0), ("patience", 0), ("seed", 0)):
-        cli.check_range(f"--{name.replace('_', '-')}", getattr(opt, name), least)
+    least = {"epochs": 0, "imgsz": 1, "workers": 0, "patience": 0, "seed": 0, "close_mosaic": 0, "time": 0}
+    for name, low in least.items():
+        cli.check_range(f"--{name.replace('_', '-')}", getattr(opt, name), low)
+    if opt.batch_size != -1:
+        cli.check_range("--batch-size", opt.batch_size, 1)
     if not 0 <= opt.label_smoothing < 1:
         raise ValueError(f"--label-smoothing must be at least 0 and below 1, got {opt.label_smoothing}")
+    if not 0 < opt.fraction <= 1:
+        raise ValueError(f"--fraction must be above 0 and at most 1, got {opt.fraction}")
+    if opt.image_weights and opt.rect:
+        raise ValueError("--image-weights draws images freely, --rect orders them by shape; choose one")
+    if dist.rank() >= 0:
+        alone = [flag for flag, on in (("--image-weights", opt.image_weights), ("--evolve", opt.evolve)) if on]
+        alone += ["--batch-size -1"] * (opt.batch_size == -1)
+        if alone:
+            raise ValueError(f"{', '.join(alone)} works in one process only, not under torchrun")
 
 
-def main(opt: argparse.Namespace) -> tuple[float, ...]:
+def main(opt: cli.Options) -> tuple[float, ...]:
     """The command line."""
     LOGGER.info(cli.describe("train", opt))
+    resumed = None
+    if opt.resume:
+        opt, resumed = resumed_options(opt)
     check_options(opt)
-    hyp = load_hyp(find_file(opt.hyp, (".yaml", ".yml")))
-    return train(hyp, opt, select_device(opt.device, opt.batch_size))
+    hyp = resumed["training"]["hyp"] if resumed and "hyp" not in opt.given else load_hyp(find_file(opt.hyp))
+    device = select_device(opt.device, opt.batch_size)
+    group = dist.Group("nccl" if device.type == "cuda" else "gloo") if dist.rank() >= 0 else None
+    with cli.stopped_by_signals():
+        results = train(hyp, opt, device, resumed=resumed, group=group)
+    if group:
+        group.close()
+    return results
 
 
 def run(**options) -> argparse.Namespace:

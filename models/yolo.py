@@ -270,7 +270,7 @@ def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Seque
     rows += [("head", k, row) for k, row in enumerate(d["head"])]
 
     layers, save, channels = [], [], []
-    LOGGER.info(f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<40}{'arguments':<30}")
+    LOGGER.debug(f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<40}{'arguments':<30}")
     for i, (section, k, row) in enumerate(rows):
         place = _place(source, section, k, i)
         f, number, name, args = _check_row(row, i, place)
@@ -286,7 +286,7 @@ def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Seque
 
         layer.i, layer.f, layer.np = i, f, sum(p.numel() for p in layer.parameters())
         layer.type = f"{block.__module__}.{block.__qualname__}"
-        LOGGER.info(f"{i:>3}{f!s:>18}{n:>3}{layer.np:>10}  {layer.type:<40}{arguments!s:<30}")
+        LOGGER.debug(f"{i:>3}{f!s:>18}{n:>3}{layer.np:>10}  {layer.type:<40}{arguments!s:<30}")
         save += [j % i for j in ([f] if isinstance(f, int) else f) if j != -1]
         layers.append(layer)
         channels.append(c2)

@@ -12,12 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A file may import only files listed above it.
 ORDER = [
-    "models.registry", "utils.log", "utils.cli", "utils.boxes", "utils.files", "utils.device", "utils.dist",
+    "models.registry", "utils.log", "utils.cli", "utils.boxes", "utils.files", "utils.dist", "utils.device",
     "utils.downloads", "utils.activations", "utils.checkpoint",
     "utils.data.shapes", "utils.data.dataset_yaml", "utils.data.images", "utils.data.labels",
     "utils.data.augmentations", "utils.data.dataset", "utils.data.loader",
     "utils.training.hyperparameters", "utils.training.targets", "utils.training.loss", "utils.training.optimizer",
     "utils.training.schedule", "utils.training.ema", "utils.training.sampling", "utils.training.autoanchor",
+    "utils.training.guard", "utils.training.records",
     "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
     "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
     "models.second_order", "models.common", "models.experimental", "models.yolo", "models.transfer", "models.backend",

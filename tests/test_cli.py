@@ -262,7 +262,7 @@ def labels_in(file: Path) -> np.ndarray:
         ("train", ["--device", 99], "--device 99"),
         ("val", ["--device", 99], "--device 99"),
         ("detect", ["--device", "nonsense"], "--device must be cpu, mps or GPU numbers such as 0 or 0,1"),
-        ("train", ["--epochs", 0], "--epochs must be at least 1, got 0"),
+        ("train", ["--epochs", -1], "--epochs must be at least 0, got -1"),
         ("train", ["--workers", -1], "--workers must be at least 0, got -1"),
         ("val", ["--workers", -1], "--workers must be at least 0, got -1"),
         ("train", ["--label-smoothing", 1], "--label-smoothing must be at least 0 and below 1"),
@@ -346,6 +346,8 @@ def test_unknown_keyword_of_a_python_call():
     ],
 )
 def test_a_yaml_that_is_none(refused, flag, name, content, says):
+    if flag == "--hyp" and name == "text.txt":  # which may have any name
+        says = "missing key 'lr0'"
     if content is not None:
         Path(name).write_bytes(content)
     refused("train", flag, name, says=says)
@@ -903,7 +905,7 @@ def test_a_full_disk_during_training(command, usual, here, monkeypatch):
     assert code == 1 and "Traceback" not in err
     message = err.partition("train: error: ")[2]
     assert "No space left on device" in message and "last.pt" in message
-    assert saved == [0, 0, 1]
+    assert saved == [-1, 0, 0, 1]
     weights = here / "out/exp/weights"
     assert sorted(os.listdir(weights)) == ["best.pt", "last.pt"]
     assert [load_checkpoint(weights / name)["epoch"] for name in ("best.pt", "last.pt")] == [0, 0]
@@ -1044,7 +1046,18 @@ def test_opt_yaml_and_hyp_yaml(world):
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
 def test_final_checkpoints(world, name):
     content = load_checkpoint(world.run / "weights" / name)
-    assert list(content) == ["epoch", "best_fitness", "model", "ema", "updates", "optimizer", "wandb_id", "date"]
+    training = ["training"] if name == "last.pt" else []  # for --resume with more epochs
+    assert list(content) == [
+        "epoch",
+        "best_fitness",
+        "model",
+        "ema",
+        "updates",
+        "optimizer",
+        "wandb_id",
+        "date",
+        *training,
+    ]
     assert content["epoch"] == -1
     assert [content[k] for k in ("best_fitness", "ema", "updates", "optimizer", "wandb_id")] == [None] * 5
     assert {t.dtype for t in content["model"].state_dict().values()} == {torch.float16, torch.int64}
@@ -1304,7 +1317,7 @@ def test_what_a_user_can_cause_ends_in_a_message(capsys):
     code, err = end_of(OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), capsys)
     assert code == 1 and err.startswith("train: error: out of memory; try a smaller --batch-size or --imgsz (CUDA out")
     assert end_of(FloatingPointError("the loss is nan"), capsys) == (1, "train: error: the loss is nan\n")
-    assert end_of(KeyboardInterrupt(), capsys) == (130, "train: stopped\n")
+    assert end_of(KeyboardInterrupt(), capsys) == (130, "train: stopped by SIGINT\n")
 
 
 def test_an_error_of_a_reading_process_comes_without_its_traceback(capsys):
@@ -1333,4 +1346,4 @@ def test_a_loss_that_is_no_number_stops_training(command, usual, here):
         here / "wild.yaml", {**hyp, "lr0": 1e30, "warmup_bias_lr": 1e30, "warmup_floor": 0, "nominal_batch": 4}
     )
     code, err = command("train", *usual["train"], "--hyp", file, "--epochs", 2)
-    assert code == 1 and "train: error: the loss is [" in err and "try a lower lr0, or check the labels" in err
+    assert code == 1 and "is not finite after epoch 0; try a lower lr0" in err

@@ -115,18 +115,21 @@ def pack(model: nn.Module, **entries: Any) -> dict[str, Any]:
     return packed
 
 
+def stripped(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What of a checkpoint is for use: the averaged weights in half precision, no training state."""
+    model = (checkpoint.get("ema") or checkpoint["model"]).half()
+    for p in model.parameters():
+        p.requires_grad = False
+    return {**dict.fromkeys(KEYS), "epoch": -1, "model": model, "date": checkpoint.get("date")}
+
+
 def strip(path: str | Path, output: str | Path = "", classes: Iterable[type] = ()) -> None:
-    """Turns a training checkpoint into one for use: the averaged weights in half precision, no training state.
+    """Turns a training checkpoint into one for use, see `stripped`.
 
     Args:
         path: the checkpoint.
         output: where to write; path itself when not given.
     """
-    checkpoint = load(path, classes)
-    model = (checkpoint.get("ema") or checkpoint["model"]).half()
-    for p in model.parameters():
-        p.requires_grad = False
-    stripped = {**dict.fromkeys(KEYS), "epoch": -1, "model": model, "date": checkpoint.get("date")}
     target = Path(output or path)
-    save(target, stripped)
+    save(target, stripped(load(path, classes)))
     LOGGER.info(f"{target}: stripped of its training state, {target.stat().st_size / 1e6:.1f} MB")

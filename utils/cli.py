@@ -5,8 +5,11 @@ Imports nothing heavy: `--help` must answer before torch is loaded.
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 DATA = "data/shapes.yaml"  # the data set that the project draws itself
 WEIGHTS = "yolov5s.pt"
@@ -24,9 +27,34 @@ def add_run_folder(parser: argparse.ArgumentParser, project: str) -> None:
     group.add_argument("--exist-ok", action="store_true", help="write into an existing folder")
 
 
-def parse(parser: argparse.ArgumentParser, known: bool = False, argv: Sequence[str] | None = None):
+class _Gone(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} is not an option any more: {self.const}")
+
+
+def add_gone(parser: argparse.ArgumentParser, options: dict[str, str]) -> None:
+    """Options of v6.1 that end in an error which says what serves instead."""
+    for name, instead in options.items():
+        parser.add_argument(
+            name, nargs="?", action=_Gone, const=instead, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+
+class Options(argparse.Namespace):
+    """Options, and in `given` the names of those that the user set; the others are defaults."""
+
+    __slots__ = ("given",)  # not among vars()
+
+
+def parse(parser: argparse.ArgumentParser, known: bool = False, argv: Sequence[str] | None = None) -> Options:
     """Parses the command line; with `known`, as a library call, nothing but the defaults."""
-    return parser.parse_args([] if known else argv)
+    untouched = object()
+    names = [action.dest for action in parser._actions if action.dest not in ("help", argparse.SUPPRESS)]
+    opt = parser.parse_args([] if known else argv, Options(**dict.fromkeys(names, untouched)))
+    opt.given = {name for name in names if getattr(opt, name) is not untouched}
+    for name in set(names) - opt.given:
+        setattr(opt, name, parser.get_default(name))
+    return opt
 
 
 def run(main: Callable[[argparse.Namespace], object], opt: argparse.Namespace, verb: str) -> None:
@@ -43,9 +71,10 @@ def run(main: Callable[[argparse.Namespace], object], opt: argparse.Namespace, v
             raise
         print(f"{verb}: error: {_message(error)}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(f"{verb}: stopped", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:  # Ctrl-C, or another signal that `stopped_by_signals` turned into one
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print(f"{verb}: stopped by {signal.Signals(number).name}", file=sys.stderr)
+        sys.exit(128 + number)
 
 
 def _message(error: Exception) -> str:
@@ -58,6 +87,11 @@ def _message(error: Exception) -> str:
     return text or type(error).__name__
 
 
+def number_or_text(text: str) -> int | str:
+    """An option's value that may be either."""
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
 def check_range(flag: str, value: float, low: float, high: float | None = None) -> None:
     """ValueError unless low <= value <= high; NaN is never in range."""
     if not (low <= value and (high is None or value <= high)):
@@ -65,15 +99,53 @@ def check_range(flag: str, value: float, low: float, high: float | None = None) 
         raise ValueError(f"{flag} must be {rule}, got {value}")
 
 
-def override(opt: argparse.Namespace, values: dict) -> argparse.Namespace:
+def override(opt: Options, values: dict) -> Options:
     """Options as keyword arguments, as `run(**kwargs)` of a verb takes them; an unknown name is a TypeError."""
     unknown = set(values) - set(vars(opt))
     if unknown:
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}; known: {', '.join(sorted(vars(opt)))}")
     vars(opt).update(values)
+    opt.given |= set(values)
     return opt
 
 
 def describe(verb: str, opt: argparse.Namespace) -> str:
     """The options in one line, for the log."""
     return f"{verb}: " + ", ".join(f"{k}={v}" for k, v in vars(opt).items())
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM ends the program the way Ctrl-C does: as a KeyboardInterrupt, which cleans up on its way."""
+
+    def stop(number: int, _) -> None:
+        raise KeyboardInterrupt(number)
+
+    with _handlers((signal.SIGTERM,), stop):
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM wait: what must be done whole is done whole, then the signal has its effect."""
+    waiting = []
+    with _handlers((signal.SIGINT, signal.SIGTERM), lambda number, _: waiting.append(number)):
+        yield
+    if waiting:
+        signal.raise_signal(waiting[0])
+
+
+@contextmanager
+def _handlers(signals: tuple[int, ...], handler: Callable) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    old = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)

@@ -1,9 +1,11 @@
 """Choosing the device and keeping time on it."""
 
+import os
 import time
 
 import torch
 
+from utils.dist import local_rank
 from utils.log import LOGGER
 
 
@@ -11,7 +13,7 @@ def select_device(name: str = "", batch_size: int = 0) -> torch.device:
     """The device that `--device` asks for.
 
     name: "" takes the first CUDA GPU where there is one, else the CPU; "cpu"; "mps"; a GPU as "0" or "cuda:0". Of
-        several GPUs, "0,1", this process takes the first.
+        several GPUs, "0,1", this process takes the first; under torchrun the one of its local rank, and "" is all.
     batch_size: when several GPUs are listed it must be divisible by their number.
     """
     wanted = str(name).strip().lower().replace("cuda:", "").replace("none", "").replace(" ", "")
@@ -22,7 +24,8 @@ def select_device(name: str = "", batch_size: int = 0) -> torch.device:
             raise ValueError("--device mps: this machine has no Metal device; use --device cpu")
         device = torch.device("mps")
     else:
-        device = _select_cuda(wanted or "0", batch_size)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        device = _select_cuda(wanted or ",".join(map(str, range(processes))), batch_size)
     detail = f"{torch.get_num_threads()} threads"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -42,7 +45,21 @@ def _select_cuda(wanted: str, batch_size: int) -> torch.device:
         raise ValueError(f"--device {wanted}: {found}; use {'one of them' if available else '--device cpu'}")
     if len(ids) > 1 and batch_size % len(ids):
         raise ValueError(f"--batch-size {batch_size} must be divisible by the {len(ids)} GPUs of --device {wanted}")
-    return torch.device(f"cuda:{int(ids[0])}")
+    mine = max(local_rank(), 0)
+    if mine >= len(ids):
+        raise ValueError(
+            f"torchrun started process {mine} of this machine, but --device {wanted} lists {len(ids)} GPUs"
+        )
+    return torch.device(f"cuda:{int(ids[mine])}")
+
+
+def mixed_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The type that `--amp` asks autocast for, or None for float32 alone: "auto" is fp16 on CUDA, off elsewhere."""
+    if name == "auto":
+        name = "fp16" if device.type == "cuda" else "off"
+    if name == "fp16" and device.type != "cuda":
+        raise ValueError(f"--amp fp16 needs a CUDA GPU, but training runs on {device.type}; use bf16 or off")
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}[name]
 
 
 class Timer:

@@ -1,6 +1,13 @@
-"""Who am I among the processes of a torchrun launch. torchrun says it in environment variables."""
+"""The processes of a torchrun launch: who am I, and what do we agree on. torchrun says it in environment variables."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def rank() -> int:
@@ -21,3 +28,56 @@ def world_size() -> int:
 def is_main() -> bool:
     """True in the one process that writes files and logs."""
     return rank() in (-1, 0)
+
+
+# --- several processes that train together ----------------------------------------------------------------------------
+
+FOREVER = timedelta(days=30)  # waiting for the first process: a scan or a validation may take long
+
+
+class Group:
+    """The processes of a torchrun launch: gradients go through torch.distributed, decisions through its store.
+
+    A value in the store is waited for without a collective held open, so no timeout of the backend runs meanwhile.
+    Where a process fails, torchrun ends the others.
+    """
+
+    def __init__(self, backend: str):
+        import torch.distributed as dist
+
+        store, self.rank, self.world_size = next(dist.rendezvous("env://"))
+        store.set_timeout(FOREVER)
+        self.node = os.environ.get("GROUP_RANK", "0")
+        self._store = dist.PrefixStore("yolov5", store)
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size)
+
+    def decide(self, key: str, value: str = "") -> str:
+        """The first process's value of `key` on every process; others wait for it. A key is used once."""
+        if self.rank == 0:
+            self._store.set(key, value)
+        return self._store.get(key).decode()
+
+    @contextmanager
+    def first_on_each_machine(self, key: str) -> Iterator[None]:
+        """The block runs in the first process of each machine before it runs in the others."""
+        key = f"{key}/{self.node}"
+        if local_rank() != 0:
+            self._store.wait([key], FOREVER)
+        yield
+        if local_rank() == 0:
+            self._store.set(key, "done")
+
+    def average(self, values: "torch.Tensor") -> "torch.Tensor":
+        """The mean of `values` over all processes, in a new tensor."""
+        import torch.distributed as dist
+
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.world_size
+
+    def close(self) -> None:
+        """Leaves the group once all have come this far."""
+        import torch.distributed as dist
+
+        dist.barrier()
+        dist.destroy_process_group()

@@ -61,7 +61,7 @@ def find_file(name: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
     path = Path(name)
     if suffixes and path.suffix and path.suffix.lower() not in suffixes:
         raise ValueError(f"file must end in {' or '.join(suffixes)}, got {str(name)!r}")
-    if path.is_file():
+    if path.is_file() or path.is_fifo():
         return path
     matches = [p for room in ("data", "models", "utils") for p in (ROOT / room).rglob(path.name) if p.is_file()]
     # `models/SOCA.yaml` given from another folder must not find `data/SOCA.yaml`
@@ -75,16 +75,29 @@ def find_file(name: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Errors name the file, and the line where the text goes wrong."""
+    return parse_yaml(read_text(path), path)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a YAML file."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a YAML text file: {error}") from None
+
+
+def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:
+    """The mapping in YAML text that was read from path."""
+    try:
+        content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ValueError(f"{place}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: not a YAML text file: {error}") from None
     if content is None:
         raise ValueError(f"{path}: the file is empty; expected lines of 'key: value'")

@@ -48,6 +48,13 @@ class Evaluation:
         """v6.1's seven numbers: P, R, mAP50, mAP50-95, box loss, objectness loss, class loss."""
         return (*self.metrics.means(), *self.loss)
 
+    @property
+    def class_maps(self) -> tuple[float, ...]:
+        """mAP50-95 of each class; the mean over classes for one without labels."""
+        maps = np.full(len(self.names), self.metrics.means()[3])
+        maps[self.metrics.classes] = self.metrics.ap.mean(1)
+        return tuple(maps.tolist())
+
     def table(self, verbose: bool = True) -> str:
         """The printed rows: all classes, then each that has labels when verbose."""
         columns = "{:>22}{:>11}{:>11}" + "{:>11.3g}" * 4
@@ -77,7 +84,7 @@ def evaluate(
     augment: bool = False,
     hybrid: bool = False,
     compute_loss: Callable | None = None,
-    autocast: bool = False,
+    autocast: torch.dtype | None = None,
     observers: Sequence[Callable[[EvaluatedBatch], None]] = (),
 ) -> Evaluation:
     """Runs a detector over a loader of `utils.data.loader` and measures it, by v6.1's rules (spec of metrics.py).
@@ -89,7 +96,7 @@ def evaluate(
         conf_thres, iou_thres, max_det: of non-maximum suppression, several labels per box.
         hybrid: the labels take part in suppression as certain boxes (for auto-labelling; the metrics lose meaning).
         compute_loss: (raw, targets) -> (total, items), summed up beside the metrics.
-        autocast: run the network in mixed precision on CUDA.
+        autocast: run the network in mixed precision of this type.
         observers: called with each EvaluatedBatch: writers of text, JSON, pictures.
     """
     nc = len(names)
@@ -99,7 +106,7 @@ def evaluate(
     losses, batches, images_seen = torch.zeros(3, device=device), 0, 0
     images_with = np.zeros(nc, dtype=int)
     statistics = []  # per image: correct (n, 10), confidence, predicted class, label class
-    mixed = torch.autocast("cuda", torch.float16) if autocast and device.type == "cuda" else nullcontext()
+    mixed = torch.autocast(device.type, autocast) if autocast else nullcontext()
 
     progress = tqdm(loader, desc=HEADER, bar_format="{desc} {percentage:3.0f}% {elapsed}", leave=False)
     for number, (images, targets, paths, shapes) in enumerate(progress):

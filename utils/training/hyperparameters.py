@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.files import read_yaml
+from utils.files import parse_yaml, read_text
 
 NOMINAL_BATCH = 64  # gradients are gathered over about this many images; weight decay is stated for this batch
 
@@ -81,9 +81,10 @@ def load_hyp(path: str | Path) -> dict[str, float]:
     Raises FileNotFoundError, or one ValueError that lists everything wrong with the file: text that is not YAML,
     missing and unknown keys, values that are no numbers or out of range, each with its line.
     """
-    hyp = read_yaml(path)
+    text = read_text(path)  # once: it may be a pipe
+    hyp = parse_yaml(text, path)
     lines = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if key := re.match(r"""["']?(\w+)["']?\s*:""", line):
             lines[key[1]] = number
     check_hyp(hyp, str(path), lines)

@@ -1,6 +1,6 @@
 """The detection loss: how far boxes, objectness and classes are from the truth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -112,6 +112,9 @@ class ComputeLoss:
         autobalance: adapt the levels' shares of the objectness loss to how well each does.
         gr: how far a positive's objectness target follows its IoU; 0 makes every target 1.
         sort_obj_iou: among positives that share a cell the highest IoU wins, not the last one.
+        average: the mean of a tensor over the processes that train together (`utils.dist.Group.average`). Box and class
+            loss are then means over the positives of all processes, so that the gradients of these, averaged and times
+            their number, are those of one process with the whole batch.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class ComputeLoss:
         autobalance: bool = False,
         gr: float = 1.0,
         sort_obj_iou: bool = False,
+        average: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         self.anchors = detect.anchors.detach().clone()
         if self.anchors.dtype in (torch.float16, torch.bfloat16):
@@ -131,6 +135,7 @@ class ComputeLoss:
         self.positive, self.negative = smooth_labels(hyp.get("label_smoothing", 0.0))
         self.gr = gr
         self.sort_obj_iou = sort_obj_iou
+        self.average = average
 
         def criterion(pos_weight: float) -> BCE:
             return FocalLoss(hyp["fl_gamma"], pos_weight=pos_weight) if hyp["fl_gamma"] > 0 else BCE(pos_weight)
@@ -165,6 +170,9 @@ class ComputeLoss:
         levels = build_targets(targets, self.anchors, grids, self.anchor_t)
 
         box, obj, cls = zip(*(self._level_loss(*level) for level in zip(raw, levels)))
+        if self.average:
+            shares = self._shares(levels, raw[0].device)
+            box, cls = ([share * loss for share, loss in zip(shares, part)] for part in (box, cls))
         weighted = torch.stack(
             [
                 self.weights["box"] * sum(box),
@@ -200,6 +208,11 @@ class ComputeLoss:
             class_targets[torch.arange(len(label), device=label.device), label] = self.positive
             cls = self.class_criterion(chosen[:, 5:], class_targets)
         return (1 - iou).mean(), self.object_criterion(object_logits, object_targets), cls
+
+    def _shares(self, levels: Sequence[LevelTargets], device: torch.device) -> torch.Tensor:
+        """Per level, this process's positives as a multiple of the mean over all processes."""
+        here = torch.tensor([len(level.image) for level in levels], dtype=torch.float32, device=device)
+        return here / self.average(here).clamp(min=torch.finfo(here.dtype).tiny)
 
     def _object_targets(self, shape: torch.Size, positives: LevelTargets, scores: torch.Tensor) -> torch.Tensor:
         """A map (B, A, rows, columns) with the scores (P,) of the positives in their cells, 0 elsewhere.

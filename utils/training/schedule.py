@@ -92,9 +92,14 @@ class Schedule:
     batch_size: int  # images, over all processes
     cosine: bool = False
 
+    @property
+    def warmup(self) -> int:
+        """Length of the warm-up in iterations."""
+        return warmup_iterations(self.hyp, self.batches, self.hyp.get("warmup_floor", 1000))
+
     def at(self, iteration: int) -> Settings:
         """The settings in force in an iteration, counted from the start of training."""
-        length = warmup_iterations(self.hyp, self.batches, self.hyp.get("warmup_floor", 1000))
+        length = self.warmup
         epoch = factor_epoch(iteration // self.batches, self.batches, length)
         factor = lr_factor(epoch, self.epochs, self.hyp["lrf"], self.cosine)
         nominal_batch = self.hyp.get("nominal_batch", NOMINAL_BATCH)
