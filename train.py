@@ -216,7 +216,7 @@ def prepare(hyp: dict[str, float], opt: argparse.Namespace, device: torch.device
     if opt.single_cls:
         nc, names = 1, names if nc == 1 else ["item"]
 
-    model = build_model(opt, hyp, nc).to(device, memory_format=torch.channels_last)
+    model = build_model(opt, hyp, nc, names).to(device, memory_format=torch.channels_last)
     freeze(model, opt.freeze)
     head, stride = model.model[-1], stride_of(model)
     image_size = check_image_size(opt.imgsz, stride, floor=2 * stride)
@@ -267,12 +267,14 @@ def prepare(hyp: dict[str, float], opt: argparse.Namespace, device: torch.device
     )
 
 
-def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int) -> Model:
+def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int, names: list[str] | None = None) -> Model:
     """The model to train.
 
     1. --cfg names the architecture; without it the YAML inside the weights does, or the YAML of the weights' name.
     2. --weights given and there: its tensors are carried over. Given but not there: an error.
     3. --weights not given, and its default not there: from scratch, with a warning. '' : from scratch.
+
+    names: classes of the data set; what the weights know of a class of that name is carried over.
     """
     weights, cfg, anchors = opt.weights, opt.cfg, round(hyp.get("anchors", 0))
     there = any((room / weights).is_file() for room in (Path(), ROOT))
@@ -289,7 +291,7 @@ def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int) -> Mode
         source = (content.get("ema") or content["model"]).float()
         model = Model(find_file(cfg, (".yaml", ".yml")) if cfg else source.yaml, nc=nc, anchors=anchors)
         # another architecture, or new anchors, bring their own
-        transfer(source, model, skip=("anchor",) if cfg or anchors else ())
+        transfer(source, model, own_anchors=bool(cfg or anchors), names=names)
     if not isinstance(model.model[-1], Detect):
         raise ValueError(f"{cfg or weights}: the last row must be Detect, got {type(model.model[-1]).__name__}")
     if model.yaml["ch"] != 3:
