@@ -344,7 +344,7 @@ def prepare(
         nc, names = 1, names if nc == 1 else ["item"]
 
     # the average has plain batch norm, even of a run with --sync-bn
-    model = (resumed["ema"] or resumed["model"]).float() if resumed else build_model(opt, hyp, nc)
+    model = (resumed["ema"] or resumed["model"]).float() if resumed else build_model(opt, hyp, nc, names)
     if model.model[-1].nc != nc:
         raise ValueError(
             f"{opt.resume} has {model.model[-1].nc} classes, but {opt.data} has {nc}; only that many can go on"
@@ -419,12 +419,14 @@ def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, nc: int, gr
     return train_loader, val_loader
 
 
-def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int) -> Model:
+def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int, names: list[str] | None = None) -> Model:
     """The model to train.
 
     1. --cfg names the architecture; without it the YAML inside the weights does, or the YAML of the weights' name.
     2. --weights given and there: its tensors are carried over. Given but not there: an error.
     3. --weights not given, and its default not there: from scratch, with a warning. '' : from scratch.
+
+    names: classes of the data set; what the weights know of a class of that name is carried over.
     """
     weights, cfg, anchors = opt.weights, opt.cfg, round(hyp.get("anchors", 0))
     there = any((room / weights).is_file() for room in (Path(), ROOT))
@@ -441,7 +443,7 @@ def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int) -> Mode
         source = (content.get("ema") or content["model"]).float()
         model = Model(find_file(cfg, (".yaml", ".yml")) if cfg else source.yaml, nc=nc, anchors=anchors)
         # another architecture, or new anchors, bring their own
-        transfer(source, model, skip=("anchor",) if cfg or anchors else ())
+        transfer(source, model, own_anchors=bool(cfg or anchors), names=names)
     if not isinstance(model.model[-1], Detect):
         raise ValueError(f"{cfg or weights}: the last row must be Detect, got {type(model.model[-1]).__name__}")
     if model.yaml["ch"] != 3:

@@ -334,6 +334,8 @@ class Classify(nn.Module):
 
 # --- channel attention ------------------------------------------------------------------------------------------------
 
+OPEN = 4.0  # logit of an open gate: 0.982, and a slope of 0.018 to learn by
+
 
 def _gate(channels: int, reduction: int) -> nn.Sequential:
     """The small network from one number per channel to a weight in 0-1 per channel."""
@@ -341,6 +343,11 @@ def _gate(channels: int, reduction: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1), nn.Sigmoid()
     )
+
+
+def _open(gate: nn.Sequential) -> None:
+    """Sets the gate near 1 for every channel; its matrices stay as built, so that both of them learn."""
+    nn.init.constant_(gate[2].bias, OPEN)
 
 
 @register(keeps_channels)
@@ -365,6 +372,10 @@ class SOCA(nn.Module):
         s = second_order_statistic(x)  # (N, C)
         return self.conv_du(s[:, :, None, None]).type_as(x) * x
 
+    def start_as_identity(self) -> None:
+        """Lets nearly everything through, for a block that is put among trained layers."""
+        _open(self.conv_du)
+
 
 @register(keeps_channels)
 class SE(nn.Module):
@@ -379,6 +390,10 @@ class SE(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv_du(x.mean((2, 3), keepdim=True)).type_as(x) * x
+
+    def start_as_identity(self) -> None:
+        """As SOCA's."""
+        _open(self.conv_du)
 
 
 # The names by which pasted SOCA code calls covariance pooling and its root. Plain functions, correct for any use.
