@@ -80,7 +80,8 @@ def parse_opt(known: bool = False) -> cli.Options:
     group.add_argument("--noval", action="store_true", help="validate after the last epoch only")
     group.add_argument("--nosave", action="store_true", help="save after the last epoch only")
     group.add_argument("--save-period", type=int, default=-1, help="keep a checkpoint every N epochs")
-    group.add_argument("--log", default="", help="also log to these: tensorboard,wandb,mlflow")
+    # torchrun takes `--log` for a shortened option of its own, hence the second name
+    group.add_argument("--log", "--loggers", default="", help="also log to these: tensorboard,wandb,mlflow")
     cli.add_run_folder(parser, "runs/train")
     cli.add_gone(parser, GONE)
     return cli.parse(parser, known)
@@ -116,9 +117,10 @@ from utils.training.autoanchor import check_anchors  # noqa: E402
 from utils.training.ema import ModelEMA  # noqa: E402
 from utils.training.guard import first_not_finite, weights_not_finite  # noqa: E402
 from utils.training.hyperparameters import NOMINAL_BATCH, load_hyp, scale_hyp, scale_weight_decay  # noqa: E402
+from utils.training.loggers import Loggers, create_loggers, parse_loggers  # noqa: E402
 from utils.training.loss import ComputeLoss  # noqa: E402
 from utils.training.optimizer import build_optimizer  # noqa: E402
-from utils.training.records import Pace, append_results, clock, cut_results  # noqa: E402
+from utils.training.records import COLUMNS, Pace, append_results, clock, cut_results  # noqa: E402
 from utils.training.sampling import class_weights, image_weights  # noqa: E402
 from utils.training.schedule import EarlyStopping, Schedule, apply_settings  # noqa: E402
 
@@ -165,6 +167,7 @@ class Run:
     schedule: Schedule
     stopper: EarlyStopping
     save_dir: Path
+    loggers: Loggers
     state: State
     pace: Pace
 
@@ -295,7 +298,9 @@ def end_epoch(run: Run, epoch: int, losses: list[float], report: Report | None) 
     run.pace.next_epoch()
     state.epoch, state.seconds = epoch, run.pace.seconds
 
-    append_results(run.save_dir / "results.csv", epoch, [*losses, *state.results, *rates])
+    numbers = [*losses, *state.results, *rates]
+    append_results(run.save_dir / "results.csv", epoch, numbers)
+    run.loggers.log_metrics(dict(zip(COLUMNS[1:], numbers, strict=True)), epoch)
     if final or not opt.nosave:
         save_checkpoints(run, is_best=fit == state.best_fitness)
     if report:
@@ -380,6 +385,7 @@ def prepare(
         schedule=Schedule(hyp, opt.epochs, len(train_loader), opt.batch_size, opt.cos_lr),
         stopper=EarlyStopping(opt.patience),
         save_dir=Path(),
+        loggers=Loggers(),
         state=State(),
         pace=Pace(len(train_loader)),
     )
@@ -527,6 +533,7 @@ def open_folder(run: Run, resumed: dict | None) -> None:
         run.save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
         (run.save_dir / "weights").mkdir(exist_ok=True)
         plot_labels(run.train_loader.dataset.labels, run.names, run.save_dir)
+    run.loggers = create_loggers(opt.log, run.save_dir, plain(vars(opt)), run.hyp, resume=bool(resumed))
     write_yaml(run.save_dir / "hyp.yaml", run.hyp)
     write_yaml(run.save_dir / "opt.yaml", {**plain(vars(opt)), "save_dir": str(run.save_dir)})
     if not (resumed or opt.nosave) or not opt.epochs:
@@ -695,6 +702,11 @@ def finish(run: Run) -> tuple[float, ...]:
         content = load_checkpoint(last)
         content["training"]["state"]["finished"] = True
         checkpoint.save(last, {**checkpoint.stripped(content), "training": content["training"]})
+    names = [f"best/{name.partition('/')[2]}" for name in COLUMNS[4:8]]
+    run.loggers.log_pictures(
+        sorted([*run.save_dir.glob("*.png"), *run.save_dir.glob("*.jpg")]), max(run.state.epoch, 0)
+    )
+    run.loggers.finish({"best/epoch": run.stopper.best_epoch, **dict(zip(names, run.state.results))})
     LOGGER.info(f"{run.state.epoch + 1} epochs in {clock(run.pace.seconds_so_far())}; results in {run.save_dir}")
     return run.state.results
 
@@ -718,6 +730,7 @@ def check_options(opt: argparse.Namespace) -> None:
         raise ValueError(f"--label-smoothing must be at least 0 and below 1, got {opt.label_smoothing}")
     if not 0 < opt.fraction <= 1:
         raise ValueError(f"--fraction must be above 0 and at most 1, got {opt.fraction}")
+    parse_loggers(opt.log)
     if opt.image_weights and opt.rect:
         raise ValueError("--image-weights draws images freely, --rect orders them by shape; choose one")
     if dist.rank() >= 0:
@@ -729,6 +742,12 @@ def check_options(opt: argparse.Namespace) -> None:
 
 def main(opt: cli.Options) -> tuple[float, ...]:
     """The command line."""
+    if "," in opt.device and dist.rank() < 0:
+        number = opt.device.count(",") + 1
+        raise ValueError(
+            f"--device {opt.device}: one process drives one GPU. Several train together with: "
+            f"torchrun --nproc-per-node {number} train.py --device {opt.device} ..."
+        )
     LOGGER.info(cli.describe("train", opt))
     resumed = None
     if opt.resume:

@@ -4,6 +4,7 @@ Imports nothing heavy: `--help` must answer before torch is loaded.
 """
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
@@ -97,6 +98,13 @@ def check_range(flag: str, value: float, low: float, high: float | None = None) 
     if not (low <= value and (high is None or value <= high)):
         rule = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{flag} must be {rule}, got {value}")
+
+
+def require(package: str, flag: str) -> None:
+    """ValueError unless a package that only `flag` needs is installed. Does not import it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:  # without an origin it is only a folder of that name, such as wandb's runs
+        raise ValueError(f"{flag} needs the package {package}, which is not installed: pip install {package}")
 
 
 def override(opt: Options, values: dict) -> Options:

@@ -1,0 +1,248 @@
+"""Experiment trackers beside results.csv, where `--log` asks for them: TensorBoard, W&B, MLflow.
+
+A tracker is a guest: whatever it raises, it is dropped with one warning and training goes on.
+"""
+
+import difflib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import cli
+from utils.data.images import read_image
+from utils.files import atomic_write
+from utils.log import LOGGER
+
+RUN_IDS = "loggers.json"  # in the run's folder: the run of each tracker, for a resumed training to continue
+LOGIN_SECONDS = 30  # that W&B may wait for an answer
+
+
+def parse_loggers(names: str) -> list[str]:
+    """The trackers named in a comma list such as "tensorboard,wandb"; none for "".
+
+    Raises ValueError for a name that is not known, and for a tracker that is not installed. Imports none of them.
+    """
+    wanted = list(dict.fromkeys(name.strip().lower() for name in names.split(",") if name.strip()))
+    for name in wanted:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name, TRACKERS, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"--log: unknown logger {name!r}{hint} There are {', '.join(TRACKERS)}.")
+        cli.require(name, f"--log {name}")
+    return wanted
+
+
+def create_loggers(
+    names: str,
+    save_dir: str | Path,
+    options: Mapping[str, Any],
+    hyp: Mapping[str, float],
+    resume: bool = False,
+) -> "Loggers":
+    """Starts the trackers of a comma list (see `parse_loggers` for its errors). Call it in the main process alone.
+
+    Args:
+        save_dir: folder of the run, which exists.
+        options: the command line. Of it `project`, `name` and, for W&B, `entity` say where the run appears; all of it
+            is stored as the run's configuration.
+        hyp: hyper-parameters, stored too.
+        resume: continue the runs that the training in this folder began, as far as it had them.
+    """
+    save_dir = Path(save_dir)
+    file = save_dir / RUN_IDS
+    known = json.loads(file.read_text(encoding="utf-8")) if resume and file.exists() else {}
+    trackers = [TRACKERS[name](save_dir, dict(options), dict(hyp), known.get(name)) for name in parse_loggers(names)]
+    loggers = Loggers(trackers)
+    loggers.start()
+    ids = {**known, **{tracker.name: tracker.run_id for tracker in loggers.trackers if tracker.run_id}}
+    if ids or file.exists():
+        with atomic_write(file, "w") as f:
+            json.dump(ids, f, indent=1)
+    return loggers
+
+
+def project_name(options: Mapping[str, Any]) -> str:
+    """The project at a tracker: the last part of --project, or YOLOv5 where that was not changed."""
+    project = Path(str(options["project"]))
+    return "YOLOv5" if project == Path("runs/train") else project.name
+
+
+def run_name(options: Mapping[str, Any]) -> str | None:
+    """The run at a tracker: --name, or None, a name of the tracker's own choice, where that was not changed."""
+    return None if options["name"] == "exp" else str(options["name"])
+
+
+class Loggers:
+    """Passes everything on to each tracker that still works."""
+
+    def __init__(self, trackers: Sequence["Tracker"] = ()):
+        self.trackers = list(trackers)
+
+    def start(self) -> None:
+        self._each("start")
+
+    def log_metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        """Numbers of one epoch, by the names of results.csv."""
+        self._each("log_metrics", dict(values), epoch)
+
+    def log_pictures(self, paths: Sequence[str | Path], epoch: int) -> None:
+        """Picture files, each under its name without suffix. Those that are not there are left out."""
+        self._each("log_pictures", [path for path in map(Path, paths) if path.is_file()], epoch)
+
+    def finish(self, summary: Mapping[str, float]) -> None:
+        """The end of the training, with the numbers that characterise it, such as best/epoch and best/mAP_0.5."""
+        self._each("finish", dict(summary))
+
+    def _each(self, act: str, *arguments) -> None:
+        for tracker in list(self.trackers):
+            try:
+                getattr(tracker, act)(*arguments)
+            except Exception as error:  # foreign code and its network must not end hours of training
+                reason = str(error).strip() or type(error).__name__
+                LOGGER.warning(f"--log {tracker.name} failed and is dropped, training goes on: {reason}")
+                self.trackers.remove(tracker)
+
+
+# --- the trackers -----------------------------------------------------------------------------------------------------
+
+
+class Tracker:
+    """One run at a tracker. `run_id` is what a resumed training needs to continue it, None where nothing is needed."""
+
+    name = ""
+
+    def __init__(self, save_dir: Path, options: dict[str, Any], hyp: dict[str, float], run_id: str | None = None):
+        self.save_dir = save_dir
+        self.options = options
+        self.hyp = hyp
+        self.run_id = run_id
+
+    def start(self) -> None: ...
+
+    def log_metrics(self, values: dict[str, float], epoch: int) -> None: ...
+
+    def log_pictures(self, paths: list[Path], epoch: int) -> None: ...
+
+    def finish(self, summary: dict[str, float]) -> None: ...
+
+
+class TensorBoard(Tracker):
+    """Event files in the run's folder: `tensorboard --logdir runs/train`."""
+
+    name = "tensorboard"
+
+    def start(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.open = SummaryWriter
+        self.writer = None
+
+    def _writer(self, epoch: int):
+        """The writer. Epochs from its first one on replace those that a training cut short may have left behind."""
+        if self.writer is None:
+            self.writer = self.open(str(self.save_dir), purge_step=epoch)
+        return self.writer
+
+    def log_metrics(self, values: dict[str, float], epoch: int) -> None:
+        writer = self._writer(epoch)
+        for name, value in values.items():
+            writer.add_scalar(name, value, epoch)
+        writer.flush()
+
+    def log_pictures(self, paths: list[Path], epoch: int) -> None:
+        for path in paths:
+            self._writer(epoch).add_image(path.stem, read_image(path)[:, :, ::-1], epoch, dataformats="HWC")
+
+    def finish(self, summary: dict[str, float]) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+class WandB(Tracker):
+    """Weights & Biases. Neither code nor the state of a git repository is sent."""
+
+    name = "wandb"
+
+    def start(self) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            project=project_name(self.options),
+            name=run_name(self.options),
+            entity=self.options.get("entity"),
+            config={**_plain(self.options), "hyp": self.hyp},
+            dir=str(self.save_dir),
+            id=self.run_id,
+            resume="allow",
+            settings=wandb.Settings(
+                login_timeout=LOGIN_SECONDS, save_code=False, disable_code=True, disable_git=True, console="off"
+            ),
+        )
+        self.run_id = self.run.id
+
+    def log_metrics(self, values: dict[str, float], epoch: int) -> None:
+        self.run.log(values, step=epoch)
+
+    def log_pictures(self, paths: list[Path], epoch: int) -> None:
+        import wandb
+
+        self.run.log({"Results": [wandb.Image(str(path), caption=path.name) for path in paths]}, step=epoch)
+
+    def finish(self, summary: dict[str, float]) -> None:
+        self.run.summary.update(summary)
+        self.run.finish()
+
+
+class MLflow(Tracker):
+    """MLflow, at the place that its own environment variable MLFLOW_TRACKING_URI names."""
+
+    name = "mlflow"
+
+    def start(self) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        self.client = MlflowClient()
+        if self.run_id is not None:
+            self.client.update_run(self.run_id, status="RUNNING")
+            return
+        name = project_name(self.options)
+        experiment = self.client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name)
+        self.run_id = self.client.create_run(experiment_id, run_name=run_name(self.options)).info.run_id
+        for group in (_plain(self.options), {f"hyp/{name}": value for name, value in self.hyp.items()}):
+            self.client.log_batch(self.run_id, params=[Param(_legal(k), str(v)) for k, v in group.items()])
+
+    def log_metrics(self, values: dict[str, float], epoch: int) -> None:
+        from mlflow.entities import Metric
+
+        now = round(time.time() * 1000)
+        metrics = [Metric(_legal(name), float(value), now, epoch) for name, value in values.items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def log_pictures(self, paths: list[Path], epoch: int) -> None:
+        for path in paths:
+            self.client.log_artifact(self.run_id, str(path))
+
+    def finish(self, summary: dict[str, float]) -> None:
+        self.log_metrics(summary, 0)
+        for name in ("results.csv", "hyp.yaml", "opt.yaml", "weights/best.pt"):
+            if (file := self.save_dir / name).is_file():
+                self.client.log_artifact(self.run_id, str(file))
+        self.client.set_terminated(self.run_id)
+
+
+TRACKERS = {tracker.name: tracker for tracker in (TensorBoard, WandB, MLflow)}
+
+
+def _legal(name: str) -> str:
+    """A name as MLflow allows it: letters, digits, and _ - . / or space."""
+    return re.sub(r"[^\w\-./ ]", "-", name)
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Paths, and what else trackers cannot store, as text."""
+    return {k: v if isinstance(v, int | float | list | None) else str(v) for k, v in options.items()}
