@@ -9,6 +9,7 @@ The run's folder, runs/train/exp, holds weights/best.pt and weights/last.pt, res
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 from utils import cli
@@ -114,6 +115,7 @@ from utils.evaluation.report import picture_writer, write_figures  # noqa: E402
 from utils.files import ROOT, find_file, increment_path, write_yaml  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 from utils.training.autoanchor import check_anchors  # noqa: E402
+from utils.training.autobatch import auto_batch_size  # noqa: E402
 from utils.training.ema import ModelEMA  # noqa: E402
 from utils.training.guard import first_not_finite, weights_not_finite  # noqa: E402
 from utils.training.hyperparameters import NOMINAL_BATCH, load_hyp, scale_hyp, scale_weight_decay  # noqa: E402
@@ -123,6 +125,7 @@ from utils.training.optimizer import build_optimizer  # noqa: E402
 from utils.training.records import COLUMNS, Pace, append_results, clock, cut_results  # noqa: E402
 from utils.training.sampling import class_weights, image_weights  # noqa: E402
 from utils.training.schedule import EarlyStopping, Schedule, apply_settings  # noqa: E402
+from utils.training.search import search  # noqa: E402
 
 MOSAICS = 3  # training batches that are drawn
 
@@ -358,7 +361,7 @@ def prepare(
     freeze(model, opt.freeze)
     image_size = check_image_size(opt.imgsz, stride_of(model), floor=2 * stride_of(model))
     if opt.batch_size == -1:
-        opt.batch_size = fit_batch_size(model, image_size, autocast)
+        opt.batch_size = auto_batch_size(model, image_size, autocast)
     with group.first_on_each_machine("scan") if group else nullcontext():
         train_loader, val_loader = make_loaders(opt, hyp, data, image_size, stride_of(model), nc, group)
     if not (opt.noautoanchor or resumed):
@@ -455,10 +458,6 @@ def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int, names: 
     if model.yaml["ch"] != 3:
         raise ValueError(f"{cfg or weights}: ch is {model.yaml['ch']}, but images have 3 channels")
     return model
-
-
-def fit_batch_size(model: Model, image_size: int, autocast: torch.dtype | None) -> int:
-    return 16
 
 
 def freeze(model: Model, what: list[int | str]) -> None:
@@ -740,6 +739,28 @@ def check_options(opt: argparse.Namespace) -> None:
             raise ValueError(f"{', '.join(alone)} works in one process only, not under torchrun")
 
 
+def evolve(hyp: dict[str, float], opt: cli.Options, device: torch.device) -> dict[str, float]:
+    """Searches for hyper-parameters by training --evolve times; returns the best. With --resume it goes on."""
+    project = "runs/evolve" if Path(opt.project) == Path("runs/train") else opt.project
+    folder = increment_path(Path(project) / opt.name, opt.exist_ok or bool(opt.resume), mkdir=True)
+    trial = Path(folder) / "trial"  # each writes over the last one
+
+    def objective(candidate: dict[str, float], report: Report) -> tuple[float, ...]:
+        shutil.rmtree(trial, ignore_errors=True)
+        changed = {
+            "project": str(folder),
+            "name": "trial",
+            "exist_ok": True,
+            "nosave": True,
+            "resume": False,
+            "log": "",
+        }
+        return train(candidate, argparse.Namespace(**{**vars(opt), **changed}), device, report)
+
+    storage = opt.evolve_storage or None
+    return search(objective, hyp, opt.evolve, folder, fitness, opt.epochs, storage, autoanchor=not opt.noautoanchor)
+
+
 def main(opt: cli.Options) -> tuple[float, ...]:
     """The command line."""
     if "," in opt.device and dist.rank() < 0:
@@ -750,11 +771,14 @@ def main(opt: cli.Options) -> tuple[float, ...]:
         )
     LOGGER.info(cli.describe("train", opt))
     resumed = None
-    if opt.resume:
+    if opt.resume and opt.evolve is None:
         opt, resumed = resumed_options(opt)
     check_options(opt)
     hyp = resumed["training"]["hyp"] if resumed and "hyp" not in opt.given else load_hyp(find_file(opt.hyp))
     device = select_device(opt.device, opt.batch_size)
+    if opt.evolve is not None:
+        with cli.stopped_by_signals():
+            return evolve(hyp, opt, device)
     group = dist.Group("nccl" if device.type == "cuda" else "gloo") if dist.rank() >= 0 else None
     with cli.stopped_by_signals():
         results = train(hyp, opt, device, resumed=resumed, group=group)

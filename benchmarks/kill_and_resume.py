@@ -125,13 +125,15 @@ def main() -> int:
         arguments = [*usual, "--name", name]
         while True:
             strike = (rng.randint(2, 5), rng.random()) if kills % 3 == 0 else None
+            begin = time.time()
             process = start([*arguments, "--workers", str(rng.choice([0, 1, 2]))], log, strike)
             try:
-                code = process.wait(None if strike or kills >= opt.kills else rng.uniform(0.3, 1) * length)
+                code = process.wait(None if strike or kills >= opt.kills else rng.uniform(0.2, 0.9) * length)
             except subprocess.TimeoutExpired:
                 process.kill()
                 code = process.wait()
             if code == 0:
+                length = min(length, time.time() - begin)
                 break
             if code != -signal.SIGKILL:
                 sys.exit(f"ended with {code}:\n{log.read_text()[-3000:]}")

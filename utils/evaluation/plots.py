@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from utils.boxes import xywhn_to_xyxy, xyxy_to_xywhn
-from utils.evaluation.metrics import CONFIDENCE_GRID, RECALL_GRID, ClassMetrics, ConfusionMatrix
+from utils.evaluation.metrics import CONFIDENCE_GRID, RECALL_GRID, ClassMetrics, ConfusionMatrix, fitness
 from utils.files import atomic_write
 from utils.log import LOGGER
 
@@ -483,8 +483,32 @@ def plot_results(file: str | Path) -> Path:
     return path
 
 
+def plot_evolution(file: str | Path) -> Path:
+    """Writes evolve.png beside evolve.csv: fitness by each hyper-parameter, later trials brighter, the best marked."""
+    file = Path(file)
+    titles, values = _read_results(file)
+    fit = fitness(values)
+    best = int(fit.argmax())
+    names, columns = titles[7:], values[:, 7:].T
+    figure = _figure(10, 2 * math.ceil(len(names) / 5))
+    axes = figure.subplots(math.ceil(len(names) / 5), 5, sharey=True, squeeze=False).ravel()
+    for ax, name, column in zip(axes, names, columns):
+        ax.scatter(column, fit, c=range(len(fit)), cmap="viridis", alpha=0.8, s=16, linewidths=0)
+        ax.plot(column[best], fit[best], "k+", markersize=14)
+        ax.set_title(f"{name} = {column[best]:.3g}", fontsize=9)
+        ax.tick_params(labelsize=7)
+        ax.locator_params(axis="x", nbins=4)
+    for ax in axes[::5]:
+        ax.set_ylabel("fitness", fontsize=8)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    path = file.with_suffix(".png")
+    _save(figure, path, dpi=200)
+    return path
+
+
 def _read_results(file: Path) -> tuple[list[str], np.ndarray]:
-    """Column titles and values (epochs, columns) of one results.csv."""
+    """Column titles and values (rows, columns) of one results.csv or evolve.csv."""
     with open(file, newline="", encoding="utf-8") as stream:
         reader = csv.reader(stream, skipinitialspace=True)
         titles = [title.strip() for title in next(reader, [])]

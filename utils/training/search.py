@@ -1,0 +1,304 @@
+"""Hyper-parameters found by training again and again (`--evolve`), with Optuna.
+
+The trials live in a database: a search that stopped goes on where it was, and any number of processes and machines that
+name the same database share one search. The files in the run's folder are made anew from it after each trial.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import yaml
+
+from utils import cli
+from utils.files import atomic_write
+from utils.log import LOGGER
+
+if TYPE_CHECKING:
+    import optuna
+
+# Lowest and highest value of each hyper-parameter that is searched, as in v6.1. The others stay as they are.
+LIMITS = {
+    "lr0": (1e-5, 0.1), "lrf": (0.01, 1.0), "momentum": (0.6, 0.98), "weight_decay": (0.0, 0.001),
+    "warmup_epochs": (0.0, 5.0), "warmup_momentum": (0.0, 0.95), "warmup_bias_lr": (0.0, 0.2),
+    "box": (0.02, 0.2), "cls": (0.2, 4.0), "cls_pw": (0.5, 2.0), "obj": (0.2, 4.0), "obj_pw": (0.5, 2.0),
+    "anchor_t": (2.0, 8.0), "anchors": (2.0, 10.0),
+    "hsv_h": (0.0, 0.1), "hsv_s": (0.0, 0.9), "hsv_v": (0.0, 0.9),
+    "degrees": (0.0, 45.0), "translate": (0.0, 0.9), "scale": (0.0, 0.9), "shear": (0.0, 10.0),
+    "flipud": (0.0, 1.0), "mosaic": (0.0, 1.0), "mixup": (0.0, 1.0), "copy_paste": (0.0, 1.0),
+}  # fmt: skip
+GAINS = {"momentum": 0.3, "anchors": 2.0}  # how strongly a value mutates; 1 where not said
+ANCHORS = 3  # per level, where the hyp file does not say
+
+RESULTS = (
+    "metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95",
+    "val/box_loss", "val/obj_loss", "val/cls_loss",
+)  # fmt: skip
+
+PARENTS = 5  # the fittest trials, of which each new one descends from one
+UNPRUNED_TRIALS = 5  # so many run to their end before any is cut short
+HEARTBEAT, GRACE = 60, 300  # seconds between signs of life of a trial, and until a silent one counts as dead
+
+# Trains with these hyper-parameters, calls report(epoch, fitness) after each epoch, and returns the seven RESULTS
+Objective = Callable[[dict[str, float], Callable[[int, float], None]], Sequence[float]]
+
+
+def search(
+    objective: Objective,
+    hyp: Mapping[str, float],
+    generations: int,
+    save_dir: str | Path,
+    fitness: Callable[[np.ndarray], np.ndarray],
+    epochs: int,
+    storage: str | None = None,
+    study_name: str = "evolve",
+    seed: int = 0,
+    autoanchor: bool = True,
+) -> dict[str, float]:
+    """Trains until the study has `generations` trials; returns the hyper-parameters of the fittest.
+
+    The first trial is `hyp` itself, moved into LIMITS; each later one is a mutated copy of one of the five fittest, as
+    in v6.1. A value of 0 stays 0: what a hyp file switches off is not searched. A trial whose fitness falls behind the
+    median of the others at the same epoch is cut short. One that ends in a FloatingPointError or without GPU memory is
+    recorded as failed, and the search goes on.
+
+    After each trial it writes evolve.csv (RESULTS and hyper-parameters of every trial that ran to its end) and
+    hyp_evolve.yaml (the best of them, to be used as --hyp) into save_dir.
+
+    Args:
+        objective: trains once. What `report` raises must pass through it.
+        fitness: results (n, 7) -> (n,), the higher the better.
+        epochs: of one training; in the first third of them none is cut short.
+        storage: database URL of Optuna, by default a file evolve.db in save_dir.
+        study_name: of the search within that database.
+        seed: of the search. One process alone finds the same trials again, also when stopped between two of them.
+        autoanchor: anchors per level, 3 unless `hyp` says otherwise, are searched too.
+
+    Raises:
+        ValueError: Optuna is missing, the database cannot be used, or its study keeps other hyper-parameters fixed.
+        FloatingPointError: not one trial ran to its end.
+    """
+    cli.require("optuna", "--evolve")
+    import optuna
+
+    save_dir = Path(save_dir)
+    hyp = {**hyp, "anchors": hyp.get("anchors") or ANCHORS} if autoanchor else dict(hyp)
+    genes = [name for name in hyp if name in LIMITS and hyp[name] != 0 and (autoanchor or name != "anchors")]
+    start = _starting_point(hyp, genes)
+    url = storage or f"sqlite:///{(save_dir / 'evolve.db').resolve()}"
+    study = _open_study(url, study_name, _evolution(start, seed), epochs)
+    _check_fixed(study, {name: value for name, value in hyp.items() if name not in genes})
+
+    if not any(_counts(t) or t.state == optuna.trial.TrialState.WAITING for t in study.get_trials(deepcopy=False)):
+        study.enqueue_trial(start)
+    failures = (FloatingPointError, torch.OutOfMemoryError)
+    while _spent(study) < generations:
+        study.optimize(
+            lambda trial: _run(trial, objective, hyp, genes, fitness, failures), 1, catch=failures, gc_after_trial=True
+        )
+        write_results(study, save_dir)
+        _log(study)
+
+    write_results(study, save_dir)
+    if not _completed(study):
+        raise FloatingPointError(
+            f"none of the {_spent(study)} trials of --evolve ran to its end; see the messages above"
+        )
+    LOGGER.info(
+        f"{len(_completed(study))} full trials; the best hyper-parameters are in {save_dir / 'hyp_evolve.yaml'}"
+    )
+    return study.best_trial.user_attrs["hyp"]
+
+
+# --- one trial --------------------------------------------------------------------------------------------------------
+
+
+def _starting_point(hyp: Mapping[str, float], genes: Sequence[str]) -> dict[str, float]:
+    start = {name: _limit(name, hyp[name]) for name in genes}
+    for name in genes:
+        if start[name] != hyp[name]:
+            LOGGER.warning(f"--evolve: {name} {hyp[name]:g} is outside its limits, starting from {start[name]:g}")
+    return start
+
+
+def _propose(trial: "optuna.Trial", hyp: Mapping[str, float], genes: Sequence[str]) -> dict[str, float]:
+    """The hyper-parameters of a trial, in the order of `hyp`, to the five digits that evolve.csv will show."""
+    drawn = {name: trial.suggest_float(name, *LIMITS[name]) for name in genes}
+    return {name: float(f"{drawn[name]:.5g}") if name in drawn else value for name, value in hyp.items()}
+
+
+def _run(trial: "optuna.Trial", objective: Objective, hyp, genes, fitness, failures) -> float:
+    import optuna
+
+    values = _propose(trial, hyp, genes)
+    trial.set_user_attr("hyp", values)
+    LOGGER.info(f"\ntrial {trial.number}: " + ", ".join(f"{name}={values[name]:g}" for name in genes))
+
+    def report(epoch: int, value: float) -> None:
+        trial.report(value, epoch)
+        if trial.should_prune():
+            LOGGER.info(f"trial {trial.number} falls behind the others and is cut short in epoch {epoch}")
+            raise optuna.TrialPruned
+
+    try:
+        results = [float(value) for value in objective(dict(values), report)]
+        assert len(results) == len(RESULTS)
+        value = float(fitness(np.array([results]))[0])
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the fitness is {value}")
+    except failures as error:
+        LOGGER.warning(f"trial {trial.number} failed: {error}")
+        trial.set_user_attr("error", str(error))
+        raise
+    trial.set_user_attr("results", results)
+    return value
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+
+def _open_study(url: str, name: str, sampler: "optuna.samplers.BaseSampler", epochs: int) -> "optuna.Study":
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search says itself what happens
+    return optuna.create_study(
+        storage=_open_storage(url),
+        study_name=name,
+        sampler=sampler,
+        pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, epochs // 3),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def _open_storage(url: str, attempts: int = 2) -> "optuna.storages.RDBStorage":
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # for others that write
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.storages.RDBStorage(url, waiting, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    except (ImportError, SQLAlchemyError) as error:  # ImportError: the driver of that kind of database
+        if attempts > 1:  # of processes that begin at once only one can make the tables; the others look again
+            time.sleep(1)
+            return _open_storage(url, attempts - 1)
+        raise ValueError(f"--evolve: the database {url} cannot be opened: {error}") from None
+
+
+def _evolution(start: dict[str, float], seed: int) -> "optuna.samplers.BaseSampler":
+    """v6.1's evolution as a sampler: each trial is a mutated copy of one of the fittest.
+
+    Where the hyp file is a good one already, it gains more in tens or a few hundred trials than Optuna's own samplers,
+    which first look everywhere. Seeded by (seed, number of the trial), so that no two processes draw the same.
+    """
+    import optuna
+
+    class Evolution(optuna.samplers.BaseSampler):
+        def infer_relative_search_space(self, study, trial):
+            return {name: optuna.distributions.FloatDistribution(*LIMITS[name]) for name in start}
+
+        def sample_relative(self, study, trial, space):
+            rng = np.random.default_rng((seed, trial.number))
+            parents = sorted(_completed(study), key=lambda t: t.value, reverse=True)[:PARENTS]
+            return mutate(draw_parent([(t.params, t.value) for t in parents], rng) if parents else start, rng)
+
+        def sample_independent(self, study, trial, name, distribution):
+            raise AssertionError(f"{name} is not in the search space")
+
+    return Evolution()
+
+
+def draw_parent(parents: Sequence[tuple[dict[str, float], float]], rng: np.random.Generator) -> dict[str, float]:
+    """One of these (values, fitness), the more probable the further its fitness is above the lowest."""
+    weights = np.array([fitness for _, fitness in parents])
+    weights = weights - weights.min() + 1e-6
+    return parents[rng.choice(len(parents), p=weights / weights.sum())][0]
+
+
+def mutate(values: Mapping[str, float], rng: np.random.Generator) -> dict[str, float]:
+    """Most values times a random factor of 0.3-3, mostly near 1, and moved into LIMITS; some factor is not 1."""
+    gains = np.array([GAINS.get(name, 1.0) for name in values])
+    factors = np.ones(len(values))
+    while len(values) and (factors == 1).all():
+        chosen = rng.random(len(values)) < 0.8
+        factors = (gains * chosen * rng.standard_normal(len(values)) * rng.random() * 0.2 + 1).clip(0.3, 3.0)
+    return {name: _limit(name, value * factor) for (name, value), factor in zip(values.items(), factors.tolist())}
+
+
+def _limit(name: str, value: float) -> float:
+    low, high = LIMITS[name]
+    return min(max(value, low), high)
+
+
+def _check_fixed(study: "optuna.Study", fixed: dict[str, float]) -> None:
+    """Every process must search the same space around the same values."""
+    known = study.user_attrs.get("fixed", fixed)
+    if known != fixed:
+        names = sorted(name for name in {**known, **fixed} if known.get(name) != fixed.get(name))
+        raise ValueError(
+            f"--evolve: the study '{study.study_name}' differs from the hyp file in {', '.join(names)}, which it does "
+            "not search; give the hyp file that it began with, or begin another study"
+        )
+    study.set_user_attr("fixed", fixed)
+
+
+def _counts(trial: "optuna.trial.FrozenTrial") -> bool:
+    """True for a trial under way or at its end; one that was interrupted, or whose machine died, is made up for."""
+    return trial.state.name in ("RUNNING", "COMPLETE", "PRUNED") or "error" in trial.user_attrs
+
+
+def _spent(study: "optuna.Study") -> int:
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)
+    return sum(map(_counts, study.get_trials(deepcopy=False)))
+
+
+def _completed(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def write_results(study: "optuna.Study", save_dir: Path) -> None:
+    """evolve.csv and hyp_evolve.yaml from the completed trials; nothing while there are none."""
+    written = 0
+    while len(trials := _completed(study)) > written:  # once more if another process added one meanwhile
+        _write_csv(trials, save_dir / "evolve.csv")
+        _write_best(trials, save_dir / "hyp_evolve.yaml")
+        written = len(trials)
+
+
+def _write_csv(trials: Sequence["optuna.trial.FrozenTrial"], file: Path) -> None:
+    titles = [*RESULTS, *trials[0].user_attrs["hyp"]]
+    rows = [[*trial.user_attrs["results"], *trial.user_attrs["hyp"].values()] for trial in trials]
+    with atomic_write(file, "w") as f:
+        f.write(",".join(f"{title:>20}" for title in titles) + "\n")
+        f.writelines(",".join(f"{value:>20.5g}" for value in row) + "\n" for row in rows)
+
+
+def _write_best(trials: Sequence["optuna.trial.FrozenTrial"], file: Path) -> None:
+    best = max(range(len(trials)), key=lambda i: trials[i].value)
+    with atomic_write(file, "w") as f:
+        f.write(f"# The best hyper-parameters that --evolve found, fitness {trials[best].value:.5g}\n")
+        f.write(f"# Best generation: {best}\n# Last generation: {len(trials) - 1}\n")
+        f.write("# " + ",".join(f"{title:>20}" for title in RESULTS) + "\n")
+        f.write("# " + ",".join(f"{value:>20.5g}" for value in trials[best].user_attrs["results"]) + "\n\n")
+        yaml.safe_dump(trials[best].user_attrs["hyp"], f, sort_keys=False)
+
+
+def _log(study: "optuna.Study") -> None:
+    states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
+    counts = ", ".join(f"{states.count(state)} {state.lower()}" for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
+    best = f"; best fitness {study.best_value:.5g}, trial {study.best_trial.number}" if "COMPLETE" in states else ""
+    LOGGER.info(f"trials: {counts}{best}")
