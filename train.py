@@ -110,7 +110,7 @@ from utils.data.loader import create_dataloader  # noqa: E402
 from utils.device import mixed_precision, select_device  # noqa: E402
 from utils.evaluation.evaluator import evaluate, log_evaluation  # noqa: E402
 from utils.evaluation.metrics import fitness  # noqa: E402
-from utils.evaluation.plots import plot_batch, plot_labels, plot_results  # noqa: E402
+from utils.evaluation.plots import plot_batch, plot_evolution, plot_labels, plot_results  # noqa: E402
 from utils.evaluation.report import picture_writer, write_figures  # noqa: E402
 from utils.files import ROOT, find_file, increment_path, write_yaml  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
@@ -747,18 +747,15 @@ def evolve(hyp: dict[str, float], opt: cli.Options, device: torch.device) -> dic
 
     def objective(candidate: dict[str, float], report: Report) -> tuple[float, ...]:
         shutil.rmtree(trial, ignore_errors=True)
-        changed = {
-            "project": str(folder),
-            "name": "trial",
-            "exist_ok": True,
-            "nosave": True,
-            "resume": False,
-            "log": "",
-        }
-        return train(candidate, argparse.Namespace(**{**vars(opt), **changed}), device, report)
+        changed = {"project": str(folder), "name": trial.name, "exist_ok": True, "nosave": True, "resume": False}
+        return train(candidate, argparse.Namespace(**{**vars(opt), **changed, "log": ""}), device, report)
 
     storage = opt.evolve_storage or None
-    return search(objective, hyp, opt.evolve, folder, fitness, opt.epochs, storage, autoanchor=not opt.noautoanchor)
+    best = search(
+        objective, hyp, opt.evolve, folder, fitness, opt.epochs, storage, seed=opt.seed, autoanchor=not opt.noautoanchor
+    )
+    plot_evolution(folder / "evolve.csv")
+    return best
 
 
 def main(opt: cli.Options) -> tuple[float, ...]:
