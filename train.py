@@ -20,7 +20,7 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     group.add_argument("--download", action="store_true", help="fetch official weights that are not there")
     group.add_argument("--cfg", default="", help="model YAML (default: the one inside the weights)")
     group.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
-    group.add_argument("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyper-parameter YAML")
+    group.add_argument("--hyp", default="auto", help="hyper-parameter YAML (default: v6.1's, or one for short runs)")
     group.add_argument("--single-cls", action="store_true", help="make one class of all")
     group.add_argument("--freeze", nargs="+", type=int, default=[0], help="first N layers, or several layer numbers")
 
@@ -33,8 +33,10 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     group.add_argument("--patience", type=int, default=100, help="stop after so many epochs without gain; 0 never")
 
     group = parser.add_argument_group("recipe")
-    group.add_argument("--optimizer", choices=("SGD", "Adam", "AdamW"), default="SGD")
-    group.add_argument("--cos-lr", action="store_true", help="learning rate falls as a cosine, not a line")
+    group.add_argument("--optimizer", choices=("SGD", "Adam", "AdamW"), help="(default: the YAML's, else SGD)")
+    group.add_argument(
+        "--cos-lr", action=argparse.BooleanOptionalAction, help="learning rate falls as a cosine, not a line"
+    )
     group.add_argument("--label-smoothing", type=float, default=0.0, help="epsilon, 0-1")
     group.add_argument("--noautoanchor", action="store_true", help="keep the anchors of the model")
     group.add_argument("--seed", type=int, default=0, help="of everything random")
@@ -67,6 +69,7 @@ from models.yolo import Detect, Model, checkpoint_classes  # noqa: E402
 from utils import checkpoint  # noqa: E402
 from utils.boxes import check_image_size, round_up  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
+from utils.data.images import list_images  # noqa: E402
 from utils.data.loader import create_dataloader  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.evaluation.evaluator import evaluate, log_evaluation  # noqa: E402
@@ -76,8 +79,15 @@ from utils.evaluation.report import picture_writer, write_figures  # noqa: E402
 from utils.files import ROOT, atomic_write, find_file, increment_path, write_yaml  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 from utils.training.autoanchor import check_anchors  # noqa: E402
-from utils.training.ema import ModelEMA  # noqa: E402
-from utils.training.hyperparameters import NOMINAL_BATCH, load_hyp, scale_hyp, scale_weight_decay  # noqa: E402
+from utils.training.ema import ModelEMA, ema_tau  # noqa: E402
+from utils.training.hyperparameters import (  # noqa: E402
+    NOMINAL_BATCH,
+    accumulation,
+    choose_hyp,
+    load_hyp,
+    scale_hyp,
+    scale_weight_decay,
+)
 from utils.training.loss import ComputeLoss  # noqa: E402
 from utils.training.optimizer import build_optimizer  # noqa: E402
 from utils.training.sampling import class_weights  # noqa: E402
@@ -238,10 +248,12 @@ def prepare(hyp: dict[str, float], opt: argparse.Namespace, device: torch.device
     model.nc, model.names, model.hyp = nc, names, hyp
     labels = [train_set.labels_of(i) for i in range(len(train_set))]
     model.class_weights = torch.from_numpy(class_weights(labels, nc) * nc).to(device)
+    nominal_batch = hyp.get("nominal_batch", NOMINAL_BATCH)
     optimizer = build_optimizer(
         model, opt.optimizer, hyp["lr0"], hyp["momentum"],
-        scale_weight_decay(hyp["weight_decay"], opt.batch_size, hyp.get("nominal_batch", NOMINAL_BATCH)),
+        scale_weight_decay(hyp["weight_decay"], opt.batch_size, nominal_batch),
     )  # fmt: skip
+    accumulated = accumulation(opt.batch_size, nominal_batch)
 
     save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
     (save_dir / "weights").mkdir(exist_ok=True)
@@ -255,7 +267,7 @@ def prepare(hyp: dict[str, float], opt: argparse.Namespace, device: torch.device
         names=names,
         image_size=image_size,
         model=model,
-        ema=ModelEMA(model),
+        ema=ModelEMA(model, tau=ema_tau(hyp, opt.epochs * len(train_loader) // accumulated)),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=device.type == "cuda"),
         compute_loss=ComputeLoss(head, hyp),
@@ -404,11 +416,24 @@ def check_options(opt: argparse.Namespace) -> None:
         raise ValueError(f"--label-smoothing must be at least 0 and below 1, got {opt.label_smoothing}")
 
 
+def load_recipe(opt: argparse.Namespace) -> dict[str, float | str]:
+    """The hyper-parameters of --hyp; fills in the options that the file may state and the command line did not."""
+    if opt.hyp == "auto":
+        images = len(list_images(load_dataset_yaml(opt.data)["train"]))
+        file, reason = choose_hyp(images, opt.epochs, opt.batch_size, opt.optimizer)
+        LOGGER.info(f"--hyp {file.name} ({reason})")
+        opt.hyp = str(file)
+    hyp = load_hyp(find_file(opt.hyp, (".yaml", ".yml")))
+    opt.optimizer = opt.optimizer or hyp.get("optimizer", "SGD")
+    opt.cos_lr = hyp.get("cos_lr", False) if opt.cos_lr is None else opt.cos_lr
+    return hyp
+
+
 def main(opt: argparse.Namespace) -> tuple[float, ...]:
     """The command line."""
     LOGGER.info(cli.describe("train", opt))
     check_options(opt)
-    hyp = load_hyp(find_file(opt.hyp, (".yaml", ".yml")))
+    hyp = load_recipe(opt)
     return train(hyp, opt, select_device(opt.device, opt.batch_size))
 
 
