@@ -31,7 +31,7 @@ def parse_opt(known: bool = False) -> cli.Options:
     group.add_argument("--download", action="store_true", help="fetch official weights that are not there")
     group.add_argument("--cfg", default="", help="model YAML (default: the one inside the weights)")
     group.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
-    group.add_argument("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyper-parameter YAML")
+    group.add_argument("--hyp", default="auto", help="hyper-parameter YAML (default: v6.1's, or one for short runs)")
     group.add_argument("--single-cls", action="store_true", help="make one class of all")
     group.add_argument(
         "--freeze",
@@ -56,8 +56,10 @@ def parse_opt(known: bool = False) -> cli.Options:
     group.add_argument("--patience", type=int, default=100, help="stop after so many epochs without gain; 0 never")
 
     group = parser.add_argument_group("recipe")
-    group.add_argument("--optimizer", choices=("SGD", "Adam", "AdamW"), default="SGD")
-    group.add_argument("--cos-lr", action="store_true", help="learning rate falls as a cosine, not a line")
+    group.add_argument("--optimizer", choices=("SGD", "Adam", "AdamW"), help="(default: the YAML's, else SGD)")
+    group.add_argument(
+        "--cos-lr", action=argparse.BooleanOptionalAction, help="learning rate falls as a cosine, not a line"
+    )
     group.add_argument("--label-smoothing", type=float, default=0.0, help="epsilon, 0-1")
     group.add_argument("--image-weights", action="store_true", help="draw images of classes found badly more often")
     group.add_argument("--close-mosaic", type=int, default=0, metavar="N", help="no mosaic in the last N epochs")
@@ -106,6 +108,7 @@ from models.yolo import Detect, Model, checkpoint_classes  # noqa: E402
 from utils import checkpoint, dist  # noqa: E402
 from utils.boxes import check_image_size, round_up  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
+from utils.data.images import list_images  # noqa: E402
 from utils.data.loader import create_dataloader  # noqa: E402
 from utils.device import mixed_precision, select_device  # noqa: E402
 from utils.evaluation.evaluator import evaluate, log_evaluation  # noqa: E402
@@ -116,9 +119,16 @@ from utils.files import ROOT, find_file, increment_path, write_yaml  # noqa: E40
 from utils.log import LOGGER  # noqa: E402
 from utils.training.autoanchor import check_anchors  # noqa: E402
 from utils.training.autobatch import auto_batch_size  # noqa: E402
-from utils.training.ema import ModelEMA  # noqa: E402
+from utils.training.ema import ModelEMA, ema_tau  # noqa: E402
 from utils.training.guard import first_not_finite, weights_not_finite  # noqa: E402
-from utils.training.hyperparameters import NOMINAL_BATCH, load_hyp, scale_hyp, scale_weight_decay  # noqa: E402
+from utils.training.hyperparameters import (  # noqa: E402
+    NOMINAL_BATCH,
+    accumulation,
+    choose_hyp,
+    load_hyp,
+    scale_hyp,
+    scale_weight_decay,
+)
 from utils.training.loggers import Loggers, create_loggers, parse_loggers  # noqa: E402
 from utils.training.loss import ComputeLoss  # noqa: E402
 from utils.training.optimizer import build_optimizer  # noqa: E402
@@ -378,7 +388,7 @@ def prepare(
         image_size=image_size,
         model=model,
         network=model,
-        ema=ModelEMA(model),
+        ema=ModelEMA(model, tau=ema_tau(hyp, optimizer_steps(opt, hyp, len(train_loader)))),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
         compute_loss=losses[0],
@@ -490,6 +500,11 @@ def fit_anchors(model: Model, dataset, image_size: int, threshold: float, seed: 
         dataset.shapes, labels, pixels, head.stride.tolist(), image_size, threshold, np.random.default_rng(seed)
     )
     head.anchors.copy_(torch.from_numpy(anchors).to(head.anchors) / head.stride.view(-1, 1, 1))
+
+
+def optimizer_steps(opt: argparse.Namespace, hyp: dict[str, float], batches: int) -> int:
+    """How many steps the optimizer takes in the run, about."""
+    return opt.epochs * batches // accumulation(opt.batch_size, hyp.get("nominal_batch", NOMINAL_BATCH))
 
 
 def attach(model: Model, opt, hyp, names: list[str], image_size: int, dataset, group: dist.Group | None):
@@ -739,6 +754,19 @@ def check_options(opt: argparse.Namespace) -> None:
             raise ValueError(f"{', '.join(alone)} works in one process only, not under torchrun")
 
 
+def load_recipe(opt: argparse.Namespace) -> dict[str, float | str]:
+    """The hyper-parameters of --hyp; fills in the options that the file may state and the command line did not."""
+    if opt.hyp == "auto":
+        images = round(len(list_images(load_dataset_yaml(opt.data)["train"])) * opt.fraction)
+        file, reason = choose_hyp(images, opt.epochs, opt.batch_size if opt.batch_size > 0 else 16, opt.optimizer)
+        LOGGER.info(f"hyp: {file.name}, for {reason}")
+        opt.hyp = str(file)
+    hyp = load_hyp(find_file(opt.hyp))
+    opt.optimizer = opt.optimizer or hyp.get("optimizer", "SGD")
+    opt.cos_lr = hyp.get("cos_lr", False) if opt.cos_lr is None else opt.cos_lr
+    return hyp
+
+
 def evolve(hyp: dict[str, float], opt: cli.Options, device: torch.device) -> dict[str, float]:
     """Searches for hyper-parameters by training --evolve times; returns the best. With --resume it goes on."""
     project = "runs/evolve" if Path(opt.project) == Path("runs/train") else opt.project
@@ -771,7 +799,7 @@ def main(opt: cli.Options) -> tuple[float, ...]:
     if opt.resume and opt.evolve is None:
         opt, resumed = resumed_options(opt)
     check_options(opt)
-    hyp = resumed["training"]["hyp"] if resumed and "hyp" not in opt.given else load_hyp(find_file(opt.hyp))
+    hyp = resumed["training"]["hyp"] if resumed and "hyp" not in opt.given else load_recipe(opt)
     device = select_device(opt.device, opt.batch_size)
     if opt.evolve is not None:
         with cli.stopped_by_signals():

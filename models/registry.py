@@ -7,7 +7,8 @@ A new block is one class and one decorator:
         def __init__(self, channels, reduction=16): ...
 
 A rule answers one question: given the incoming channels and the YAML row, what are the constructor's arguments, how
-many channels come out, and how many copies stand in series?
+many channels come out, and how many copies stand in series? A block that offers `start_as_identity()` has it called
+where it is new among trained layers (models/transfer.py).
 """
 
 import difflib

@@ -125,7 +125,7 @@ def world(tmp_path_factory) -> SimpleNamespace:
     try:
         world.options = train.run(
             cfg="tiny model.yaml", weights="", data=world.data, imgsz=SIZE, epochs=2, batch_size=4, workers=0,
-            device="cpu", project=root / "runs/train", optimizer="AdamW",
+            device="cpu", project=root / "runs/train", optimizer="AdamW", hyp="data/hyps/hyp.scratch-low.yaml",
         )  # fmt: skip
     finally:
         os.chdir(before)
@@ -904,7 +904,7 @@ def test_a_full_disk_during_training(command, usual, here, monkeypatch):
     code, err = command("train", *usual["train"], "--epochs", 3)
     assert code == 1 and "Traceback" not in err
     message = err.partition("train: error: ")[2]
-    assert "No space left on device" in message and "last.pt" in message
+    assert "No space left on device" in message and "weights" in message
     assert saved == [-1, 0, 0, 1]
     weights = here / "out/exp/weights"
     assert sorted(os.listdir(weights)) == ["best.pt", "last.pt"]
@@ -1041,6 +1041,25 @@ def test_opt_yaml_and_hyp_yaml(world):
     hyp = yaml.safe_load((ROOT / "data/hyps/hyp.scratch-low.yaml").read_text(encoding="utf-8"))
     written = yaml.safe_load((world.run / "hyp.yaml").read_text(encoding="utf-8"))
     assert list(written.items()) == list(hyp.items())  # as read, before any scaling
+
+
+@pytest.mark.parametrize(
+    "options, file, optimizer, cosine",
+    [
+        ({"epochs": 2}, "short", "AdamW", True),  # 2 x 2 iterations
+        ({"epochs": 1500}, "scratch-low", "SGD", False),  # 3000
+        ({"epochs": 1500, "optimizer": "AdamW", "cos_lr": True}, "scratch-low", "AdamW", True),
+        ({"epochs": 2, "cos_lr": False}, "short", "AdamW", False),  # the command line over the file
+        ({"epochs": 2, "optimizer": "SGD"}, "scratch-low", "SGD", False),
+        ({"epochs": 2, "hyp": "hyp.scratch-low.yaml"}, "scratch-low", "SGD", False),
+        ({"epochs": 1500, "hyp": "hyp.short.yaml", "optimizer": "Adam"}, "short", "Adam", True),
+    ],
+)
+def test_the_recipe_of_a_run(world, options, file, optimizer, cosine):
+    opt = cli.override(train.parse_opt(known=True), {"data": str(world.data), "batch_size": 4, **options})
+    hyp = train.load_recipe(opt)
+    assert hyp == yaml.safe_load((ROOT / f"data/hyps/hyp.{file}.yaml").read_text(encoding="utf-8"))
+    assert (opt.optimizer, opt.cos_lr) == (optimizer, cosine)
 
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.ema import ModelEMA, ema_decay, unwrap
+from utils.training.ema import ModelEMA, ema_decay, ema_tau, unwrap
 
 
 def make_model():
@@ -23,6 +23,27 @@ def test_decay_as_recorded(parity):
     for key, final in (("decay", 0.9999), ("decay_999", 0.999)):
         for updates, decay in recorded[key]:
             assert ema_decay(updates, final) == pytest.approx(decay, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    "hyp, steps, tau",
+    [
+        ({}, 195, 2000),  # v6.1, whatever the length
+        ({}, 550_000, 2000),
+        ({"ema_share": 0.25}, 195, 48.75),
+        ({"ema_share": 0.25}, 8000, 2000),
+        ({"ema_share": 0.25}, 550_000, 2000),
+        ({"ema_share": 0.25}, 0, 0.25),
+    ],
+)
+def test_tau_of_a_run(hyp, steps, tau):
+    assert ema_tau(hyp, steps) == pytest.approx(tau)
+
+
+def test_how_many_steps_a_short_run_averages_over():
+    steps, tau = 195, ema_tau({"ema_share": 0.25}, 195)
+    assert 1 / (1 - ema_decay(steps, tau=tau)) == pytest.approx(math.exp(4), rel=0.01)
+    assert 1 / (1 - ema_decay(steps)) < 1.2  # v6.1: the last step, and little else
 
 
 def test_trace_as_recorded(parity, parity_inputs):

@@ -4,9 +4,11 @@ import pytest
 
 from utils.files import ROOT
 from utils.training.hyperparameters import (
+    CHOICES,
     RANGES,
     accumulation,
     check_hyp,
+    choose_hyp,
     load_hyp,
     scale_hyp,
     scale_weight_decay,
@@ -96,6 +98,17 @@ def test_ranges_follow_the_order_of_the_files():
         ("momentum: 0.937", "momentum: 1", r"momentum must be at least 0 and below 1, got 1"),
         ("anchor_t: 4.0", "anchor_t: 1", r"anchor_t must be above 1, got 1"),
         ("mosaic: 1.0", "mosaic: [1.0", r"hyp.yaml:\d+: not valid YAML"),
+        (
+            "mosaic: 1.0",
+            "mosaic: 1.0\noptimizer: Adamw",
+            r"hyp.yaml:\d+: optimizer must be SGD, Adam or AdamW, got Adamw",
+        ),
+        ("mosaic: 1.0", "mosaic: 1.0\noptimizer: 3", r"optimizer must be SGD, Adam or AdamW, got 3"),
+        ("mosaic: 1.0", "mosaic: 1.0\ncos_lr: 1", r"cos_lr must be true or false, got 1$"),
+        ("mosaic: 1.0", "mosaic: 1.0\nscale_cls: text", r"scale_cls must be true or false, got text"),
+        ("mosaic: 1.0", "mosaic: 1.0\noptimiser: SGD", r"unknown key 'optimiser'; did you mean 'optimizer'\?"),
+        ("mosaic: 1.0", "mosaic: 1.0\nema_shard: 0.2", r"unknown key 'ema_shard'; did you mean 'ema_share'\?"),
+        ("mosaic: 1.0", "mosaic: 1.0\nema_share: 0", r"ema_share must be above 0 and at most 1, got 0"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_line(edited, old, new, message):
@@ -130,6 +143,40 @@ def test_a_dict_is_checked_the_same_way():
         check_hyp({**hyp, "mixup": 2})
 
 
+# --- which file a run gets --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "images, epochs, batch_size, optimizer, name",
+    [
+        (118_287, 300, 64, None, "scratch-low"),  # COCO as v6.1 trains it
+        (118_287, 1, 16, None, "scratch-low"),
+        (205, 15, 16, None, "short"),  # 13 batches an epoch, the last one not full
+        (205, 300, 16, None, "scratch-low"),  # 3900 iterations
+        (128, 3, 16, None, "short"),
+        (1600, 30, 16, None, "scratch-low"),  # 3000 exactly
+        (1584, 30, 16, None, "short"),  # 2970
+        (1585, 30, 16, None, "scratch-low"),  # a hundredth batch of one image
+        (205, 15, 16, "AdamW", "short"),
+        (205, 15, 16, "SGD", "scratch-low"),  # the short recipe's rates would be wrong
+        (205, 0, 16, None, "short"),
+    ],
+)
+def test_the_file_of_a_run_that_names_none(images, epochs, batch_size, optimizer, name):
+    path, reason = choose_hyp(images, epochs, batch_size, optimizer)
+    assert path == HYPS / f"hyp.{name}.yaml" and path.is_file()
+    assert f"{-(-images // batch_size) * epochs:,} iterations" in reason
+
+
+def test_the_recipes_of_this_project_are_whole_and_right():
+    short, demo = (load_hyp(HYPS / f"hyp.{name}.yaml") for name in ("short", "demo"))
+    assert {key: short[key] for key in CHOICES} == {"optimizer": "AdamW", "cos_lr": True, "scale_cls": False}
+    assert not {*CHOICES, "ema_share"} & set(demo)
+
+
+# --- scaling ----------------------------------------------------------------------------------------------------------
+
+
 def test_scaling_by_hand():
     hyp = {"box": 0.06, "cls": 0.8, "obj": 1.0, "lr0": 0.01}
     scaled = scale_hyp(hyp, nl=4, nc=20, image_size=1280, label_smoothing=0.1)
@@ -158,3 +205,9 @@ def test_scaling_as_recorded(parity):
         assert all(math.isclose(scaled[key], case[key], rel_tol=1e-8) for key in ("box", "obj", "cls"))
         assert accumulation(case["batch_size"]) == case["accumulate"]
         assert scale_weight_decay(0.0005, case["batch_size"]) == pytest.approx(case["weight_decay"], rel=1e-8)
+
+
+def test_a_class_weight_for_any_number_of_classes():
+    hyp = {"box": 0.05, "cls": 0.3, "obj": 1.0, "scale_cls": False}
+    assert [scale_hyp(hyp, 3, nc, 640)["cls"] for nc in (1, 3, 80)] == pytest.approx([0.3] * 3)
+    assert scale_hyp({**hyp, "scale_cls": True}, 3, 8, 640)["cls"] == pytest.approx(0.03)

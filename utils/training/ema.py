@@ -1,20 +1,31 @@
 """A running average of the weights, which is what gets validated and saved."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
+TAU = 2000.0  # optimizer steps in which the average comes into force
+
 # What the training verb hangs on the model during a run, and a saved average has to carry
 ATTRIBUTES = ("yaml", "nc", "hyp", "names", "stride", "class_weights")
 
 
-def ema_decay(updates: int, decay: float = 0.9999, tau: float = 2000.0) -> float:
+def ema_decay(updates: int, decay: float = 0.9999, tau: float = TAU) -> float:
     """Share of the old average that update number `updates` (from 1) keeps: small at first, `decay` in the end."""
     return decay * (1 - math.exp(-updates / tau))
+
+
+def ema_tau(hyp: Mapping[str, float | str], steps: int) -> float:
+    """The tau for a run of so many optimizer steps: v6.1's 2000, or a recipe's `ema_share` of the run if that is less.
+
+    Near the end of n steps the average is over about exp(n / tau) of them: no average at all where tau is longer than
+    the run, 55 steps with a share of 0.25.
+    """
+    return min(TAU, hyp["ema_share"] * max(steps, 1)) if "ema_share" in hyp else TAU
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -35,7 +46,7 @@ class ModelEMA:
         updates: how many times it was updated.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000.0, updates: int = 0):
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = TAU, updates: int = 0):
         self.model = deepcopy(unwrap(model)).eval().requires_grad_(False)
         if any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters()):
             self.model.float()

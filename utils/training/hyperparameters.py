@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.files import parse_yaml, read_text
+from utils.files import ROOT, parse_yaml, read_text
 
 NOMINAL_BATCH = 64  # gradients are gathered over about this many images; weight decay is stated for this batch
+WARMUP_FLOOR = 1000  # v6.1 warms up for as many iterations at least
+SHORT_RUN = 3 * WARMUP_FLOOR  # iterations; in a shorter run a third and more would be warm-up
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,50 @@ RANGES = {
     "label_smoothing": _FRACTION,
     "warmup_floor": _NOT_NEGATIVE,
     "nominal_batch": Range(1),
+    "ema_share": Range(0, 1, open_low=True),
 }
-# label smoothing normally comes from the command line; the last two are v6.1's 1000 and 64 unless a file says otherwise
-OPTIONAL = ("anchors", "label_smoothing", "warmup_floor", "nominal_batch")
+# Optional entries that are no numbers
+CHOICES = {
+    "optimizer": ("SGD", "Adam", "AdamW"),
+    "cos_lr": (True, False),  # the learning rate falls as a cosine, not in a line
+    "scale_cls": (True, False),  # cls is stated for 80 classes, and scaled to those of the data set
+}
+# Label smoothing, optimizer and cosine normally come from the command line; the others are v6.1's unless a file says
+# otherwise: 1000 iterations, a batch of 64, no share, cls scaled
+OPTIONAL = ("anchors", "label_smoothing", "warmup_floor", "nominal_batch", "ema_share", *CHOICES)
 
 
-def load_hyp(path: str | Path) -> dict[str, float]:
-    """The hyper-parameters of a YAML file, in the file's own order.
+def choose_hyp(images: int, epochs: int, batch_size: int, optimizer: str | None = None) -> tuple[Path, str]:
+    """The hyper-parameter file for a run that names none, and why in a few words.
+
+    v6.1's schedule warms up for 1000 iterations and averages the weights over thousands of steps of 64 images. A run of
+    fewer than 3000 iterations would be warm-up in good part, and is over before it has learned anything: it gets
+    hyp.short.yaml. Every other run gets v6.1's hyp.scratch-low.yaml.
+
+    Args:
+        images: in the training split.
+        batch_size: images per iteration over all processes.
+        optimizer: one that the user asked for. The rates of the short recipe suit AdamW only.
+    """
+    iterations = math.ceil(images / batch_size) * epochs
+    steps = f"{iterations:,} iterations"
+    if iterations >= SHORT_RUN:
+        name, reason = "scratch-low", f"{steps}, at least {SHORT_RUN:,}: v6.1's schedule"
+    elif optimizer not in (None, "AdamW"):
+        name, reason = (
+            "scratch-low",
+            f"--optimizer {optimizer}: v6.1's schedule, though its warm-up is long for {steps}",
+        )
+    else:
+        name, reason = "short", f"{steps}, fewer than {SHORT_RUN:,}: v6.1's warm-up would take {WARMUP_FLOOR:,} of them"
+    return ROOT / "data" / "hyps" / f"hyp.{name}.yaml", reason
+
+
+def load_hyp(path: str | Path) -> dict[str, float | str]:
+    """The hyper-parameters of a YAML file, in the file's own order. Numbers, and the words and switches of CHOICES.
 
     Raises FileNotFoundError, or one ValueError that lists everything wrong with the file: text that is not YAML,
-    missing and unknown keys, values that are no numbers or out of range, each with its line.
+    missing and unknown keys, values of the wrong kind or out of range, each with its line.
     """
     text = read_text(path)  # once: it may be a pipe
     hyp = parse_yaml(text, path)
@@ -91,7 +127,7 @@ def load_hyp(path: str | Path) -> dict[str, float]:
     return hyp
 
 
-def check_hyp(hyp: dict[str, float], source: str = "hyp", lines: dict[str, int] | None = None) -> None:
+def check_hyp(hyp: dict[str, float | str], source: str = "hyp", lines: dict[str, int] | None = None) -> None:
     """Raises a ValueError that lists every problem of `hyp`; `source` and `lines` (key -> line) say where they are."""
     lines = lines or {}
     missing = [key for key in RANGES if key not in hyp and key not in OPTIONAL]
@@ -106,8 +142,12 @@ def check_hyp(hyp: dict[str, float], source: str = "hyp", lines: dict[str, int] 
 
 def _problem(key: str, value: object, missing: list[str]) -> str | None:
     """What is wrong with one entry, or None. An unknown key is compared with the missing ones first: a likely typo."""
+    if key in CHOICES:
+        known = any(value == choice and type(value) is type(choice) for choice in CHOICES[key])
+        return None if known else f"{key} must be {_listed(CHOICES[key])}, got {_shown(value)}"
     if key not in RANGES:
-        close = difflib.get_close_matches(str(key), missing, 1) or difflib.get_close_matches(str(key), RANGES, 1)
+        close = difflib.get_close_matches(str(key), missing, 1)
+        close = close or difflib.get_close_matches(str(key), [*RANGES, *CHOICES], 1)
         return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
     if isinstance(value, str):
         hint = "; leave out quotes, and write 1.0e-3 for 1e-3, which YAML takes for text" if _is_number(value) else ""
@@ -119,6 +159,16 @@ def _problem(key: str, value: object, missing: list[str]) -> str | None:
     return None
 
 
+def _listed(choices: tuple) -> str:
+    *others, last = map(_shown, choices)
+    return f"{', '.join(others)} or {last}"
+
+
+def _shown(value: object) -> str:
+    """As YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _is_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))
@@ -127,16 +177,17 @@ def _is_number(text: str) -> bool:
 
 
 def scale_hyp(
-    hyp: dict[str, float], nl: int, nc: int, image_size: int, label_smoothing: float = 0.0
-) -> dict[str, float]:
+    hyp: dict[str, float | str], nl: int, nc: int, image_size: int, label_smoothing: float = 0.0
+) -> dict[str, float | str]:
     """A copy of `hyp` whose loss weights suit nl detection levels, nc classes and an image side in pixels.
 
-    The files state them for 3 levels, 80 classes and 640 pixels.
+    The files state them for 3 levels, 80 classes and 640 pixels; with `scale_cls: false` for any number of classes.
     """
+    classes = nc / 80 if hyp.get("scale_cls", True) else 1
     return {
         **hyp,
         "box": hyp["box"] * 3 / nl,
-        "cls": hyp["cls"] * nc / 80 * 3 / nl,
+        "cls": hyp["cls"] * classes * 3 / nl,
         "obj": hyp["obj"] * (image_size / 640) ** 2 * 3 / nl,
         "label_smoothing": label_smoothing,
     }

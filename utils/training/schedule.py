@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from utils.training.hyperparameters import NOMINAL_BATCH
+from utils.training.hyperparameters import NOMINAL_BATCH, WARMUP_FLOOR
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -24,7 +24,7 @@ def lr_factor(epoch: int, epochs: int, lrf: float, cosine: bool = False) -> floa
     return (1 - x) * (1 - lrf) + lrf
 
 
-def warmup_iterations(hyp: Mapping[str, float], batches: int, floor: int = 1000) -> int:
+def warmup_iterations(hyp: Mapping[str, float], batches: int, floor: int = WARMUP_FLOOR) -> int:
     """Length of the warm-up in iterations, for so many batches an epoch.
 
     v6.1 warms up for 1000 iterations at least, even when warmup_epochs is 0; `floor=0` turns that off.
@@ -95,7 +95,7 @@ class Schedule:
     @property
     def warmup(self) -> int:
         """Length of the warm-up in iterations."""
-        return warmup_iterations(self.hyp, self.batches, self.hyp.get("warmup_floor", 1000))
+        return warmup_iterations(self.hyp, self.batches, self.hyp.get("warmup_floor", WARMUP_FLOOR))
 
     def at(self, iteration: int) -> Settings:
         """The settings in force in an iteration, counted from the start of training."""
