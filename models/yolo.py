@@ -160,12 +160,12 @@ class Model(nn.Module):
         head.stride = self.stride = torch.tensor([PROBE_SIZE / m.shape[2] for m in maps])
         if not (head.stride.diff() > 0).all() and not (head.stride.diff() < 0).all():
             raise ValueError(f"{source}, Detect: its inputs must go from fine to coarse, got strides {head.stride}")
-        head.anchors /= head.stride.view(-1, 1, 1)
-        # anchors must grow with the stride
+        # anchors must grow with the stride: in pixels, since divided by it those that grow slowly would seem to shrink
         area = head.anchors.prod(-1).flatten()
         if torch.sign(area[-1] - area[0]) != torch.sign(head.stride[-1] - head.stride[0]):
             LOGGER.info(f"{source}: anchors run against the strides; reversing their levels")
             head.anchors[:] = head.anchors.flip(0)
+        head.anchors /= head.stride.view(-1, 1, 1)
 
     def _probe(self, ch: int, source: str) -> list[torch.Tensor]:
         """The head's maps for an empty image; ValueError that names the row whose inputs do not fit."""

@@ -124,6 +124,15 @@ def test_no_override_no_message(nc, caplog):
     assert model.yaml["nc"] == 80
 
 
+def test_anchors_go_with_the_strides_by_their_pixels(caplog):
+    cfg = read_yaml(ROOT / "models" / "yolov5n.yaml")
+    rising = [[20, 20], [30, 30], [40, 40]]  # in cells they shrink: 2.5, 1.9, 1.25
+    for anchors in (rising, rising[::-1]):
+        head = Model({**cfg, "anchors": anchors}).model[-1]
+        assert (head.anchors * head.stride.view(-1, 1, 1)).flatten(1).tolist() == rising
+    assert caplog.text.count("reversing") == 1
+
+
 def test_the_file_may_be_named_in_several_ways(tmp_path, monkeypatch):
     for cfg in ("SOCA-n.yaml", "models/SOCA-n.yaml", ROOT / "models" / "SOCA-n.yaml", read_yaml(YAMLS[0])):
         Model(cfg)

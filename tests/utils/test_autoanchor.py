@@ -3,6 +3,8 @@ import logging
 import numpy as np
 import pytest
 
+from models.yolo import Model
+from utils.files import ROOT, read_yaml
 from utils.training.autoanchor import (
     GOOD_RECALL,
     anchor_fit,
@@ -11,6 +13,7 @@ from utils.training.autoanchor import (
     fit_anchors,
     kmeans,
     order_anchors,
+    save_anchors,
 )
 
 P5 = np.array([[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]], float)
@@ -111,6 +114,18 @@ def test_small_anchors_go_with_small_strides(strides, order):
     np.testing.assert_array_equal(order_anchors(P5[::-1], strides), P5[order])
 
 
+def test_order_is_judged_in_pixels():
+    # from 20 to 40 pixels over strides from 8 to 32: in cells they shrink from 2.5 to 1.25
+    slow = np.array([[[20, 20]], [[30, 30]], [[40, 40]]], float)
+    np.testing.assert_array_equal(order_anchors(slow, STRIDES), slow)
+    wh = np.repeat(slow.reshape(-1, 2), 10, 0) * np.random.default_rng(0).uniform(0.9, 1.1, (30, 2))
+    shapes, labels = labels_of(wh)
+    far = np.full((3, 1, 2), 600.0)
+    anchors, report = check_anchors(shapes, labels, far, STRIDES, 640, 1.5, np.random.default_rng(0), 50)
+    assert report.replaced and (np.diff(anchors.prod(2).ravel()) > 0).all()
+    np.testing.assert_allclose(anchors, slow, rtol=0.15)
+
+
 def test_order_as_recorded(parity):
     for case in parity("anchors")["order"]["cases"]:
         strides = np.array(case["strides"])
@@ -125,7 +140,7 @@ def test_order_as_recorded(parity):
 
 def test_kmeans_as_recorded(parity):
     for case in parity("anchors")["kmeans"]["cases"]:
-        found = fit_anchors(np.array(case["wh"]), case["n"], 4.0, 640, np.random.default_rng(0), case["gen"])
+        found = fit_anchors(np.array(case["wh"]), case["n"], 4.0, np.random.default_rng(0), case["gen"])
         np.testing.assert_allclose(found, case["anchors"], atol=0.01)
 
 
@@ -148,16 +163,14 @@ def test_kmeans_ends_where_lloyd_cannot_improve():
 
 def test_refinement_improves_and_never_worsens():
     wh = random_sizes()
-    fitness = [
-        anchor_fit(wh, fit_anchors(wh, 9, 4.0, 640, np.random.default_rng(0), n), 4.0).fitness for n in (0, 20, 200)
-    ]
+    fitness = [anchor_fit(wh, fit_anchors(wh, 9, 4.0, np.random.default_rng(0), n), 4.0).fitness for n in (0, 20, 200)]
     assert fitness[0] <= fitness[1] <= fitness[2] and fitness[2] > fitness[0] + 0.01
 
 
 def test_fitted_anchors_are_sorted_and_repeatable():
     wh = random_sizes()
     before = wh.copy()
-    first, second = (fit_anchors(wh, 9, 4.0, 640, np.random.default_rng(1), 50) for _ in range(2))
+    first, second = (fit_anchors(wh, 9, 4.0, np.random.default_rng(1), 50) for _ in range(2))
     assert first.shape == (9, 2) and (np.diff(first.prod(1)) >= 0).all() and (first >= 2).all()
     assert np.array_equal(first, second) and np.array_equal(wh, before)
 
@@ -173,7 +186,7 @@ def test_fitted_anchors_are_sorted_and_repeatable():
 )
 def test_few_sizes(wh):
     wh = np.array(wh, np.float32)
-    anchors = fit_anchors(wh, 9, 4.0, 640, np.random.default_rng(0), 300)
+    anchors = fit_anchors(wh, 9, 4.0, np.random.default_rng(0), 300)
     assert anchors.shape == (9, 2) and np.isfinite(anchors).all()
     assert anchor_fit(wh, anchors, 4.0).recall == 1
 
@@ -181,7 +194,7 @@ def test_few_sizes(wh):
 @pytest.mark.parametrize("wh", [np.zeros((0, 2)), np.full((5, 2), 1.9)])
 def test_no_usable_box(wh):
     with pytest.raises(ValueError, match="no box with a side of 2 pixels"):
-        fit_anchors(wh, 9, 4.0, 640, np.random.default_rng(0))
+        fit_anchors(wh, 9, 4.0, np.random.default_rng(0))
 
 
 # --- the check --------------------------------------------------------------------------------------------------------
@@ -246,9 +259,59 @@ def test_a_failed_fit_keeps_the_anchors(log):
     assert "no box with a side of 2 pixels" in log.text and "10 of 10 boxes have a side below 3 pixels" in log.text
 
 
+@pytest.mark.parametrize(
+    "wh",
+    [
+        [[400, 8]],  # fewer boxes than anchors
+        [[400, 8]] * 50,  # all the same
+        [[400, 8], [8, 400]] * 50,  # fewer sizes than anchors
+        [[400, 8 + i / 10] for i in range(50)],  # no spread in width
+    ],
+)
+def test_poor_data_get_anchors_too(wh):
+    shapes, labels = labels_of(wh)
+    anchors, report = check_anchors(shapes, labels, P5, STRIDES, 640, 4.0, np.random.default_rng(0), 300)
+    assert anchors.shape == P5.shape and np.isfinite(anchors).all() and (anchors > 0).all()
+    assert report.current.recall == 0 and report.replaced and report.fitted.recall == 1
+
+
+def test_anchors_of_a_count_alone_are_replaced():
+    # what a model has where only a number of anchors was given: 0, 1, 2, ... cells
+    strides = np.array(STRIDES, float)[:, None, None]
+    placeholders = np.tile(np.arange(10, dtype=float), (3, 1)).reshape(3, 5, 2) * strides
+    shapes, labels = labels_of(random_sizes())
+    anchors, report = check_anchors(shapes, labels, placeholders, STRIDES, 640, 1.6, np.random.default_rng(0), 50)
+    assert report.replaced and anchors.shape == (3, 5, 2)
+
+
 def test_a_data_set_without_boxes_keeps_the_anchors(log):
     anchors, report = check_anchors(
         np.array([[640, 480]]), [np.zeros((0, 5))], P5, STRIDES, 640, 4.0, np.random.default_rng(0)
     )
     assert np.array_equal(anchors, P5) and report.current is None
     assert "no boxes" in log.text
+
+
+# --- what is stored ---------------------------------------------------------------------------------------------------
+
+
+def test_stored_anchors_build_a_model(tmp_path):
+    shapes, labels = labels_of(random_sizes() / 8 + 4)
+    anchors, report = check_anchors(shapes, labels, 4 * P5, STRIDES, 640, 4.0, np.random.default_rng(0), 20)
+    save_anchors(tmp_path / "anchors.yaml", anchors, report)
+    stored = read_yaml(tmp_path / "anchors.yaml")
+    assert stored["origin"] == "fitted to the data set"
+    assert stored["best_possible_recall"] == pytest.approx(report.fitted.recall, abs=1e-5)
+    assert stored["anchors_per_box"] == pytest.approx(report.fitted.matches, abs=1e-3)
+
+    head = Model({**read_yaml(ROOT / "models" / "yolov5n.yaml"), "anchors": stored["anchors"]}).model[-1]
+    np.testing.assert_allclose(head.anchors * head.stride.view(-1, 1, 1), anchors, atol=0.005 + 1e-3)
+
+
+def test_kept_anchors_are_stored_as_such(tmp_path):
+    anchors, report = check_anchors(
+        np.array([[640, 480]]), [np.zeros((0, 5))], P5, STRIDES, 640, 4.0, np.random.default_rng(0)
+    )
+    save_anchors(tmp_path / "anchors.yaml", anchors, report)
+    text = (tmp_path / "anchors.yaml").read_text()
+    assert "those of the model" in text and "recall" not in text and "373.0" in text

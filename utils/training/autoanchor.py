@@ -1,10 +1,12 @@
 """Do the anchors suit the data set? If not, better ones: k-means on box sizes, refined by random mutation."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from utils.files import write_yaml
 from utils.log import LOGGER
 
 GOOD_RECALL = 0.98  # anchors that reach this share of the boxes are kept
@@ -55,9 +57,10 @@ def boxes_in_pixels(
 
 
 def order_anchors(anchors: np.ndarray, strides: Sequence[float]) -> np.ndarray:
-    """Anchors (levels, A, 2) with the levels reversed unless their areas rise or fall as the strides do.
+    """Anchors (levels, A, 2) in pixels, with the levels reversed unless their areas rise or fall as the strides do.
 
-    Compared are the very first anchor and the very last, in whatever unit they come.
+    Compared are the very first anchor and the very last. Not in cells: there, anchors that grow more slowly than the
+    stride would seem to shrink.
     """
     rise = anchors[-1, -1].prod() - anchors[0, 0].prod()
     agrees = np.sign(rise) == np.sign(strides[-1] - strides[0])
@@ -117,12 +120,13 @@ def _mutations(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 
 def fit_anchors(
-    wh: np.ndarray, n: int, threshold: float, image_size: int, rng: np.random.Generator, generations: int = 1000
+    wh: np.ndarray, n: int, threshold: float, rng: np.random.Generator, generations: int = 1000
 ) -> np.ndarray:
     """n anchors (n, 2) in pixels for boxes wh (N, 2) in pixels, smallest area first.
 
     k-means on sizes divided by their standard deviation, then `generations` mutations, each kept if it raises the
-    fitness of `anchor_fit`. Boxes with both sides below 2 pixels are left out. Raises ValueError if no box is left.
+    fitness of `anchor_fit`. Of fewer different sizes than n some are taken twice. Boxes with both sides below 2 pixels
+    are left out. Raises ValueError if no box is left.
     """
     wh = wh[(wh >= 2).any(1)].astype(np.float64)
     if not len(wh):
@@ -130,12 +134,13 @@ def fit_anchors(
     if len(wh) > MAX_BOXES:
         wh = rng.choice(wh, MAX_BOXES, replace=False)
 
-    if len(np.unique(wh, axis=0)) >= n:
+    sizes = np.unique(wh, axis=0)
+    if len(sizes) >= n:
         spread = wh.std(0)
         spread[spread == 0] = 1
         anchors = kmeans(wh / spread, n, rng) * spread
-    else:  # too few different sizes to give each anchor its own
-        anchors = np.sort(rng.random(2 * n)).reshape(n, 2) * image_size
+    else:  # too few different sizes to give each anchor its own: some get the same
+        anchors = np.resize(sizes, (n, 2)).clip(2.0)
 
     fitness = anchor_fit(wh, anchors, threshold).fitness
     for _ in range(generations):
@@ -186,7 +191,7 @@ def check_anchors(
     if tiny := int((exact < 3).any(1).sum()):
         LOGGER.warning(f"AutoAnchor: {tiny} of {len(exact)} boxes have a side below 3 pixels at size {image_size}")
     try:
-        new = fit_anchors(exact, anchors.size // 2, threshold, image_size, rng, generations)
+        new = fit_anchors(exact, anchors.size // 2, threshold, rng, generations)
     except ValueError as error:
         LOGGER.warning(f"AutoAnchor: {error}; keeping the anchors")
         return anchors.copy(), AnchorReport(current, None, False)
@@ -195,8 +200,19 @@ def check_anchors(
     better = fitted.recall > current.recall
     LOGGER.info(
         f"AutoAnchor: {'using' if better else 'not using'} the new anchors: {fitted.matches:.2f} per box, "
-        f"best possible recall {fitted.recall:.3f}"
+        f"best possible recall {fitted.recall:.3f}: {' '.join(f'{w:.0f}x{h:.0f}' for w, h in new)}"
     )
     if not better:
         return anchors.copy(), AnchorReport(current, fitted, False)
     return order_anchors(new.reshape(anchors.shape), strides), AnchorReport(current, fitted, True)
+
+
+def save_anchors(file: str | Path, anchors: np.ndarray, report: AnchorReport) -> None:
+    """Writes what `check_anchors` returned as YAML. Its entry `anchors` can be put into a model's YAML as it is."""
+    fit = report.fitted if report.replaced else report.current
+    content = {"anchors": [[round(float(side), 2) for side in level.ravel()] for level in anchors]}
+    content["origin"] = "fitted to the data set" if report.replaced else "those of the model"
+    if fit is not None:
+        content["best_possible_recall"] = round(fit.recall, 5)
+        content["anchors_per_box"] = round(fit.matches, 3)
+    write_yaml(file, content)
