@@ -117,7 +117,7 @@ from utils.evaluation.plots import plot_batch, plot_evolution, plot_labels, plot
 from utils.evaluation.report import picture_writer, write_figures  # noqa: E402
 from utils.files import ROOT, find_file, increment_path, write_yaml  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
-from utils.training.autoanchor import check_anchors  # noqa: E402
+from utils.training.autoanchor import AnchorReport, check_anchors, save_anchors  # noqa: E402
 from utils.training.autobatch import auto_batch_size  # noqa: E402
 from utils.training.ema import ModelEMA, ema_tau  # noqa: E402
 from utils.training.guard import first_not_finite, weights_not_finite  # noqa: E402
@@ -179,6 +179,7 @@ class Run:
     val_loader: torch.utils.data.DataLoader | None  # in the first process
     schedule: Schedule
     stopper: EarlyStopping
+    anchor_report: AnchorReport | None  # what AutoAnchor found, where it was asked
     save_dir: Path
     loggers: Loggers
     state: State
@@ -374,8 +375,9 @@ def prepare(
         opt.batch_size = auto_batch_size(model, image_size, autocast)
     with group.first_on_each_machine("scan") if group else nullcontext():
         train_loader, val_loader = make_loaders(opt, hyp, data, image_size, stride_of(model), nc, group)
+    anchor_report = None
     if not (opt.noautoanchor or resumed):
-        fit_anchors(model, train_loader.dataset, image_size, hyp["anchor_t"], opt.seed)
+        anchor_report = fit_anchors(model, train_loader.dataset, image_size, hyp["anchor_t"], opt.seed)
     optimizer, losses = attach(model, opt, hyp, names, image_size, train_loader.dataset, group)
 
     run = Run(
@@ -397,6 +399,7 @@ def prepare(
         val_loader=val_loader,
         schedule=Schedule(hyp, opt.epochs, len(train_loader), opt.batch_size, opt.cos_lr),
         stopper=EarlyStopping(opt.patience),
+        anchor_report=anchor_report,
         save_dir=Path(),
         loggers=Loggers(),
         state=State(),
@@ -491,15 +494,22 @@ def freeze(model: Model, what: list[int | str]) -> None:
         LOGGER.info(f"frozen: {frozen} of {len(names)} parameters, by {', '.join(map(str, what))}")
 
 
-def fit_anchors(model: Model, dataset, image_size: int, threshold: float, seed: int) -> None:
+def fit_anchors(model: Model, dataset, image_size: int, threshold: float, seed: int) -> AnchorReport:
     """Replaces the model's anchors where the data set's boxes ask for it."""
     head = model.model[-1]
-    pixels = (head.anchors * head.stride.view(-1, 1, 1)).cpu().numpy()
     labels = [dataset.labels_of(i) for i in range(len(dataset))]
-    anchors, _ = check_anchors(
-        dataset.shapes, labels, pixels, head.stride.tolist(), image_size, threshold, np.random.default_rng(seed)
-    )
+    anchors, report = check_anchors(
+        dataset.shapes, labels, anchors_in_pixels(model), head.stride.tolist(), image_size, threshold,
+        np.random.default_rng(seed),
+    )  # fmt: skip
     head.anchors.copy_(torch.from_numpy(anchors).to(head.anchors) / head.stride.view(-1, 1, 1))
+    return report
+
+
+def anchors_in_pixels(model: Model) -> np.ndarray:
+    """(levels, A, 2)"""
+    head = model.model[-1]
+    return (head.anchors.cpu() * head.stride.cpu().view(-1, 1, 1)).numpy()
 
 
 def optimizer_steps(opt: argparse.Namespace, hyp: dict[str, float], batches: int) -> int:
@@ -546,6 +556,8 @@ def open_folder(run: Run, resumed: dict | None) -> None:
     else:
         run.save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
         (run.save_dir / "weights").mkdir(exist_ok=True)
+        if run.anchor_report:
+            save_anchors(run.save_dir / "anchors.yaml", anchors_in_pixels(run.model), run.anchor_report)
         plot_labels(run.train_loader.dataset.labels, run.names, run.save_dir)
     run.loggers = create_loggers(opt.log, run.save_dir, plain(vars(opt)), run.hyp, resume=bool(resumed))
     write_yaml(run.save_dir / "hyp.yaml", run.hyp)
@@ -562,10 +574,7 @@ def describe(run: Run) -> None:
     rows = {
         "data": f"{opt.data}: {len(dataset)} + {len(run.val_loader.dataset)} images, {len(dataset.labels)} boxes, "
         f"{len(run.names)} classes: {', '.join(run.names[:8])}{' ...' if len(run.names) > 8 else ''}",
-        "anchors": "  ".join(
-            ",".join(f"{side:.0f}" for side in level.flatten().tolist())
-            for level in run.model.model[-1].anchors * run.model.stride.to(run.device).view(-1, 1, 1)
-        ),
+        "anchors": "  ".join(" ".join(f"{w:.0f}x{h:.0f}" for w, h in level) for level in anchors_in_pixels(run.model)),
         "recipe": f"{opt.hyp}: {opt.optimizer}, lr0 {run.hyp['lr0']:g}, warm-up {schedule.warmup} iterations, "
         f"{schedule.at(10**9).accumulate} batches a step",
         "length": f"epochs {run.state.epoch + 1}-{schedule.epochs - 1} of {len(run.train_loader)} batches of "

@@ -3,10 +3,12 @@
 `python models/yolo.py --cfg SOCA.yaml` prints a model's table.
 """
 
+import logging
 import math
 import sys
 from copy import deepcopy
 from pathlib import Path
+from statistics import median
 
 if __name__ == "__main__":  # run as a script: hand over to the module of that name, which owns the classes
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,6 +24,7 @@ from models import common, experimental
 from models.common import Conv
 from models.registry import Row, detects, lookup, register
 from utils.boxes import round_up
+from utils.device import Timer, select_device
 from utils.files import find_file, read_yaml
 from utils.log import LOGGER
 
@@ -356,15 +359,43 @@ def checkpoint_classes() -> set[type]:
     return {c for c in found if c.__module__.startswith("models.")}
 
 
+def profile_layers(model: "Model", images: torch.Tensor, repeats: int = 10) -> list[float]:
+    """Milliseconds that each layer of the model takes for images (B, 3, H, W): medians of `repeats` forward passes."""
+    seconds = [[] for _ in model.model]
+    timer = Timer(images.device)  # one layer runs at a time
+    hooks = []
+    for layer, taken in zip(model.model, seconds, strict=True):
+        hooks.append(layer.register_forward_pre_hook(lambda *_: timer.start()))
+        hooks.append(layer.register_forward_hook(lambda *_, taken=taken: taken.append(timer.stop())))
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            model(images)
+    for hook in hooks:
+        hook.remove()
+    return [1000 * median(taken[1:]) for taken in seconds]  # the first pass allocates
+
+
 def main() -> None:
     """Command line: print the table of one model YAML, or build them all."""
     import argparse
 
     parser = argparse.ArgumentParser(description="Build a model YAML and print its layers.")
     parser.add_argument("--cfg", default="yolov5s.yaml", help="model YAML")
+    parser.add_argument("--device", default="", help="cpu, or a GPU number such as 0")
+    parser.add_argument("--profile", action="store_true", help="time each layer at 640 px")
     parser.add_argument("--test", action="store_true", help="build every model YAML of the project")
     opt = parser.parse_args()
+    LOGGER.setLevel(logging.DEBUG)
+    device = select_device(opt.device)
     root = Path(__file__).parent
     cfgs = sorted(p for p in root.rglob("*.yaml") if p.name != "anchors.yaml") if opt.test else [opt.cfg]
     for cfg in cfgs:
-        Model(cfg).info()
+        model = Model(cfg).to(device, memory_format=torch.channels_last)
+        model.info()
+        if opt.profile:
+            batch = 8 if device.type == "cuda" else 1
+            images = torch.rand(batch, model.yaml["ch"], 640, 640, device=device)
+            times = profile_layers(model.eval(), images.contiguous(memory_format=torch.channels_last))
+            for layer, ms in zip(model.model, times, strict=True):
+                LOGGER.info(f"{layer.i:>3}  {ms:8.2f} ms  {layer.np:>10} parameters  {layer.type}")
+            LOGGER.info(f"{sum(times):13.2f} ms for {batch} x 640 x 640")

@@ -74,10 +74,19 @@ class Timer:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def __enter__(self) -> "Timer":
+    def start(self) -> None:
+        """Begins; returns nothing, as a hook of torch has to."""
         self._start = self._now()
+
+    def stop(self) -> float:
+        """Seconds since `start`."""
+        self.last = self._now() - self._start
+        self.total += self.last
+        return self.last
+
+    def __enter__(self) -> "Timer":
+        self.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self.last = self._now() - self._start
-        self.total += self.last
+        self.stop()
