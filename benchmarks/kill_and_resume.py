@@ -139,9 +139,13 @@ def main() -> int:
                 sys.exit(f"ended with {code}:\n{log.read_text()[-3000:]}")
             kills, inside = kills + 1, inside + bool(strike)
             leftovers = len(list((folder / name).glob("weights/.*.part")))
-            epoch = load_checkpoint(last)["training"]["state"]["epoch"] if last.exists() else None
-            print(f"kill {kills}: {'inside a write' if strike else 'at random'}; last.pt whole, epoch {epoch}; "
-                  f"{leftovers} unfinished file beside it")  # fmt: skip
+            state = load_checkpoint(last)["training"]["state"] if last.exists() else {"epoch": None, "finished": False}
+            where = "inside a write" if strike else "at random"
+            print(
+                f"kill {kills}: {where}; last.pt whole, epoch {state['epoch']}; {leftovers} unfinished files beside it"
+            )
+            if state["finished"]:
+                break
             arguments = ["--resume", str(last)] if last.exists() else [*usual, "--name", name, "--exist-ok"]
         found = compare(folder / "alone", folder / name)
         print(f"{name}: done, {'identical' if not found else f'DIFFERS: {found[:5]}'}")
