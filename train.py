@@ -94,7 +94,7 @@ OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help befo
 
 from collections.abc import Callable  # noqa: E402
 from contextlib import nullcontext  # noqa: E402
-from dataclasses import asdict, dataclass, replace  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -133,6 +133,7 @@ from utils.training.loggers import Loggers, create_loggers, parse_loggers  # noq
 from utils.training.loss import ComputeLoss  # noqa: E402
 from utils.training.optimizer import build_optimizer  # noqa: E402
 from utils.training.records import COLUMNS, Pace, append_results, clock, cut_results  # noqa: E402
+from utils.training.run import Run, State, anchors_in_pixels, describe, plain, restore, save_checkpoints  # noqa: E402
 from utils.training.sampling import class_weights, image_weights  # noqa: E402
 from utils.training.schedule import EarlyStopping, Schedule, apply_settings  # noqa: E402
 from utils.training.search import search  # noqa: E402
@@ -141,49 +142,6 @@ MOSAICS = 3  # training batches that are drawn
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class State:
-    """How far a run is: with the tensors of `snapshot`, all that the next epoch depends on."""
-
-    epoch: int = -1  # the last one that is finished
-    results: tuple[float, ...] = (0.0,) * 7  # of the last validation
-    class_maps: tuple[float, ...] = ()  # mAP50-95 of each class then
-    best_fitness: float = 0.0
-    last_step: int = -1  # iteration of the last optimizer step
-    skipped: int = 0  # iterations whose gradients overflowed in half precision
-    seconds: float = 0.0
-    finished: bool = False
-
-
-@dataclass
-class Run:
-    """Everything that lives as long as the training."""
-
-    opt: argparse.Namespace
-    hyp: dict[str, float]  # as the file has them
-    device: torch.device
-    group: dist.Group | None  # the processes that train together
-    autocast: torch.dtype | None  # of mixed precision
-    names: list[str]
-    image_size: int
-    model: Model
-    network: nn.Module  # the model as it is called: compiled, and its gradients averaged over the group
-    ema: ModelEMA
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    compute_loss: ComputeLoss
-    validation_loss: ComputeLoss
-    train_loader: torch.utils.data.DataLoader
-    val_loader: torch.utils.data.DataLoader | None  # in the first process
-    schedule: Schedule
-    stopper: EarlyStopping
-    anchor_report: AnchorReport | None  # what AutoAnchor found, where it was asked
-    save_dir: Path
-    loggers: Loggers
-    state: State
-    pace: Pace
 
 
 Report = Callable[[int, float], None]  # (epoch, fitness); an error it raises ends the training
@@ -378,6 +336,7 @@ def prepare(
     anchor_report = None
     if not (opt.noautoanchor or resumed):
         anchor_report = fit_anchors(model, train_loader.dataset, image_size, hyp["anchor_t"], opt.seed)
+    accumulated = accumulation(opt.batch_size, hyp.get("nominal_batch", NOMINAL_BATCH))
     optimizer, losses = attach(model, opt, hyp, names, image_size, train_loader.dataset, group)
 
     run = Run(
@@ -390,7 +349,7 @@ def prepare(
         image_size=image_size,
         model=model,
         network=model,
-        ema=ModelEMA(model, tau=ema_tau(hyp, optimizer_steps(opt, hyp, len(train_loader)))),
+        ema=ModelEMA(model, tau=ema_tau(hyp, opt.epochs * len(train_loader) // accumulated)),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
         compute_loss=losses[0],
@@ -506,17 +465,6 @@ def fit_anchors(model: Model, dataset, image_size: int, threshold: float, seed: 
     return report
 
 
-def anchors_in_pixels(model: Model) -> np.ndarray:
-    """(levels, A, 2)"""
-    head = model.model[-1]
-    return (head.anchors.cpu() * head.stride.cpu().view(-1, 1, 1)).numpy()
-
-
-def optimizer_steps(opt: argparse.Namespace, hyp: dict[str, float], batches: int) -> int:
-    """How many steps the optimizer takes in the run, about."""
-    return opt.epochs * batches // accumulation(opt.batch_size, hyp.get("nominal_batch", NOMINAL_BATCH))
-
-
 def attach(model: Model, opt, hyp, names: list[str], image_size: int, dataset, group: dist.Group | None):
     """Gives the model what v6.1 hangs on it, and returns its optimizer and the losses of training and validation."""
     head, nc = model.model[-1], len(names)
@@ -566,26 +514,6 @@ def open_folder(run: Run, resumed: dict | None) -> None:
         save_checkpoints(run, is_best=not opt.epochs)
 
 
-def describe(run: Run) -> None:
-    """Prints what is about to happen."""
-    opt, schedule, dataset = run.opt, run.schedule, run.train_loader.dataset
-    run.model.info(run.image_size)
-    processes = f" on {run.group.world_size} processes" if run.group else ""
-    rows = {
-        "data": f"{opt.data}: {len(dataset)} + {len(run.val_loader.dataset)} images, {len(dataset.labels)} boxes, "
-        f"{len(run.names)} classes: {', '.join(run.names[:8])}{' ...' if len(run.names) > 8 else ''}",
-        "anchors": "  ".join(" ".join(f"{w:.0f}x{h:.0f}" for w, h in level) for level in anchors_in_pixels(run.model)),
-        "recipe": f"{opt.hyp}: {opt.optimizer}, lr0 {run.hyp['lr0']:g}, warm-up {schedule.warmup} iterations, "
-        f"{schedule.at(10**9).accumulate} batches a step",
-        "length": f"epochs {run.state.epoch + 1}-{schedule.epochs - 1} of {len(run.train_loader)} batches of "
-        f"{opt.batch_size} at {run.image_size} px",
-        "machine": f"{run.device}{processes}, mixed precision {str(run.autocast or 'off').removeprefix('torch.')}, "
-        f"{run.train_loader.num_workers} workers",
-        "results": str(run.save_dir),
-    }
-    LOGGER.info("\n".join(f"{name:>8}  {text}" for name, text in rows.items()))
-
-
 # --- inside the loop --------------------------------------------------------------------------------------------------
 
 
@@ -604,63 +532,7 @@ def random_scale(pixels: torch.Tensor, image_size: int, stride: int, seed: tuple
     return F.interpolate(pixels, shape, mode="bilinear", align_corners=False)
 
 
-# --- checkpoints, and going on from one -------------------------------------------------------------------------------
-
-
-def snapshot(run: Run) -> dict:
-    """All that a resumed run needs to go on as if never stopped, in full precision."""
-    cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
-    return {
-        "opt": plain(vars(run.opt)),
-        "hyp": run.hyp,
-        "state": asdict(run.state),
-        "model": run.model.state_dict(),
-        "ema": run.ema.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-        "stopper": run.stopper.state_dict(),
-        "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
-    }
-
-
-def restore(run: Run, saved: dict) -> None:
-    """Brings a run that `prepare` has built to where `snapshot` was taken."""
-    run.state = State(**saved["state"])
-    run.model.load_state_dict(saved["model"])
-    run.ema.load_state_dict(saved["ema"])
-    run.optimizer.load_state_dict(saved["optimizer"])
-    run.scaler.load_state_dict(saved["scaler"])
-    run.stopper.load_state_dict(saved["stopper"])
-    run.pace = Pace(len(run.train_loader), run.state.seconds, run.state.epoch + 1)
-    torch.set_rng_state(saved["random"]["cpu"])
-    if run.device.type == "cuda" and len(saved["random"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["random"]["cuda"])
-    if run.state.finished and run.state.epoch + 1 >= run.opt.epochs:
-        raise ValueError(f"{run.opt.resume} has all its {run.opt.epochs} epochs; --epochs N with a larger N adds some")
-    run.state.finished = False
-
-
-def save_checkpoints(run: Run, is_best: bool) -> None:
-    """Writes best.pt where this epoch is the best, epochN.pt where --save-period asks for it, and last.pt.
-
-    last.pt comes last: a run that is killed in between goes on from the epoch before, and writes the others again.
-    """
-    epoch, period = run.state.epoch, run.opt.save_period
-    content = checkpoint.pack(
-        run.model,
-        ema=run.ema.model,
-        epoch=epoch,
-        best_fitness=np.array([run.state.best_fitness]),
-        updates=run.ema.updates,
-        optimizer=run.optimizer.state_dict(),
-    )
-    whole = {**content, "training": snapshot(run)}
-    with cli.undisturbed():
-        if is_best:
-            checkpoint.save(run.save_dir / "weights/best.pt", content)
-        if period > 0 and epoch > 0 and epoch % period == 0:
-            checkpoint.save(run.save_dir / f"weights/epoch{epoch}.pt", whole)
-        checkpoint.save(run.save_dir / "weights/last.pt", whole)
+# --- going on from a checkpoint ---------------------------------------------------------------------------------------
 
 
 def find_checkpoint(resume: str | bool) -> Path:
@@ -735,11 +607,6 @@ def finish(run: Run) -> tuple[float, ...]:
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
-
-
-def plain(options: dict) -> dict:
-    """Options as YAML can hold them."""
-    return {k: str(v) if isinstance(v, str | Path) else v for k, v in options.items()}
 
 
 def check_options(opt: argparse.Namespace) -> None:

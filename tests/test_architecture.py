@@ -19,7 +19,7 @@ ORDER = [
     "utils.training.hyperparameters", "utils.training.targets", "utils.training.loss", "utils.training.optimizer",
     "utils.training.schedule", "utils.training.ema", "utils.training.sampling", "utils.training.autoanchor",
     "utils.training.guard", "utils.training.records", "utils.training.autobatch", "utils.training.loggers",
-    "utils.training.search",
+    "utils.training.search", "utils.training.run",
     "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
     "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
     "models.second_order", "models.common", "models.experimental", "models.yolo", "models.transfer", "models.backend",

@@ -1,0 +1,153 @@
+"""A training while it runs: everything it holds, what of it is kept for a resumed run, and how it presents itself."""
+
+import argparse
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils import checkpoint, cli, dist
+from utils.log import LOGGER
+from utils.training.autoanchor import AnchorReport
+from utils.training.ema import ModelEMA
+from utils.training.hyperparameters import NOMINAL_BATCH, accumulation
+from utils.training.loggers import Loggers
+from utils.training.loss import ComputeLoss
+from utils.training.records import Pace
+from utils.training.schedule import EarlyStopping, Schedule
+
+
+@dataclass
+class State:
+    """How far a run is: with the tensors of `snapshot`, all that the next epoch depends on."""
+
+    epoch: int = -1  # the last one that is finished
+    results: tuple[float, ...] = (0.0,) * 7  # of the last validation
+    class_maps: tuple[float, ...] = ()  # mAP50-95 of each class then
+    best_fitness: float = 0.0
+    last_step: int = -1  # iteration of the last optimizer step
+    skipped: int = 0  # iterations whose gradients overflowed in half precision
+    seconds: float = 0.0
+    finished: bool = False
+
+
+@dataclass
+class Run:
+    """Everything that lives as long as the training."""
+
+    opt: argparse.Namespace
+    hyp: dict[str, float]  # as the file has them
+    device: torch.device
+    group: dist.Group | None  # the processes that train together
+    autocast: torch.dtype | None  # of mixed precision
+    names: list[str]
+    image_size: int
+    model: nn.Module
+    network: nn.Module  # the model as it is called: compiled, and its gradients averaged over the group
+    ema: ModelEMA
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    compute_loss: ComputeLoss
+    validation_loss: ComputeLoss
+    train_loader: torch.utils.data.DataLoader
+    val_loader: torch.utils.data.DataLoader | None  # in the first process
+    schedule: Schedule
+    stopper: EarlyStopping
+    anchor_report: AnchorReport | None  # what AutoAnchor found, where it was asked
+    save_dir: Path
+    loggers: Loggers
+    state: State
+    pace: Pace
+
+
+def describe(run: Run) -> None:
+    """Prints what is about to happen."""
+    opt, schedule, dataset = run.opt, run.schedule, run.train_loader.dataset
+    run.model.info(run.image_size)
+    nominal_batch = run.hyp.get("nominal_batch", NOMINAL_BATCH)
+    processes = f" on {run.group.world_size} processes" if run.group else ""
+    rows = {
+        "data": f"{opt.data}: {len(dataset)} + {len(run.val_loader.dataset)} images, {len(dataset.labels)} boxes, "
+        f"{len(run.names)} classes: {', '.join(run.names[:8])}{' ...' if len(run.names) > 8 else ''}",
+        "anchors": "  ".join(" ".join(f"{w:.0f}x{h:.0f}" for w, h in level) for level in anchors_in_pixels(run.model)),
+        "recipe": f"{opt.hyp}: {opt.optimizer}, lr0 {run.hyp['lr0']:g}, warm-up {schedule.warmup} iterations, "
+        f"{accumulation(opt.batch_size, nominal_batch)} batches a step",
+        "length": f"epochs {run.state.epoch + 1}-{schedule.epochs - 1} of {len(run.train_loader)} batches of "
+        f"{opt.batch_size} at {run.image_size} px",
+        "machine": f"{run.device}{processes}, mixed precision {str(run.autocast or 'off').removeprefix('torch.')}, "
+        f"{run.train_loader.num_workers} workers",
+        "results": str(run.save_dir),
+    }
+    LOGGER.info("\n".join(f"{name:>8}  {text}" for name, text in rows.items()))
+
+
+def anchors_in_pixels(model: nn.Module) -> np.ndarray:
+    """(levels, A, 2)"""
+    head = model.model[-1]
+    return (head.anchors.cpu() * head.stride.cpu().view(-1, 1, 1)).numpy()
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def snapshot(run: Run) -> dict:
+    """All that a resumed run needs to go on as if never stopped, in full precision."""
+    cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
+    return {
+        "opt": plain(vars(run.opt)),
+        "hyp": run.hyp,
+        "state": asdict(run.state),
+        "model": run.model.state_dict(),
+        "ema": run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "stopper": run.stopper.state_dict(),
+        "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+    }
+
+
+def restore(run: Run, saved: dict) -> None:
+    """Brings a run that `prepare` has built to where `snapshot` was taken."""
+    run.state = State(**saved["state"])
+    run.model.load_state_dict(saved["model"])
+    run.ema.load_state_dict(saved["ema"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run.scaler.load_state_dict(saved["scaler"])
+    run.stopper.load_state_dict(saved["stopper"])
+    run.pace = Pace(len(run.train_loader), run.state.seconds, run.state.epoch + 1)
+    torch.set_rng_state(saved["random"]["cpu"])
+    if run.device.type == "cuda" and len(saved["random"]["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+    if run.state.finished and run.state.epoch + 1 >= run.opt.epochs:
+        raise ValueError(f"{run.opt.resume} has all its {run.opt.epochs} epochs; --epochs N with a larger N adds some")
+    run.state.finished = False
+
+
+def save_checkpoints(run: Run, is_best: bool) -> None:
+    """Writes best.pt where this epoch is the best, epochN.pt where --save-period asks for it, and last.pt.
+
+    last.pt comes last: a run that is killed in between goes on from the epoch before, and writes the others again.
+    """
+    epoch, period = run.state.epoch, run.opt.save_period
+    content = checkpoint.pack(
+        run.model,
+        ema=run.ema.model,
+        epoch=epoch,
+        best_fitness=np.array([run.state.best_fitness]),
+        updates=run.ema.updates,
+        optimizer=run.optimizer.state_dict(),
+    )
+    whole = {**content, "training": snapshot(run)}
+    with cli.undisturbed():
+        if is_best:
+            checkpoint.save(run.save_dir / "weights/best.pt", content)
+        if period > 0 and epoch > 0 and epoch % period == 0:
+            checkpoint.save(run.save_dir / f"weights/epoch{epoch}.pt", whole)
+        checkpoint.save(run.save_dir / "weights/last.pt", whole)
+
+
+def plain(options: dict) -> dict:
+    """Options as YAML can hold them."""
+    return {k: str(v) if isinstance(v, str | Path) else v for k, v in options.items()}
