@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from utils.training.sampling import class_weights, draw_images, image_weights
+from utils.training.sampling import class_weights, image_weights
 
 
 def labels_of(*classes):
@@ -22,23 +22,6 @@ def test_weights_as_recorded(parity):
     weights = class_weights(labels, case["nc"])
     np.testing.assert_allclose(weights, case["class_weights"], rtol=1e-8)
     np.testing.assert_allclose(image_weights(labels, weights * case["nc"]), case["image_weights"], rtol=1e-8)
-
-
-def test_images_are_drawn_in_proportion():
-    drawn = [draw_images(np.array([1.0, 0.0, 3.0, 0.0]), np.random.default_rng(seed)) for seed in range(1000)]
-    share = np.bincount(np.concatenate(drawn), minlength=4) / 4000
-    assert share == pytest.approx([0.25, 0, 0.75, 0], abs=0.03)
-    assert all(len(d) == 4 for d in drawn)
-
-
-def test_images_without_any_weight_are_drawn_evenly():
-    assert set(draw_images(np.zeros(3), np.random.default_rng(0))) <= {0, 1, 2}
-
-
-def test_drawing_depends_on_the_generator_alone():
-    weights = np.arange(1.0, 20.0)
-    first, second = (draw_images(weights, np.random.default_rng(7)) for _ in range(2))
-    assert (first == second).all()
 
 
 def test_no_images():

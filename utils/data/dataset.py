@@ -14,6 +14,7 @@ workers, and a resumed run continues as if never stopped.
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -47,9 +48,10 @@ from utils.data.augmentations import (
     warp_mosaic,
 )
 from utils.data.images import read_image
-from utils.data.labels import image_to_label_path, parse_labels, scan
+from utils.data.labels import Annotations, image_to_label_path, parse_labels, scan
 from utils.log import LOGGER
 
+FRACTION_STREAM = 3  # keeps this random stream apart from those of the samples, seeded by (seed, epoch, index)
 CACHE_SHARE = 0.8  # of the free memory, at most, for decoded images
 EDGE = 1e-3  # pixels by which boxes stay inside the far edges of the picture
 
@@ -74,6 +76,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         nc: number of classes, where a label beyond it is an error.
         seed: of all randomness.
         prefix: of progress and messages.
+        fraction: share of the images, above 0 and at most 1, that is used; which ones, the seed decides.
+        mosaic_until: from this epoch on no mosaic, and so neither mixup nor copy-paste, which need one; None for never.
 
     Attributes:
         image_files: n paths.
@@ -101,16 +105,21 @@ class DetectionDataset(torch.utils.data.Dataset):
         nc: int | None = None,
         seed: int = 0,
         prefix: str = "",
+        fraction: float = 1.0,
+        mosaic_until: int | None = None,
     ):
         if augment and hyp is None:
             raise ValueError("augment needs the augmentation hyperparameters: give hyp")
         if cache not in (None, "ram"):
             raise ValueError(f"cache must be None or 'ram', got {cache!r}")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
         self.image_size = image_size
         self.augment = augment
         self.hyp = hyp
         self.rect = rect
         self.mosaic = augment and not rect
+        self.mosaic_until = math.inf if mosaic_until is None else mosaic_until
         self.seed = seed
         self.prefix = prefix
         self.epoch = 0
@@ -121,6 +130,8 @@ class DetectionDataset(torch.utils.data.Dataset):
                 f"{path}: no label files, so there is nothing to learn; the label of {annotations.images[0]} "
                 f"would be {image_to_label_path(annotations.images[0])}"
             )
+        if fraction < 1:
+            annotations = self._choose(annotations, fraction)
         if rect:
             width, height = annotations.sizes.T
             # numpy's default sort, as in v6.1: among equal ratios it decides which images share a frame, and a stable
@@ -160,7 +171,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         """
         epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
         rng = self.generator(epoch, index)
-        if self.mosaic and rng.random() < self.hyp["mosaic"]:
+        if self.mosaic and epoch < self.mosaic_until and rng.random() < self.hyp["mosaic"]:
             image, labels = self._mosaic(index, rng)
             if rng.random() < self.hyp["mixup"]:
                 other = self._mosaic(int(rng.integers(len(self))), rng)
@@ -262,6 +273,14 @@ class DetectionDataset(torch.utils.data.Dataset):
             work = pool.imap(self._read, range(len(self)))
             description = f"{self.prefix}caching images ({needed / gib:.1f} GiB)"
             return list(tqdm(work, description, len(self), disable=quiet))
+
+    def _choose(self, annotations: Annotations, fraction: float) -> Annotations:
+        """A random share of the images, each as likely as any other, in the order that they had."""
+        count = len(annotations.images)
+        chosen = max(round(fraction * count), 1)
+        LOGGER.info(f"{self.prefix}using {chosen} of {count} images")
+        rng = np.random.default_rng((self.seed, 0, 0, FRACTION_STREAM))
+        return annotations.take(np.sort(rng.choice(count, chosen, replace=False)))
 
     def _check_classes(self, nc: int | None) -> None:
         if nc is None or not len(self.labels) or self.labels[:, 0].max() < nc:

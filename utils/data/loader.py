@@ -40,6 +40,8 @@ def create_dataloader(
     shuffle: bool = False,
     nc: int | None = None,
     seed: int = 0,
+    fraction: float = 1.0,
+    mosaic_until: int | None = None,
 ) -> tuple[torch.utils.data.DataLoader, DetectionDataset]:
     """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`).
 
@@ -51,13 +53,15 @@ def create_dataloader(
         workers: processes at most; they live as long as the loader.
         quad: every four images make one of twice the side, so a batch has a quarter of the images.
         shuffle: not together with `rect`, whose batches are made by aspect ratio.
+        fraction, mosaic_until: see `DetectionDataset`.
     """
     if rect and shuffle:
         LOGGER.warning(f"{prefix}shuffle is ignored: rect makes its batches by aspect ratio")
         shuffle = False
     dataset = DetectionDataset(
-        path, image_size, batch_size, augment, hyp, rect, cache, single_cls, stride, pad, nc, seed, prefix
-    )
+        path, image_size, batch_size, augment, hyp, rect, cache, single_cls, stride, pad, nc, seed, prefix,
+        fraction, mosaic_until,
+    )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
     sampler = EpochSampler(len(dataset), shuffle, seed, max(rank, 0), world_size, block=batch_size if rect else 1)
     workers = min((os.cpu_count() or 1) // world_size, batch_size if batch_size > 1 else 0, workers)
@@ -100,6 +104,8 @@ class EpochSampler(torch.utils.data.Sampler):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self.weights: np.ndarray | None = None
+        self._drawable = world_size == 1 and block == 1
         blocks = np.arange(-(-length // block))
         rounds = -(-len(blocks) // world_size)
         mine = np.resize(blocks, rounds * world_size)[rank::world_size]
@@ -110,14 +116,34 @@ class EpochSampler(torch.utils.data.Sampler):
         """The epoch of the next iteration."""
         self.epoch = epoch
 
+    def set_weights(self, weights: np.ndarray | None) -> None:
+        """Images of the next iterations are drawn with replacement in proportion to these weights (length,), at least
+        0 each; None: every image once again. The draw, too, depends on (seed, epoch) and the weights alone.
+
+        Raises ValueError where several processes share an epoch, or images stay together in blocks.
+        """
+        if weights is not None and not self._drawable:
+            raise ValueError("images can be drawn by weight (--image-weights) only by one process and without --rect")
+        assert weights is None or weights.shape == (self.length,)
+        self.weights = weights
+
     def __len__(self) -> int:
         return len(self._places)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.arange(self.length)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch, 0, SHUFFLE_STREAM)).permutation(order)
+        rng = np.random.default_rng((self.seed, self.epoch, 0, SHUFFLE_STREAM))
+        if self.weights is not None:
+            order = draw_images(self.weights, rng)
+        elif self.shuffle:
+            order = rng.permutation(order)
         return iter([(self.epoch, index) for index in order[self._places].tolist()])
+
+
+def draw_images(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Image numbers for one epoch, drawn with replacement in proportion to their weights; evenly if all are 0."""
+    total = weights.sum()
+    return rng.choice(len(weights), size=len(weights), p=weights / total if total > 0 else None)
 
 
 def collate(samples: list[Sample]) -> Batch:

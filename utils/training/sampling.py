@@ -1,4 +1,4 @@
-"""Drawing hard images more often (`--image-weights`)."""
+"""Weights by which hard images are drawn more often (`--image-weights`); the loader's sampler draws by them."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,3 @@ def image_weights(labels: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarr
     During training weights = class_weights * (1 - mAP of the class)^2.
     """
     return np.array([weights[image[:, 0].astype(int)].sum() for image in labels])
-
-
-def draw_images(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Image numbers for one epoch, drawn with replacement in proportion to their weights; evenly if all are 0."""
-    total = weights.sum()
-    return rng.choice(len(weights), size=len(weights), p=weights / total if total > 0 else None)

@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ RESULTS = (
 )  # fmt: skip
 
 PARENTS = 5  # the fittest trials, of which each new one descends from one
+FAILURES = (FloatingPointError, torch.OutOfMemoryError)  # of one trial; any other error ends the search
 UNPRUNED_TRIALS = 5  # so many run to their end before any is cut short
 HEARTBEAT, GRACE = 60, 300  # seconds between signs of life of a trial, and until a silent one counts as dead
 
@@ -67,8 +69,8 @@ def search(
     median of the others at the same epoch is cut short. One that ends in a FloatingPointError or without GPU memory is
     recorded as failed, and the search goes on.
 
-    After each trial it writes evolve.csv (RESULTS and hyper-parameters of every trial that ran to its end) and
-    hyp_evolve.yaml (the best of them, to be used as --hyp) into save_dir.
+    After each trial it writes evolve.csv (RESULTS and hyper-parameters of all trials that ran to their end) and
+    hyp_evolve.yaml (the best of them, for --hyp) into save_dir.
 
     Args:
         objective: trains once. What `report` raises must pass through it.
@@ -84,8 +86,6 @@ def search(
         FloatingPointError: not one trial ran to its end.
     """
     cli.require("optuna", "--evolve")
-    import optuna
-
     save_dir = Path(save_dir)
     hyp = {**hyp, "anchors": hyp.get("anchors") or ANCHORS} if autoanchor else dict(hyp)
     genes = [name for name in hyp if name in LIMITS and hyp[name] != 0 and (autoanchor or name != "anchors")]
@@ -93,22 +93,18 @@ def search(
     url = storage or f"sqlite:///{(save_dir / 'evolve.db').resolve()}"
     study = _open_study(url, study_name, _evolution(start, seed), epochs)
     _check_fixed(study, {name: value for name, value in hyp.items() if name not in genes})
-
-    if not any(_counts(t) or t.state == optuna.trial.TrialState.WAITING for t in study.get_trials(deepcopy=False)):
+    if not any(_counts(trial) or trial.state.name == "WAITING" for trial in study.get_trials(deepcopy=False)):
         study.enqueue_trial(start)
-    failures = (FloatingPointError, torch.OutOfMemoryError)
+
+    train_once = partial(_run, objective=objective, hyp=hyp, genes=genes, fitness=fitness)
     while _spent(study) < generations:
-        study.optimize(
-            lambda trial: _run(trial, objective, hyp, genes, fitness, failures), 1, catch=failures, gc_after_trial=True
-        )
+        study.optimize(train_once, 1, catch=FAILURES, gc_after_trial=True)
         write_results(study, save_dir)
         _log(study)
 
     write_results(study, save_dir)
     if not _completed(study):
-        raise FloatingPointError(
-            f"none of the {_spent(study)} trials of --evolve ran to its end; see the messages above"
-        )
+        raise FloatingPointError(f"none of the {_spent(study)} trials of --evolve ran to its end; see above why")
     LOGGER.info(
         f"{len(_completed(study))} full trials; the best hyper-parameters are in {save_dir / 'hyp_evolve.yaml'}"
     )
@@ -132,7 +128,7 @@ def _propose(trial: "optuna.Trial", hyp: Mapping[str, float], genes: Sequence[st
     return {name: float(f"{drawn[name]:.5g}") if name in drawn else value for name, value in hyp.items()}
 
 
-def _run(trial: "optuna.Trial", objective: Objective, hyp, genes, fitness, failures) -> float:
+def _run(trial: "optuna.Trial", objective: Objective, hyp, genes, fitness) -> float:
     import optuna
 
     values = _propose(trial, hyp, genes)
@@ -151,7 +147,7 @@ def _run(trial: "optuna.Trial", objective: Objective, hyp, genes, fitness, failu
         value = float(fitness(np.array([results]))[0])
         if not math.isfinite(value):
             raise FloatingPointError(f"the fitness is {value}")
-    except failures as error:
+    except FAILURES as error:
         LOGGER.warning(f"trial {trial.number} failed: {error}")
         trial.set_user_attr("error", str(error))
         raise

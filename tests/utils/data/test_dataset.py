@@ -382,3 +382,32 @@ def test_photographs(shared, tmp_path):
         image, targets, _, _ = dataset[i]
         assert image.shape == (3, 320, 320)
         assert (targets[:, 2:] <= 1).all()
+
+
+# --- a share of the images --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rect", [False, True])
+def test_a_fraction_is_a_fair_draw_by_seed(write_set, noise_image, rect):
+    images = {f"{i:02}": noise_image(16 + i % 3 * 8, 24) for i in range(20)}
+    entry = str(write_set(images, {name: f"{int(name)} .5 .5 .2 .3" for name in images}))
+    whole = DetectionDataset(entry, 32, rect=rect)
+    times = dict.fromkeys(whole.image_files, 0)
+    for seed in range(60):
+        part = DetectionDataset(entry, 32, rect=rect, fraction=0.3, seed=seed)
+        assert len(part) == len(set(part.image_files)) == 6
+        for i, file in enumerate(part.image_files):
+            times[file] += 1
+            assert part.labels_of(i)[0, 0] == int(file[-6:-4])  # images keep their labels
+    assert sum(times.values()) == 360 and min(times.values()) >= 6 and max(times.values()) <= 32
+    again = DetectionDataset(entry, 32, rect=rect, fraction=0.3, seed=59)
+    assert again.image_files == part.image_files
+    if not rect:
+        assert part.image_files == sorted(part.image_files)
+    assert len(DetectionDataset(entry, 32, fraction=0.001)) == 1
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.01, float("nan")])
+def test_a_fraction_out_of_range(tmp_path, fraction):
+    with pytest.raises(ValueError, match="fraction must be above 0 and at most 1"):
+        DetectionDataset(str(tmp_path), fraction=fraction)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from utils.data.loader import EpochSampler as Sampler
-from utils.data.loader import QuadDataset, collate, create_dataloader, merge_quad
+from utils.data.loader import QuadDataset, collate, create_dataloader, draw_images, merge_quad
 
 HYP = {
     "mosaic": 0.7,
@@ -87,6 +87,65 @@ def test_processes_share_an_epoch(length, world_size, block, shuffle):
                 assert batch[0] % block == 0 and batch == list(range(batch[0], min(batch[0] + block, length)))
 
 
+# --- drawn by weight --------------------------------------------------------------------------------------------------
+
+
+def test_images_are_drawn_in_proportion():
+    drawn = [draw_images(np.array([1.0, 0.0, 3.0, 0.0]), np.random.default_rng(seed)) for seed in range(1000)]
+    share = np.bincount(np.concatenate(drawn), minlength=4) / 4000
+    assert share == pytest.approx([0.25, 0, 0.75, 0], abs=0.03)
+    assert all(len(d) == 4 for d in drawn)
+
+
+def test_images_without_any_weight_are_drawn_evenly():
+    assert set(draw_images(np.zeros(3), np.random.default_rng(0))) <= {0, 1, 2}
+
+
+def test_drawing_depends_on_the_generator_alone():
+    weights = np.arange(1.0, 20.0)
+    first, second = (draw_images(weights, np.random.default_rng(7)) for _ in range(2))
+    assert (first == second).all()
+
+
+def test_weights_take_the_place_of_the_shuffle():
+    sampler, other = Sampler(40, shuffle=True, seed=3), Sampler(40, shuffle=True, seed=3)
+    plain = order_of(sampler, 2)
+    weights = np.arange(40.0)
+    for each in (sampler, other):
+        each.set_weights(weights)
+    drawn = [order_of(sampler, epoch) for epoch in (0, 1, 2)]
+    assert order_of(other, 2) == drawn[2]  # whatever came before
+    assert len({tuple(i for _, i in pairs) for pairs in drawn}) == 3
+    assert all(len(pairs) == 40 and all(i > 0 for _, i in pairs) for pairs in drawn)  # image 0 weighs nothing
+    assert len(set(drawn[2])) < 40
+    mean = np.mean([i for epoch in range(200) for _, i in order_of(sampler, epoch)])
+    assert mean == pytest.approx((weights**2).sum() / weights.sum(), rel=0.02)
+    sampler.set_weights(None)
+    assert order_of(sampler, 2) == plain
+
+
+@pytest.mark.parametrize("options", [{"world_size": 2}, {"block": 4}])
+def test_weights_need_one_process_and_free_order(options):
+    sampler = Sampler(8, **options)
+    sampler.set_weights(None)
+    with pytest.raises(ValueError, match="only by one process and without --rect"):
+        sampler.set_weights(np.ones(8))
+
+
+def test_same_weighted_batches_for_any_number_of_workers(entry):
+    batches = []
+    for workers in (0, 2):
+        loader, dataset = create_dataloader(entry, workers=workers, **TRAINING)
+        epochs = []
+        for epoch in range(3):  # the weights change while the workers live
+            loader.sampler.set_weights(None if epoch == 0 else np.arange(10.0) == 3 * epoch)
+            epochs.append(epoch_of(loader, epoch))
+        batches.append(epochs)
+        for epoch in (1, 2):
+            assert {path for batch in epochs[epoch] for path in batch[2]} == {dataset.image_files[3 * epoch]}
+    assert all(same(*pair) for pair in zip(*batches))
+
+
 # --- loader -----------------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +161,31 @@ def test_same_batches_for_any_number_of_workers(entry):
     for workers in (1, 2):
         assert same(batches[workers][0], batches[0][0]) and same(batches[workers][1], batches[0][1])
     assert not torch.equal(batches[0][0][0][0], batches[0][1][0][0])
+
+
+def test_the_last_epochs_without_mosaic(entry):
+    options = {**TRAINING, "hyp": {**HYP, "mosaic": 1.0}}
+    batches = []
+    for workers in (0, 2):
+        loader, _ = create_dataloader(entry, workers=workers, mosaic_until=1, **options)
+        batches.append([epoch_of(loader, epoch) for epoch in (0, 1, 2)])
+    assert all(same(*pair) for pair in zip(*batches))
+    # only a mosaic has no shapes, and more labels than the one of each image
+    mosaics = [[shape is None for batch in epoch for shape in batch[3]] for epoch in batches[0]]
+    assert all(mosaics[0]) and not any(mosaics[1] + mosaics[2])
+    plain, _ = create_dataloader(entry, workers=0, **{**options, "hyp": {**HYP, "mosaic": 0.0}})
+    assert not same(epoch_of(plain, 1)[:1], epoch_of(plain, 2)[:1])  # still augmented
+    always, _ = create_dataloader(entry, workers=0, **options)
+    assert same(epoch_of(always, 0), batches[0][0])
+
+
+def test_a_fraction_of_the_images(entry):
+    whole, _ = create_dataloader(entry, workers=0, **TRAINING)
+    loaders = [create_dataloader(entry, workers=workers, fraction=0.5, **TRAINING) for workers in (0, 2)]
+    for loader, dataset in loaders:
+        assert len(dataset) == len(loader.sampler) == len(dataset.labels) == 5 and len(loader) == 2
+        assert set(dataset.image_files) < set(whole.dataset.image_files)
+    assert same(*(epoch_of(loader, 1) for loader, _ in loaders))
 
 
 def test_workers_live_for_the_whole_run(entry):
