@@ -382,21 +382,16 @@ def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, nc: int, gr
     train_loader, _ = create_dataloader(
         data["train"], image_size, opt.batch_size // processes, hyp=hyp, augment=True, rect=opt.rect, shuffle=True,
         quad=opt.quad, cache=opt.cache if opt.cache != "val" else None, rank=dist.rank(), world_size=processes,
+        fraction=opt.fraction, mosaic_until=opt.epochs - opt.close_mosaic if opt.close_mosaic else None,
         prefix="train: ", **shared,
     )  # fmt: skip
     if not dist.is_main():
         return train_loader, None
     cache = "ram" if opt.cache == "val" else None if opt.noval else opt.cache
     val_loader, _ = create_dataloader(
-        data["val"],
-        image_size,
-        opt.batch_size // processes * 2,
-        rect=True,
-        pad=0.5,
-        cache=cache,
-        prefix="val: ",
+        data["val"], image_size, opt.batch_size // processes * 2, rect=True, pad=0.5, cache=cache, prefix="val: ",
         **shared,
-    )
+    )  # fmt: skip
     return train_loader, val_loader
 
 
@@ -621,6 +616,8 @@ def check_options(opt: argparse.Namespace) -> None:
     if not 0 < opt.fraction <= 1:
         raise ValueError(f"--fraction must be above 0 and at most 1, got {opt.fraction}")
     parse_loggers(opt.log)
+    if opt.evolve is not None:
+        cli.require("optuna", "--evolve")
     if opt.image_weights and opt.rect:
         raise ValueError("--image-weights draws images freely, --rect orders them by shape; choose one")
     if dist.rank() >= 0:

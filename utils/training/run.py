@@ -74,7 +74,7 @@ def describe(run: Run) -> None:
         "anchors": "  ".join(" ".join(f"{w:.0f}x{h:.0f}" for w, h in level) for level in anchors_in_pixels(run.model)),
         "recipe": f"{opt.hyp}: {opt.optimizer}, lr0 {run.hyp['lr0']:g}, warm-up {schedule.warmup} iterations, "
         f"{accumulation(opt.batch_size, nominal_batch)} batches a step",
-        "length": f"epochs {run.state.epoch + 1}-{schedule.epochs - 1} of {len(run.train_loader)} batches of "
+        "length": f"{schedule.epochs} epochs, from {run.state.epoch + 1}, of {len(run.train_loader)} batches of "
         f"{opt.batch_size} at {run.image_size} px",
         "machine": f"{run.device}{processes}, mixed precision {str(run.autocast or 'off').removeprefix('torch.')}, "
         f"{run.train_loader.num_workers} workers",
