@@ -30,7 +30,7 @@ from utils.data import shapes  # noqa: E402
 from utils.files import write_yaml  # noqa: E402
 
 EPOCHS = 6
-CHANGES = ("resume", "workers", "name")  # options that are meant to differ
+CHANGES = ("resume", "workers", "name", "exist_ok")  # options that are meant to differ
 
 
 def child(arguments: list[str], strike: tuple[int, float] | None) -> None:
