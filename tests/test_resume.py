@@ -194,6 +194,33 @@ def test_resumed_twice(command, usual, alone, resume, monkeypatch):
     assert_same_run(Path("out/exp"), alone(command))
 
 
+def test_a_best_epoch_before_the_stop_stays_the_best(command, usual, resume, monkeypatch):
+    """The fitness falls, so both end two epochs after the first; one that has forgotten it would go on."""
+    monkeypatch.setattr(train, "fitness", lambda results: results[:, 5])
+    arguments = [*usual, "--workers", 0, "--patience", 2]
+    assert command("train", *arguments, "--name", "alone")[0] == 0
+    with monkeypatch.context() as patch:
+        in_step(patch, 4, stop)
+        assert command("train", *arguments)[0] == 130
+    assert "no gain in 2 epochs; stopping. The best was epoch 0" in resume()
+    assert_same_run(Path("out/exp"), Path("out/alone"))
+
+
+def test_how_well_each_class_was_found_before_the_stop_weighs_the_next_images(stopped, resume, monkeypatch):
+    real, weights = train.image_weights, []
+
+    def image_weights(labels, classes):
+        weights.append(classes)
+        return real(labels, classes)
+
+    monkeypatch.setattr(train, "image_weights", image_weights)
+    content = load_checkpoint(stopped)
+    content["training"]["state"]["class_maps"] = (0.2, 0.8)
+    checkpoint.save(stopped, content)
+    resume("--image-weights")
+    assert weights[0] == pytest.approx([0.5 * 0.8**2, 0.5 * 0.2**2])  # there are as many boxes of each
+
+
 def test_resumed_from_the_checkpoint_of_an_epoch(command, alone, resume):
     """Of a run that has gone further: what came after is taken back."""
     expected = alone(command)
