@@ -106,6 +106,7 @@ from models.backend import find_weights, load_checkpoint, load_model  # noqa: E4
 from models.transfer import transfer  # noqa: E402
 from models.yolo import Detect, Model, checkpoint_classes  # noqa: E402
 from utils import checkpoint, dist  # noqa: E402
+from utils.activations import out_of_place  # noqa: E402
 from utils.boxes import check_image_size, round_up  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
 from utils.data.images import list_images  # noqa: E402
@@ -479,6 +480,7 @@ def attach(model: Model, opt, hyp, names: list[str], image_size: int, dataset, g
 def wrap(model: Model, opt: argparse.Namespace, group: dist.Group | None) -> nn.Module:
     """The model as training calls it: its gradients averaged over the group, and compiled where asked for."""
     network = model
+    out_of_place(model)
     if group:
         if opt.sync_bn:
             # in place, so that optimizer and average keep the parameters they know
