@@ -1,4 +1,4 @@
-"""What a training step costs: as train.py takes it, or with contiguous tensors and activations in place; and SOCA's part.
+"""What a training step costs: as train.py takes it, or with contiguous tensors and activations in place.
 
     python benchmarks/bench_step.py                    # CPU, two threads: batch 8 at 640 px, batch 16 at 320 px
     python benchmarks/bench_step.py --device cuda      # also images/s and peak memory at batch 64, mixed precision

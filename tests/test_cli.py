@@ -996,8 +996,8 @@ def test_val_keeps_pictures_of_one_name_apart(command, usual, bright, variant, h
 
 RUN_FILES = [
     "F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png", "anchors.yaml", "confusion_matrix.png", "hyp.yaml",
-    "labels.jpg", "labels_correlogram.jpg", "opt.yaml", "results.csv", "results.png", "train_batch0.jpg", "train_batch1.jpg",
-    "train_batch2.jpg", "val_batch0_labels.jpg", "val_batch0_pred.jpg", "weights",
+    "labels.jpg", "labels_correlogram.jpg", "opt.yaml", "results.csv", "results.png", "train_batch0.jpg",
+    "train_batch1.jpg", "train_batch2.jpg", "val_batch0_labels.jpg", "val_batch0_pred.jpg", "weights",
 ]  # fmt: skip
 CURVES = {"F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png"}  # only where something was found
 CSV_COLUMNS = [
