@@ -9,6 +9,7 @@ The run's folder, runs/train/exp, holds weights/best.pt and weights/last.pt, res
 """
 
 import argparse
+import shlex
 import shutil
 from pathlib import Path
 
@@ -495,15 +496,16 @@ def open_folder(run: Run, resumed: dict | None) -> None:
     opt, start = run.opt, run.state.epoch + 1
     if resumed:
         run.save_dir = run_folder(opt.resume)
-        cut_results(run.save_dir / "results.csv", start)
-        for leftover in (run.save_dir / "weights").glob(".*.part"):  # of a process that was killed while it wrote
-            leftover.unlink()
+        for folder in (run.save_dir, run.save_dir / "weights"):
+            for leftover in folder.glob(".*.part"):  # of a process that was killed while it wrote
+                leftover.unlink()
     else:
         run.save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
-        (run.save_dir / "weights").mkdir(exist_ok=True)
         if run.anchor_report:
             save_anchors(run.save_dir / "anchors.yaml", anchors_in_pixels(run.model), run.anchor_report)
         plot_labels(run.train_loader.dataset.labels, run.names, run.save_dir)
+    (run.save_dir / "weights").mkdir(exist_ok=True)
+    cut_results(run.save_dir / "results.csv", start)
     run.loggers = create_loggers(opt.log, run.save_dir, plain(vars(opt)), run.hyp, resume=bool(resumed))
     write_yaml(run.save_dir / "hyp.yaml", run.hyp)
     write_yaml(run.save_dir / "opt.yaml", {**plain(vars(opt)), "save_dir": str(run.save_dir)})
@@ -553,9 +555,9 @@ def run_folder(last: str | Path) -> Path:
 
 def resumed_options(opt: cli.Options) -> tuple[cli.Options, dict]:
     """The options of the run to go on with, changed by those given now; and its checkpoint."""
-    if fixed := opt.given & {"weights", "cfg", "project", "name", "exist_ok", "evolve"}:
+    if fixed := opt.given & {"weights", "cfg", "optimizer", "project", "name", "exist_ok", "evolve"}:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(fixed))
-        raise ValueError(f"--resume goes on with the model and the folder of the run; leave out {flags}")
+        raise ValueError(f"--resume goes on with the model, the optimizer and the folder of the run; leave out {flags}")
     path = find_checkpoint(opt.resume)
     content = load_checkpoint(path)
     if "training" not in content:
@@ -568,7 +570,8 @@ def resumed_options(opt: cli.Options) -> tuple[cli.Options, dict]:
 def tell_how_to_resume(run: Run) -> None:
     last = run.save_dir / "weights/last.pt"
     if dist.is_main() and last.exists():
-        LOGGER.warning(f"\nstopped after epoch {run.state.epoch}; go on with: python train.py --resume {last}")
+        when = f"after epoch {run.state.epoch}" if run.state.epoch >= 0 else "before the first epoch was over"
+        LOGGER.warning(f"\nstopped {when}; go on with: python train.py --resume {shlex.quote(str(last))}")
     elif dist.is_main():
         LOGGER.warning("\nstopped; --nosave has kept nothing to go on from")
 

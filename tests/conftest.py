@@ -1,5 +1,6 @@
 """Fixtures. Recorded numbers and photographs live outside the project; tests that use them skip where they are not."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -54,3 +55,36 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """The test works in an empty folder, and finds no official weights or earlier runs in the repository."""
+    import models.backend
+    import train
+
+    folder = tmp_path / "ein Ordner"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for module in (train, models.backend):
+        monkeypatch.setattr(module, "ROOT", tmp_path / "nowhere")
+    return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command(verb, *arguments)`: exit status and standard error of a command line, run in this process."""
+    from utils import cli
+
+    def run(verb: str, *arguments) -> tuple[int, str]:
+        module = importlib.import_module(verb)
+        monkeypatch.setattr(sys, "argv", [f"{verb}.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.run(module.main, module.parse_opt(), verb)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, capsys.readouterr().err
+
+    return run

@@ -22,6 +22,21 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from small_world import (
+    GROUND,
+    NAMES,
+    RED,
+    SIZE,
+    TINY,
+    WHITE,
+    H,
+    W,
+    label_text,
+    picture,
+    write_boxes,
+    write_set,
+    write_yaml,
+)
 
 import detect
 import train
@@ -34,65 +49,11 @@ from utils.inference.outputs import result_stems
 
 ROOT = Path(train.__file__).parent
 VERBS = {"train": train, "val": val, "detect": detect}
-NAMES = ["red", "weiß"]
-RED, WHITE, GROUND = (30, 30, 220), (245, 245, 245), (60, 60, 60)  # BGR
-H, W = 64, 96  # of every picture
-SIZE = 96  # --imgsz, at which they are not resized
 
-TINY = {
-    "nc": 80,
-    "depth_multiple": 0.33,
-    "width_multiple": 0.25,
-    "anchors": [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119]],
-    "backbone": [
-        [-1, 1, "Conv", [32, 6, 2, 2]],
-        [-1, 1, "Conv", [64, 3, 2]],
-        [-1, 3, "C3", [64]],
-        [-1, 1, "Conv", [128, 3, 2]],
-        [-1, 3, "C3", [128]],
-        [-1, 1, "Conv", [256, 3, 2]],
-    ],
-    "head": [[-1, 1, "SPPF", [256, 5]], [[4, 6], 1, "Detect", ["nc", "anchors"]]],
-}
+pytestmark = pytest.mark.usefixtures("here")
 
 
 # --- a small world ----------------------------------------------------------------------------------------------------
-
-
-def picture(red=(8, 10, 30, 40), white=(50, 20, 90, 52)) -> np.ndarray:
-    """A BGR picture with a red and a white box, given as x1, y1, x2, y2 in pixels, or None."""
-    image = np.full((H, W, 3), GROUND, np.uint8)
-    for box, colour in ((red, RED), (white, WHITE)):
-        if box:
-            image[box[1] : box[3], box[0] : box[2]] = colour
-    return image
-
-
-def label_text(*boxes) -> str:
-    """A label file for boxes class, x1, y1, x2, y2 in pixels."""
-    rows = [(c, (x1 + x2) / 2 / W, (y1 + y2) / 2 / H, (x2 - x1) / W, (y2 - y1) / H) for c, x1, y1, x2, y2 in boxes]
-    return "".join(" ".join(map(str, row)) + "\n" for row in rows)
-
-
-def write_yaml(path: Path, content) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def write_set(root: Path, pictures: dict[str, tuple[np.ndarray | None, str | None]], split="train") -> Path:
-    """Pictures (None: written elsewhere) and label texts (None: no file) by file name; returns the folder of images."""
-    for name, (image, text) in pictures.items():
-        file = root / "images" / split / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if image is not None:
-            cv2.imencode(file.suffix, image)[1].tofile(file)
-        label = root / "labels" / split / f"{file.stem}.txt"
-        label.parent.mkdir(parents=True, exist_ok=True)
-        if text is not None:
-            label.write_text(text, encoding="utf-8")
-    return root / "images" / split
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -104,15 +65,7 @@ def tree(folder: Path) -> dict[str, int]:
 def world(tmp_path_factory) -> SimpleNamespace:
     """A data set of 6 + 4 pictures, a tiny model, and a run of two epochs made by a Python call."""
     root = tmp_path_factory.mktemp("ein Größenversuch 検出")
-    rng = np.random.default_rng(0)
-    for split, n in (("train", 6), ("val", 4)):
-        pictures = {}
-        for i in range(n):
-            x, y = rng.integers(2, 20), rng.integers(2, 24)
-            boxes = (int(x), int(y), int(x) + 26, int(y) + 32), (50, int(y), 50 + 2 * int(x) + 4, int(y) + 30)
-            pictures[f"{i:04d}.png"] = picture(*boxes), label_text((0, *boxes[0]), (1, *boxes[1]))
-        write_set(root / "my set", pictures, split)
-    content = {"path": str(root / "my set"), "train": "images/train", "val": "images/val", "nc": 2, "names": NAMES}
+    content = write_boxes(root / "my set")
     world = SimpleNamespace(
         root=root,
         images=root / "my set" / "images" / "val",
@@ -132,34 +85,6 @@ def world(tmp_path_factory) -> SimpleNamespace:
     world.run = root / "runs" / "train" / "exp"
     world.best = world.run / "weights" / "best.pt"
     return world
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch) -> Path:
-    """Every test works in an empty folder, and finds no official weights or earlier runs in the repository."""
-    folder = tmp_path / "ein Ordner"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    for module in (train, sys.modules["models.backend"]):
-        monkeypatch.setattr(module, "ROOT", tmp_path / "nowhere")
-    return folder
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """`command(verb, *arguments)`: exit status and standard error of a command line, run in this process."""
-
-    def run(verb: str, *arguments) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [f"{verb}.py", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.run(VERBS[verb].main, VERBS[verb].parse_opt(), verb)
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, capsys.readouterr().err
-
-    return run
 
 
 @pytest.fixture

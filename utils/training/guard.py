@@ -15,7 +15,8 @@ def first_not_finite(model: nn.Module, images: torch.Tensor, dtype: torch.dtype 
 
     Returns: a sentence for the message of an error.
     """
-    if bad := weights_not_finite(model):
+    # parameters alone: what a bad layer gave has already reached the statistics of the batch norm behind it
+    if bad := _first(dict(model.named_parameters())):
         return f"{bad} is not finite any more"
     if not images.isfinite().all():
         return "the images are not finite"
@@ -44,7 +45,12 @@ def first_not_finite(model: nn.Module, images: torch.Tensor, dtype: torch.dtype 
 
 def weights_not_finite(model: nn.Module) -> str | None:
     """Name of the first parameter or buffer that holds an infinity or NaN."""
-    tensors = {name: t for name, t in model.state_dict().items() if t.is_floating_point()}
+    return _first(model.state_dict())
+
+
+def _first(tensors: dict[str, torch.Tensor]) -> str | None:
+    """Name of the first tensor that is not finite."""
+    tensors = {name: t for name, t in tensors.items() if t.is_floating_point()}
     if not tensors or torch.stack([t.isfinite().all() for t in tensors.values()]).all():
         return None
     return next(name for name, t in tensors.items() if not t.isfinite().all())

@@ -111,6 +111,8 @@ def snapshot(run: Run) -> dict:
 def restore(run: Run, saved: dict) -> None:
     """Brings a run that `prepare` has built to where `snapshot` was taken."""
     run.state = State(**saved["state"])
+    # with another --batch-size the iterations are counted anew, and the last step lies before the next of them
+    run.state.last_step = min(run.state.last_step, len(run.train_loader) * (run.state.epoch + 1) - 1)
     run.model.load_state_dict(saved["model"])
     run.ema.load_state_dict(saved["ema"])
     run.optimizer.load_state_dict(saved["optimizer"])
@@ -121,7 +123,8 @@ def restore(run: Run, saved: dict) -> None:
     if run.device.type == "cuda" and len(saved["random"]["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["random"]["cuda"])
     if run.state.finished and run.state.epoch + 1 >= run.opt.epochs:
-        raise ValueError(f"{run.opt.resume} has all its {run.opt.epochs} epochs; --epochs N with a larger N adds some")
+        done = run.state.epoch + 1
+        raise ValueError(f"{run.opt.resume} has finished its {done} epochs; --epochs N with a larger N adds some")
     run.state.finished = False
 
 

@@ -1,0 +1,495 @@
+"""A run that was stopped, wherever that was, and resumed is the run that was left alone, bit for bit."""
+
+import errno
+import os
+import shlex
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from small_world import NAMES, SMALLEST, write_boxes, write_yaml
+
+import train
+import val
+from models.backend import load_checkpoint
+from utils import checkpoint, cli
+
+pytestmark = pytest.mark.usefixtures("here", "no_pictures")
+EPOCHS = 4
+# Four batches an epoch and three a step, so that most epochs end with some that wait for others
+USUAL = ["--weights", "", "--imgsz", 64, "--epochs", EPOCHS, "--batch-size", 2, "--device", "cpu", "--project", "out"]
+USUAL += ["--optimizer", "AdamW", "--multi-scale", "--patience", 50]
+HYP = {"lr0": 0.002, "warmup_epochs": 1.0, "warmup_floor": 0, "nominal_batch": 6}
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory) -> list:
+    """Arguments with which training works."""
+    root = tmp_path_factory.mktemp("data")
+    hyp = yaml.safe_load((Path(train.__file__).parent / "data/hyps/hyp.scratch-low.yaml").read_text(encoding="utf-8"))
+    files = {
+        "--data": write_yaml(root / "boxes.yaml", write_boxes(root / "boxes", train=8)),
+        "--cfg": write_yaml(root / "smallest.yaml", SMALLEST),
+        "--hyp": write_yaml(root / "hyp.yaml", {**hyp, **HYP}),
+    }
+    return [*USUAL, *(str(word) for pair in files.items() for word in pair)]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes longer than training. The fitness is one that rises with each epoch: of the objectness loss."""
+    for name in ("plot_batch", "plot_labels", "plot_results", "write_figures"):
+        monkeypatch.setattr(train, name, lambda *_, **__: None)
+    monkeypatch.setattr(train, "picture_writer", lambda *_: lambda *_, **__: None)
+    monkeypatch.setattr(train, "fitness", lambda results: 1 - results[:, 5])
+
+
+@pytest.fixture(scope="module")
+def alone(usual, tmp_path_factory):
+    """`alone(command, *flags)`: the folder of a run that nothing disturbed, with a checkpoint of each epoch."""
+    runs = {}
+
+    def run(command, *flags) -> Path:
+        if flags not in runs:
+            project = tmp_path_factory.mktemp("alone")
+            code, err = command("train", *usual, "--workers", 0, *flags, "--save-period", 1, "--project", project)
+            assert code == 0, err
+            runs[flags] = project / "exp"
+        return runs[flags]
+
+    return run
+
+
+@pytest.fixture
+def resume(command):
+    """`resume(*arguments)`: goes on with out/exp in another number of processes; returns what was printed."""
+
+    def run(*arguments, file="out/exp/weights/last.pt") -> str:
+        code, err = command("train", "--resume", file, "--workers", 1, *arguments)
+        assert code == 0, err
+        return err
+
+    return run
+
+
+def in_epoch(monkeypatch, epoch: int, act, after: bool = False) -> None:
+    """Calls act(run) before this epoch is trained, or after it has been, before its end is recorded."""
+    real = train.train_one_epoch
+
+    def train_one_epoch(run, number):
+        if number == epoch and not after:
+            act(run)
+        losses = real(run, number)
+        if number == epoch and after:
+            act(run)
+        return losses
+
+    monkeypatch.setattr(train, "train_one_epoch", train_one_epoch)
+
+
+def in_step(monkeypatch, number: int, act) -> None:
+    """Calls act(run) before step `number`, counted from 1."""
+    real, calls = train.step, []
+
+    def step(run, iteration):
+        calls.append(iteration)
+        if len(calls) == number:
+            act(run)
+        real(run, iteration)
+
+    monkeypatch.setattr(train, "step", step)
+
+
+def in_write(monkeypatch, epoch: int, act, name="last.pt", half=True) -> None:
+    """Calls act() when this epoch's checkpoint of that name is half written, or else just before it is."""
+    real = checkpoint.torch.save
+
+    def save(content, file):
+        if content["epoch"] == epoch and Path(os.readlink(f"/proc/self/fd/{file.fileno()}")).match(f".{name}.*"):
+            if half:
+                file.write(b"PK the first half")
+                file.flush()
+            act()
+            if half:
+                file.seek(0)
+        real(content, file)
+
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+
+
+def stop(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def training(file: Path) -> dict:
+    return load_checkpoint(file)["training"]
+
+
+def differences(found, expected, place="") -> list[str]:
+    """Names of the entries in which two nested structures are not the same to the last bit."""
+    if isinstance(expected, dict):
+        keys = [*expected, *(set(found) - set(expected))]
+        return [d for k in keys for d in differences(found.get(k), expected.get(k), f"{place}/{k}")]
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(found) == len(expected):
+        return [d for i, pair in enumerate(zip(found, expected)) for d in differences(*pair, f"{place}/{i}")]
+    if isinstance(expected, torch.Tensor):
+        return [] if found.dtype == expected.dtype and torch.equal(found, expected) else [place]
+    return [] if type(found) is type(expected) and found == expected else [place]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert (found / "results.csv").read_bytes() == (expected / "results.csv").read_bytes()
+    parts = [training(run / "weights/last.pt") for run in (found, expected)]
+    for part in parts:
+        del part["opt"], part["state"]["seconds"]  # where it was written, and by what clock
+    assert not differences(*parts)
+    best = [load_checkpoint(run / "weights/best.pt")["model"].state_dict() for run in (found, expected)]
+    assert not differences(*best)
+    assert not list(found.rglob("*.part"))
+
+
+# --- stopped and resumed ----------------------------------------------------------------------------------------------
+
+
+def test_the_run_left_alone_has_something_to_lose(command, alone):
+    """What the comparisons below compare is not trivially the same in every run and every epoch."""
+    run = alone(command)
+    last = training(run / "weights/last.pt")
+    state = last["state"]
+    assert state["finished"] and state["epoch"] == EPOCHS - 1 and state["last_step"] != 4 * EPOCHS - 1
+    assert 0 < state["best_fitness"] == last["stopper"]["best_fitness"]
+    earlier = training(run / "weights/epoch2.pt")
+    same = set(last["model"]) - {d.removeprefix("/") for d in differences(earlier["model"], last["model"])}
+    assert same == {"model.4.anchors"}
+    assert last["ema"]["updates"] > earlier["ema"]["updates"] > 0
+    rows = [line.split(",") for line in (run / "results.csv").read_text().splitlines()]
+    losses, objectness = ([float(row[i]) for row in rows[1:]] for i in (1, 9))
+    assert len(set(losses)) == EPOCHS and objectness == sorted(objectness, reverse=True)
+    assert last["stopper"]["best_epoch"] == EPOCHS - 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--noval",), ("--image-weights", "--close-mosaic", 2)], ids=str)
+@pytest.mark.parametrize("where", ["between epochs", "inside an epoch"])
+def test_resumed_bit_for_bit(command, usual, alone, resume, monkeypatch, where, flags):
+    expected = alone(command, *flags)
+    with monkeypatch.context() as patch:
+        in_epoch(patch, 2, stop) if where == "between epochs" else in_step(patch, 5, stop)
+        assert command("train", *usual, "--workers", 0, *flags)[0] == 130
+    here = Path("out/exp")
+    assert training(here / "weights/last.pt")["state"]["epoch"] == 1
+    resume()
+    assert_same_run(here, expected)
+
+
+def test_resumed_twice(command, usual, alone, resume, monkeypatch):
+    """From the very start, of which last.pt holds the untrained model, and from a run that was resumed itself."""
+    with monkeypatch.context() as patch:
+        in_step(patch, 1, stop)
+        assert command("train", *usual, "--workers", 0)[0] == 130
+    with monkeypatch.context() as patch:
+        in_step(patch, 4, stop)
+        assert command("train", "--resume", "out/exp/weights/last.pt")[0] == 130
+    resume()
+    assert_same_run(Path("out/exp"), alone(command))
+
+
+def test_resumed_from_the_checkpoint_of_an_epoch(command, alone, resume):
+    """Of a run that has gone further: what came after is taken back."""
+    expected = alone(command)
+    shutil.copytree(expected, "out/exp")
+    resume(file="out/exp/weights/epoch1.pt")
+    assert_same_run(Path("out/exp"), expected)
+
+
+def test_stopped_after_the_last_epoch(command, usual, alone, resume, monkeypatch):
+    """All epochs are done, but best.pt is not measured yet, and last.pt not marked."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_figures", stop)
+        assert command("train", *usual, "--workers", 0)[0] == 130
+    assert not training(Path("out/exp/weights/last.pt"))["state"]["finished"]
+    assert "validating" in resume()
+    assert_same_run(Path("out/exp"), alone(command))
+
+
+def test_stopped_between_the_table_and_the_checkpoint(command, usual, alone, resume, monkeypatch):
+    """The table has a row that the checkpoint does not know of; it is cut, and written again."""
+    with monkeypatch.context() as patch:
+        real = train.save_checkpoints
+        patch.setattr(train, "save_checkpoints", lambda run, **k: stop() if run.state.epoch == 2 else real(run, **k))
+        assert command("train", *usual, "--workers", 0)[0] == 130
+    assert len(Path("out/exp/results.csv").read_text().splitlines()) == 4
+    assert training(Path("out/exp/weights/last.pt"))["state"]["epoch"] == 1
+    resume()
+    assert_same_run(Path("out/exp"), alone(command))
+
+
+# --- killed while a file is written -----------------------------------------------------------------------------------
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file is written is looked up there")
+@pytest.mark.parametrize(("act", "code"), [(stop, 130), (full_disk, 1)])
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_stopped_inside_a_write(command, usual, alone, resume, monkeypatch, act, code, name):
+    with monkeypatch.context() as patch:
+        in_write(patch, 1, act, name)
+        found, err = command("train", *usual, "--workers", 0)
+    assert found == code and "Traceback" not in err
+    weights = Path("out/exp/weights")
+    assert sorted(os.listdir(weights)) == ["best.pt", "last.pt"]
+    assert training(weights / "last.pt")["state"]["epoch"] == 0
+    resume()
+    assert_same_run(Path("out/exp"), alone(command))
+
+
+def test_what_a_killed_process_left_unfinished_is_removed(command, usual, alone, resume, monkeypatch):
+    with monkeypatch.context() as patch:
+        in_epoch(patch, 2, stop)
+        assert command("train", *usual, "--workers", 0)[0] == 130
+    run = Path("out/exp")
+    for leftover in ("weights/.last.pt.a1b2c3d4.part", "weights/.best.pt.x.part", ".results.csv.y.part"):
+        (run / leftover).write_bytes(b"PK the first half")
+    resume()
+    assert_same_run(run, alone(command))  # no .part is left
+
+
+# --- more epochs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_goes_on(command, usual, alone, resume, here):
+    before = alone(command)
+    shutil.copytree(before, "out/exp")
+    resume("--epochs", EPOCHS + 2)
+    after = Path("out/exp")
+    rows = [(run / "results.csv").read_text().splitlines() for run in (before, after)]
+    assert rows[1][: EPOCHS + 1] == rows[0] and [int(row[:20]) for row in rows[1][1:]] == list(range(EPOCHS + 2))
+    old, new = (training(run / "weights/last.pt") for run in (before, after))
+    assert new["state"]["epoch"] == EPOCHS + 1 and new["state"]["finished"]
+    assert new["ema"]["updates"] == old["ema"]["updates"] + 3  # eight batches, and one that comes early
+    steps = [{float(s["step"]) for s in part["optimizer"]["state"].values()} for part in (old, new)]
+    assert steps == [{old["ema"]["updates"]}, {new["ema"]["updates"]}]
+    data = usual[usual.index("--data") + 1]
+    results, *_ = val.run(data, after / "weights/best.pt", imgsz=64, device="cpu", workers=0, plots=False)
+    assert np.isfinite(results).all()
+
+
+def test_a_finished_run_without_more_epochs(command, alone):
+    shutil.copytree(alone(command), "out/exp")
+    before = {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file()}
+    for arguments in ([], ["--epochs", EPOCHS], ["--epochs", 1]):
+        code, err = command("train", "--resume", "out/exp/weights/last.pt", *arguments)
+        assert code == 1 and "Traceback" not in err
+        message = err.partition("train: error: ")[2]
+        assert f"last.pt has finished its {EPOCHS} epochs; --epochs N with a larger N adds some" in message
+    assert {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file()} == before
+
+
+# --- other options, other files ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(command, usual, alone) -> Path:
+    """A last.pt after two epochs, in out/exp."""
+    shutil.copytree(alone(command), "out/exp")
+    weights = Path("out/exp/weights")
+    os.replace(weights / "epoch1.pt", weights / "last.pt")
+    return weights / "last.pt"
+
+
+def test_options_given_now_take_effect_and_the_others_stay(stopped, resume, usual):
+    hyp = yaml.safe_load(Path(usual[usual.index("--hyp") + 1]).read_text(encoding="utf-8"))
+    write_yaml(Path("gentle.yaml"), {**hyp, "lr0": 0.0001, "warmup_epochs": 0.0})
+    err = resume("--patience", 1, "--hyp", "gentle.yaml", "--no-cos-lr", "--epochs", 9)
+    assert "no gain in 1 epochs" in err or len(Path("out/exp/results.csv").read_text().splitlines()) == 10
+    options = yaml.safe_load(Path("out/exp/opt.yaml").read_text(encoding="utf-8"))
+    last = training(stopped)
+    given = {"patience": 1, "hyp": "gentle.yaml", "workers": 1, "cos_lr": False, "epochs": 9, "resume": str(stopped)}
+    for found in (options, last["opt"]):
+        assert given.items() <= found.items()
+        assert (found["imgsz"], found["batch_size"], found["multi_scale"]) == (64, 2, True)
+    assert last["hyp"]["lr0"] == yaml.safe_load(Path("out/exp/hyp.yaml").read_text(encoding="utf-8"))["lr0"] == 0.0001
+    rates = [float(row.split(",")[-2]) for row in Path("out/exp/results.csv").read_text().splitlines()[1:]]
+    assert min(rates[:2]) > 0.0005 and max(rates[2:]) <= 0.0001
+
+
+def test_another_batch_size_goes_on_stepping(stopped, resume):
+    """Iterations are counted in batches, of which there are fewer now."""
+    before = training(stopped)["ema"]["updates"]
+    resume("--batch-size", 8)
+    assert training(stopped)["ema"]["updates"] == before + EPOCHS - 2  # one batch an epoch, and a step with each
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        (["--cfg", "models/SOCA.yaml"], "--cfg"),
+        (["--weights", "yolov5s.pt"], "--weights"),
+        (["--weights", ""], "--weights"),
+        (["--project", "elsewhere"], "--project"),
+        (["--name", "exp2", "--exist-ok", "--cfg", "a.yaml"], "--cfg, --exist-ok, --name"),
+        (["--optimizer", "SGD"], "--optimizer"),
+    ],
+)
+def test_options_that_a_run_keeps(command, stopped, arguments, flags):
+    old = stopped.read_bytes()
+    code, err = command("train", "--resume", stopped, *arguments)
+    assert code == 1 and "Traceback" not in err
+    assert err.partition("train: error: --resume goes on with ")[2].rstrip().endswith(f"; leave out {flags}")
+    assert stopped.read_bytes() == old and os.listdir("out") == ["exp"]
+
+
+def test_without_a_name_the_newest_run_goes_on(command, here):
+    code, err = command("train", "--resume")
+    assert code == 1 and f"--resume: there is no last*.pt below {here}; name the file" in err
+    for name, time in (("exp", 1_000_000), ("deep/exp2", 3_000_000), ("exp3", 2_000_000)):
+        file = here / "runs" / name / "weights/last.pt"
+        file.parent.mkdir(parents=True)
+        file.write_text("newest" if name == "deep/exp2" else "old")
+        os.utime(file, (time, time))
+    assert train.find_checkpoint(True).read_text() == "newest"
+    code, err = command("train", "--resume")
+    assert code == 1 and "runs/deep/exp2/weights/last.pt: cannot be read as a checkpoint" in err
+
+
+def test_a_checkpoint_that_is_none_or_nowhere(command, here):
+    (here / "hello.pt").write_text("hello")
+    for name, says in (("none.pt", "--resume: no such file: none.pt"), ("hello.pt", "cannot be read as a checkpoint")):
+        code, err = command("train", "--resume", name)
+        assert code == 1 and says in err and "Traceback" not in err
+
+
+def test_weights_alone_cannot_go_on(command, stopped, here):
+    for weights in (stopped.with_name("best.pt"), here / "older.pt"):
+        if not weights.exists():  # as other programs leave it: an optimizer, but not all that a run needs
+            content = {**load_checkpoint(stopped), "training": None}
+            checkpoint.save(weights, {k: v for k, v in content.items() if k != "training"})
+        code, err = command("train", "--resume", weights)
+        assert code == 1 and "Traceback" not in err
+        assert f"{weights}: holds weights alone, no state of training; start anew with --weights {weights}" in err
+
+
+def test_other_classes_cannot_go_on(command, stopped, usual):
+    content = yaml.safe_load(Path(usual[usual.index("--data") + 1]).read_text(encoding="utf-8"))
+    write_yaml(Path("three.yaml"), {**content, "nc": 3, "names": [*NAMES, "blue"]})
+    old = stopped.read_bytes()
+    code, err = command("train", "--resume", stopped, "--data", "three.yaml")
+    assert code == 1 and "Traceback" not in err
+    assert "last.pt has 2 classes, but three.yaml has 3" in err
+    assert stopped.read_bytes() == old
+
+
+def test_a_checkpoint_that_was_carried_elsewhere(command, alone, stopped, here):
+    """Its run is the folder that it lies in; the table starts there."""
+    Path("elsewhere").mkdir()
+    shutil.copy(stopped, "elsewhere/last.pt")
+    code, err = command("train", "--resume", "elsewhere/last.pt", "--workers", 0)
+    assert code == 0, err
+    assert sorted(os.listdir("elsewhere/weights"))[-1] == "last.pt"
+    found, expected = training(Path("elsewhere/weights/last.pt")), training(alone(command) / "weights/last.pt")
+    assert not differences(found["model"], expected["model"])
+    assert len(Path("elsewhere/results.csv").read_text().splitlines()) == EPOCHS - 2 + 1
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+def resume_command(err: str) -> list[str]:
+    """The arguments of the command that a stopped run advises."""
+    line = next(line for line in err.splitlines() if "go on with: " in line)
+    words = shlex.split(line.partition("go on with: ")[2])
+    assert words[:2] == ["python", "train.py"]
+    return words[2:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_a_signal_ends_training_and_says_how_to_go_on(command, usual, alone, monkeypatch, number):
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    with monkeypatch.context() as patch:
+        in_step(patch, 5, lambda _: signal.raise_signal(number))
+        code, err = command("train", *usual, "--workers", 0, "--name", "mein Versuch")
+    assert code == 128 + number and "Traceback" not in err
+    assert err.rstrip().endswith(f"train: stopped by {number.name}") and "stopped after epoch 1" in err
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    code, err = command("train", *resume_command(err))
+    assert code == 0, err
+    assert_same_run(Path("out/mein Versuch"), alone(command))
+
+
+def test_a_signal_before_the_first_epoch_is_over(command, usual, monkeypatch):
+    in_step(monkeypatch, 1, lambda _: signal.raise_signal(signal.SIGTERM))
+    code, err = command("train", *usual, "--workers", 0)
+    assert code == 143 and "stopped before the first epoch was over" in err
+    assert resume_command(err) == ["--resume", "out/exp/weights/last.pt"]
+
+
+def test_nothing_is_kept_to_go_on_from(command, usual, monkeypatch):
+    in_epoch(monkeypatch, 1, stop)
+    code, err = command("train", *usual, "--workers", 0, "--nosave")
+    assert code == 130 and "--nosave has kept nothing to go on from" in err and "--resume" not in err
+    assert os.listdir("out/exp/weights") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file is written is looked up there")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_a_signal_inside_a_write_waits_until_all_is_written(command, usual, alone, monkeypatch, number, name):
+    with monkeypatch.context() as patch:
+        in_write(patch, 1, lambda: signal.raise_signal(number), name)
+        code, err = command("train", *usual, "--workers", 0)
+    assert code == 128 + number
+    weights = Path("out/exp/weights")
+    assert [load_checkpoint(weights / n)["epoch"] for n in ("best.pt", "last.pt")] == [1, 1]
+    assert sorted(os.listdir(weights)) == ["best.pt", "last.pt"]
+    code, err = command("train", *resume_command(err))
+    assert code == 0
+    assert_same_run(Path("out/exp"), alone(command))
+
+
+def test_undisturbed():
+    """The first signal takes effect after the block, others are one with it; an error goes before them."""
+    done = []
+    with cli.stopped_by_signals(), pytest.raises(KeyboardInterrupt) as raised:
+        with cli.undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            done.append("whole")
+        done.append("never")
+    assert done == ["whole"] and raised.value.args == (signal.SIGTERM,)
+    with pytest.raises(OSError), cli.undisturbed():
+        raise OSError
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# --- numbers that are none, and steps that are none -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("weight", "the loss is [nan, nan, nan] in epoch 2, batch 0: model.1.conv.weight is not finite any more"),
+        ("pictures", "in epoch 2, batch 0: the first layer whose output is not finite is model.1.conv (Conv2d)"),
+        ("after", "model.1.conv.weight is not finite after epoch 2; try a lower lr0. last.pt is of the one before"),
+    ],
+)
+def test_a_number_that_is_none_ends_training_by_name(command, usual, alone, resume, monkeypatch, bad, says):
+    def spoil(run):
+        if bad == "pictures":  # finite weights, of which the sums are not
+            run.model.model[1].conv.weight.data.fill_(3e38)
+        else:
+            run.model.model[1].conv.weight.data[0, 0, 0, 0] = np.nan
+
+    with monkeypatch.context() as patch:
+        in_epoch(patch, 2, spoil, after=bad == "after")
+        code, err = command("train", *usual, "--workers", 0)
+    assert code == 1 and "Traceback" not in err
+    assert says in err.partition("train: error: ")[2]
+    assert training(Path("out/exp/weights/last.pt"))["state"]["epoch"] == 1
+    resume()
+    assert_same_run(Path("out/exp"), alone(command))
