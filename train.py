@@ -682,6 +682,10 @@ def main(opt: cli.Options) -> tuple[float, ...]:
     if opt.evolve is not None:
         with cli.stopped_by_signals():
             return evolve(hyp, opt, device)
+    if opt.sync_bn and dist.rank() < 0:
+        LOGGER.warning("--sync-bn is ignored: there is one process alone")
+    elif opt.sync_bn and device.type != "cuda":
+        raise ValueError(f"--sync-bn works on CUDA GPUs only, but training runs on {device.type}; leave it out")
     group = dist.Group("nccl" if device.type == "cuda" else "gloo") if dist.rank() >= 0 else None
     with cli.stopped_by_signals():
         results = train(hyp, opt, device, resumed=resumed, group=group)
