@@ -85,7 +85,12 @@ def check_image(path: str | Path) -> tuple[tuple[int, int], list[str]]:
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{path}: image is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
     if image.format not in ("JPEG", "MPO", "PNG"):
-        read_image(path)  # these have neither checksums nor an end mark that would show a file cut short
+        # neither checksums nor an end mark would show a file cut short; OpenCV passes over damaged strips of a TIFF
+        _decode_with_pillow(path)
+    if image.format not in ("JPEG", "MPO", "PNG") or _exif_without_orientation(image):
+        found = read_image(path).shape
+        if found[:2] != (height, width):  # over damaged EXIF data the two libraries differ
+            raise ValueError(f"{path}: size or EXIF data is damaged: {width} x {height} or {found[1]} x {found[0]}?")
     return (width, height), remarks
 
 
@@ -98,6 +103,10 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
         return width, height  # not asked by getexif, which would decode the pixels of a png
     sideways = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
     return (height, width) if sideways else (width, height)
+
+
+def _exif_without_orientation(image: Image.Image) -> bool:
+    return "exif" in image.info and image.getexif().get(ORIENTATION) not in range(1, 9)
 
 
 def _ends_as_jpeg(file) -> bool:
@@ -122,8 +131,12 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def _read_with_pillow(path: str | Path) -> np.ndarray:
     """The kinds that OpenCV does not decode."""
+    return np.ascontiguousarray(np.asarray(_decode_with_pillow(path))[..., ::-1])
+
+
+def _decode_with_pillow(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[..., ::-1])
+            return ImageOps.exif_transpose(image).convert("RGB")
     except _IMAGE_ERRORS as error:
         raise ValueError(f"{path}: image cannot be decoded: {error}") from None

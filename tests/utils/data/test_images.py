@@ -223,3 +223,26 @@ def test_random_damage_is_never_another_error(tmp_path, kind):
             check_image(path)
         except ValueError as error:
             assert str(error).startswith(str(path))
+
+
+# --- damage on which Pillow and OpenCV differ -------------------------------------------------------------------------
+
+
+def test_exif_that_only_one_library_reads_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(pillow_bytes(random_picture(), "JPEG", exif=exif))
+    data[data.index(b"Exif\0\0") + 6] = 0  # half of the byte order mark
+    (tmp_path / "a.jpg").write_bytes(data)
+    turned = read_image(tmp_path / "a.jpg").shape[:2] == (40, 30)
+    if turned:  # or this OpenCV agrees with Pillow
+        with pytest.raises(ValueError, match=r"a\.jpg: size or EXIF data is damaged: 40 x 30 or 30 x 40\?"):
+            check_image(tmp_path / "a.jpg")
+
+
+def test_damaged_strips_of_a_tiff_are_refused(tmp_path):
+    data = bytearray(pillow_bytes(random_picture(), "TIFF", compression="tiff_lzw"))
+    data[8] = 0  # where the picture begins
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.tif"):
+        check_image(tmp_path / "a.tif")
