@@ -88,3 +88,13 @@ def command(monkeypatch, capsys):
         return code, capsys.readouterr().err
 
     return run
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Training draws nothing: of a small network that takes longer than all else."""
+    import train
+
+    for name in ("plot_batch", "plot_labels", "plot_results", "write_figures"):
+        monkeypatch.setattr(train, name, lambda *_, **__: None)
+    monkeypatch.setattr(train, "picture_writer", lambda *_: lambda *_, **__: None)

@@ -4,6 +4,7 @@ Everything runs in folders whose names have blanks and letters beyond ASCII.
 """
 
 import argparse
+import copy
 import errno
 import http.client
 import io
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -195,6 +197,16 @@ def labels_in(file: Path) -> np.ndarray:
         ("train", ["--freeze", 8], "got [8]"),  # would freeze all of them
         ("train", ["--freeze", 3, 8], "got [8]"),
         ("train", ["--freeze", *range(8)], "--freeze: nothing is left to train"),
+        ("train", ["--freeze", "model."], "--freeze: nothing is left to train"),
+        ("train", ["--freeze", -1], "got [-1]"),
+        ("train", ["--freeze", "model.1.", 99], "got [99]"),
+        ("train", ["--freeze", 2, "backbone", "model.7"], "no parameter's name starts with ['backbone']; names look"),
+        ("train", ["--freeze", "odel.1"], "no parameter's name starts with ['odel.1']; names look like model.0.conv."),
+        ("train", ["--amp", "fp16"], "--amp fp16 needs a CUDA GPU, but training runs on cpu; use bf16 or off"),
+        ("train", ["--device", "0,1,2"], "torchrun --nproc-per-node 3 train.py --device 0,1,2 ..."),
+        ("train", ["--time", -1], "--time must be at least 0, got -1.0"),
+        ("train", ["--fraction", 0], "--fraction must be above 0 and at most 1, got 0.0"),
+        ("train", ["--image-weights", "--rect"], "--image-weights draws images freely, --rect orders them by shape"),
         ("val", ["--task", "test"], ["my set.yaml", "key 'test' is missing"]),
         ("train", ["--cfg", ""], "there is nothing to train: give --cfg models/SOCA.yaml, or --weights"),
     ],
@@ -212,6 +224,21 @@ def test_a_value_that_makes_no_sense(refused, verb, arguments, says):
         ("detect", ["--conf-thres", "high"], "invalid float value: 'high'"),
         ("detect", ["--confidence", "1"], "unrecognized arguments: --confidence 1"),
         ("detect", ["--save"], "ambiguous option: --save could match"),
+        ("train", ["--amp", "half"], "invalid choice: 'half'"),
+        ("train", ["--bucket", "gs://mine"], "--bucket is not an option any more: machines share a search through"),
+        ("train", ["--entity", "me"], "--entity is not an option any more: set WANDB_ENTITY in the environment"),
+        ("train", ["--upload_dataset"], "--upload_dataset is not an option any more: data sets are not uploaded"),
+        ("train", ["--upload_dataset", "val"], "--upload_dataset is not an option any more"),
+        (
+            "train",
+            ["--bbox_interval", "5"],
+            "--bbox_interval is not an option any more: pictures are logged at",
+        ),
+        (
+            "train",
+            ["--artifact_alias", "v1"],
+            "--artifact_alias is not an option any more: data sets are not read",
+        ),
     ],
 )
 def test_a_word_that_argparse_refuses(refused, verb, arguments, says):
@@ -239,6 +266,76 @@ def test_a_word_that_argparse_refuses(refused, verb, arguments, says):
 def test_shortened_and_alternative_flags(monkeypatch, verb, arguments, name, value):
     monkeypatch.setattr(sys, "argv", [f"{verb}.py", *arguments])
     assert getattr(VERBS[verb].parse_opt(), name) == value
+
+
+def options(*arguments) -> cli.Options:
+    """What a small parser of one option of each kind makes of a command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--weights", default=cli.Default("a.pt"))
+    parser.add_argument("--freeze", nargs="+", type=cli.number_or_text, default=[0])
+    parser.add_argument("--evolve", nargs="?", type=int, const=300)
+    parser.add_argument("--image-weights", action="store_true")
+    parser.add_argument("--cos-lr", action=argparse.BooleanOptionalAction)
+    cli.add_gone(parser, {"--bucket": "nothing"})
+    return cli.parse(parser, argv=list(map(str, arguments)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ([], {}),
+        (["--epochs", 300], {"epochs": 300}),  # the default, but asked for
+        (["--ep=3", "--image"], {"epochs": 3, "image_weights": True}),
+        (["--weights", ""], {"weights": ""}),
+        (["--freeze", 0], {"freeze": [0]}),
+        (["--freeze", 2, "model.4", -1, "--evolve"], {"freeze": [2, "model.4", -1], "evolve": 300}),
+        (["--no-cos-lr"], {"cos_lr": False}),
+    ],
+)
+def test_which_options_were_given(arguments, given):
+    defaults = {"epochs": 300, "weights": "a.pt", "freeze": [0], "evolve": None, "image_weights": False, "cos_lr": None}
+    opt = options(*arguments)
+    assert vars(opt) == {**defaults, **given} and opt.given == set(given)
+    assert isinstance(opt.weights, cli.Default) == ("weights" not in given)
+    assert "given" not in vars(opt) and "given" not in cli.describe("train", opt)
+    assert copy.deepcopy(opt).given == opt.given
+
+
+def test_options_of_a_python_call_count_as_given(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3"])
+    assert train.parse_opt().given == {"epochs"} and train.parse_opt(known=True).given == set()
+    opt = cli.override(train.parse_opt(known=True), {"patience": 100})
+    assert opt.given == {"patience"} and opt.epochs == 300
+
+
+@pytest.mark.parametrize(
+    ("what", "layers", "names"),
+    [
+        ([0], [], []),
+        ([3], [0, 1, 2], []),
+        ([3, 5], [3, 5], []),
+        ([0, "model.7.m.1"], [0], ["model.7.m.1.weight", "model.7.m.1.bias"]),
+        (["model.1."], [1], []),
+        (["model.2.cv1", 6, "model.0.conv"], [6], ["model.0.conv.weight", *(f"model.2.cv1.{n}" for n in (
+            "conv.weight", "bn.weight", "bn.bias"))]),
+    ],
+)  # fmt: skip
+def test_what_is_frozen(what, layers, names, capsys):
+    model = Model(TINY)
+    next(model.parameters()).requires_grad = False  # as in a checkpoint that was stripped
+    train.freeze(model, what)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad != (int(name.split(".")[1]) in layers or name in names), name
+    err = capsys.readouterr().err
+    assert (", by " + ", ".join(map(str, what)) in err) == bool(layers or names)
+
+
+@pytest.mark.parametrize("flag", ["--image-weights", "--batch-size -1"])
+def test_what_several_processes_cannot_do(refused, monkeypatch, flag):
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    refused("train", *flag.split(), says=f"{flag} works in one process only, not under torchrun")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -324,6 +421,25 @@ def test_a_hyper_parameter_file_with_a_fault(refused, changes, says):
     hyp = yaml.safe_load((ROOT / "data/hyps/hyp.scratch-low.yaml").read_text(encoding="utf-8"))
     hyp = {k: v for k, v in {**hyp, **changes}.items() if v is not None}
     assert "my hyp.yaml" in refused("train", "--hyp", write_yaml(Path("my hyp.yaml"), hyp), says=says)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("broken", [True, False])
+def test_hyper_parameters_from_a_pipe(command, usual, refused, no_pictures, here, broken):
+    """It can be read once, and has no end until it is."""
+    hyp = yaml.safe_load((ROOT / "data/hyps/hyp.scratch-low.yaml").read_text(encoding="utf-8"))
+    content = {**hyp, "lr0": -1.0 if broken else 0.00123}
+    os.mkfifo(here / "pipe")
+    writer = threading.Thread(target=write_yaml, args=(here / "pipe", content), daemon=True)
+    writer.start()
+    if broken:
+        refused("train", "--hyp", "pipe", says="pipe:1: lr0 must be above 0, got -1.0")
+    else:
+        code, err = command("train", *usual["train"], "--hyp", "pipe")
+        assert code == 0, err
+        assert yaml.safe_load((here / "out/exp/hyp.yaml").read_text(encoding="utf-8")) == content
+    writer.join(10)
+    assert not writer.is_alive()
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------
@@ -1017,6 +1133,77 @@ def test_checkpoints_that_are_asked_for(command, usual, here):
     assert training["epoch"] == 2 and training["optimizer"] is not None and training["ema"] is not None
     rows = [line.split(",") for line in (here / "out/exp/results.csv").read_text().splitlines()]
     assert [float(row[6]) for row in rows[1:4]] == [0, 0, 0]  # --noval: only the last epoch is measured
+
+
+def losses(run: Path) -> np.ndarray:
+    """(epochs, 6): those of training and validation."""
+    table = np.genfromtxt(run / "results.csv", delimiter=",", skip_header=1, ndmin=2)
+    return table[:, [1, 2, 3, 8, 9, 10]]
+
+
+def test_frozen_layers_stay_as_they_were(command, usual, no_pictures, world, here):
+    assert command("train", *usual["train"], "--freeze", 1, "model.4.cv1", "--epochs", 3)[0] == 0
+    torch.manual_seed(0)
+    before = dict(Model(world.cfg, nc=2).named_parameters())
+    after = load_checkpoint(here / "out/exp/weights/last.pt")["training"]["model"]
+    same = {name for name, parameter in before.items() if torch.equal(after[name], parameter)}
+    assert same == {name for name in before if name.startswith(("model.1.", "model.4.cv1."))}
+
+
+def test_no_epochs_leave_checkpoints_that_are_read(command, usual, no_pictures, world, here):
+    code, err = command("train", *usual["train"], "--epochs", 0)
+    assert code == 0, err
+    assert not (here / "out/exp/results.csv").exists()
+    torch.manual_seed(0)
+    fresh = Model(world.cfg, nc=2).half().state_dict()
+    for name in ("best.pt", "last.pt"):
+        file = here / "out/exp/weights" / name
+        results, *_ = val.run(world.data, file, imgsz=SIZE, device="cpu", workers=0, plots=False)
+        assert np.isfinite(results).all()
+        saved = load_checkpoint(file)["model"].state_dict()
+        assert all(torch.equal(saved[k], v) for k, v in fresh.items() if "anchors" not in k)
+
+
+def test_mixed_precision_without_a_gpu(command, usual, no_pictures, here):
+    found = []
+    for name in ("bf16", "auto"):
+        code, err = command("train", *usual["train"], "--amp", name, "--name", name)
+        assert code == 0, err
+        assert f"mixed precision {'bfloat16' if name == 'bf16' else 'off'}, " in err
+        found.append(losses(here / "out" / name))
+    half, full = found
+    assert np.isfinite(half).all() and (half > 0).all()
+    assert (half != full).any() and np.abs(half / full - 1).max() < 0.05
+
+
+def test_a_run_ends_when_its_time_is_over(command, usual, no_pictures, here):
+    code, err = command("train", *usual["train"], "--epochs", 50, "--time", 1e-9)
+    assert code == 0, err
+    assert len(losses(here / "out/exp")) == 1
+    state = load_checkpoint(here / "out/exp/weights/last.pt")["training"]["state"]
+    assert state["epoch"] == 0 and state["finished"] and state["seconds"] > 0
+    assert load_checkpoint(here / "out/exp/weights/best.pt")["epoch"] == -1  # stripped
+    assert state["results"][4:] == pytest.approx(losses(here / "out/exp")[0, 3:], rel=1e-4)
+    code, err = command("train", *usual["train"], "--epochs", 2, "--time", 1)
+    assert code == 0 and len(losses(here / "out/exp2")) == 2
+
+
+def test_quads(command, usual, no_pictures, here, monkeypatch):
+    """Batches of 4 and 2 pictures become one each: the first at twice the side, or four side by side."""
+    shapes = []
+    monkeypatch.setattr(train, "plot_batch", lambda images, *_: shapes.append(tuple(images.shape)))
+    code, err = command("train", *usual["train"], "--quad", "--epochs", 2)
+    assert code == 0, err
+    assert shapes == [(1, 3, 2 * SIZE, 2 * SIZE)] * train.MOSAICS
+    assert np.isfinite(losses(here / "out/exp")).all() and (losses(here / "out/exp") > 0).all()
+
+
+def test_a_new_run_in_an_old_folder_begins_its_own_table(command, usual, no_pictures, here):
+    for epochs in (2, 1):
+        code, err = command("train", *usual["train"], "--exist-ok", "--epochs", epochs)
+        assert code == 0, err
+        assert len(losses(here / "out/exp")) == epochs
+    assert os.listdir("out") == ["exp"]
 
 
 # --- what validation writes -------------------------------------------------------------------------------------------

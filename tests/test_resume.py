@@ -18,7 +18,7 @@ import val
 from models.backend import load_checkpoint
 from utils import checkpoint, cli
 
-pytestmark = pytest.mark.usefixtures("here", "no_pictures")
+pytestmark = pytest.mark.usefixtures("here", "no_pictures", "rising")
 EPOCHS = 4
 # Four batches an epoch and three a step, so that most epochs end with some that wait for others
 USUAL = ["--weights", "", "--imgsz", 64, "--epochs", EPOCHS, "--batch-size", 2, "--device", "cpu", "--project", "out"]
@@ -40,11 +40,8 @@ def usual(tmp_path_factory) -> list:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    """Drawing takes longer than training. The fitness is one that rises with each epoch: of the objectness loss."""
-    for name in ("plot_batch", "plot_labels", "plot_results", "write_figures"):
-        monkeypatch.setattr(train, name, lambda *_, **__: None)
-    monkeypatch.setattr(train, "picture_writer", lambda *_: lambda *_, **__: None)
+def rising(monkeypatch):
+    """The fitness is one that rises with each epoch: of the objectness loss."""
     monkeypatch.setattr(train, "fitness", lambda results: 1 - results[:, 5])
 
 

@@ -166,6 +166,8 @@ class QuadDataset(torch.utils.data.Dataset):
 
     def __init__(self, dataset: DetectionDataset):
         self.dataset = dataset
+        # what is asked of a dataset besides its samples
+        self.labels, self.labels_of, self.shapes = dataset.labels, dataset.labels_of, dataset.shapes
 
     def __len__(self) -> int:
         return len(self.dataset)
