@@ -313,6 +313,9 @@ def main(options: argparse.Namespace) -> None:
     anchors = read_yaml(options.cfg).get("anchors")
     if not isinstance(anchors, list):
         raise ValueError(f"{options.cfg}: anchors must be lists of numbers, got {anchors!r}; give another --cfg")
+    for split in SPLITS:
+        if not isinstance(data[split], str | list | None):
+            raise ValueError(f"{options.data}: labels of {split} are no text files; make such with tools/convert.py")
     contents = read_contents(data)
     findings = examine(contents, options.imgsz, np.array(anchors, float).reshape(-1, 2), 4.0)
     print(as_json(contents, findings) if options.json else as_text(contents, findings))

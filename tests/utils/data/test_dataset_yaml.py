@@ -187,3 +187,10 @@ def test_aliases_that_double_line_by_line_are_refused_at_once(dataset, rule):
 def test_honest_aliases_work(dataset):
     data = load_dataset_yaml(dataset("common: &c {nc: 2, names: [red, white]}\n<<: *c\n" + PLACES))
     assert data["names"] == ["red", "white"]
+
+
+@pytest.mark.parametrize("place", ["a" * 300, "a/" * 3000, '"\\0"', "~nobody-here"])
+def test_impossible_places_are_missing_places(dataset, place):
+    for text in (f"train: {place}\nval: images/val\n", f"path: {place}\n" + PLACES):
+        with pytest.raises((ValueError, FileNotFoundError), match=r"cells\.yaml: (train names|path must)"):
+            load_dataset_yaml(dataset(text + CLASSES))
