@@ -107,6 +107,7 @@ from models.backend import find_weights, load_checkpoint, load_model  # noqa: E4
 from models.transfer import transfer  # noqa: E402
 from models.yolo import Detect, Model, checkpoint_classes  # noqa: E402
 from utils import checkpoint, dist  # noqa: E402
+from utils.activations import out_of_place  # noqa: E402
 from utils.boxes import check_image_size, round_up  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
 from utils.data.images import list_images  # noqa: E402
@@ -480,6 +481,7 @@ def attach(model: Model, opt, hyp, names: list[str], image_size: int, dataset, g
 def wrap(model: Model, opt: argparse.Namespace, group: dist.Group | None) -> nn.Module:
     """The model as training calls it: its gradients averaged over the group, and compiled where asked for."""
     network = model
+    out_of_place(model)
     if group:
         if opt.sync_bn:
             # in place, so that optimizer and average keep the parameters they know
@@ -680,6 +682,10 @@ def main(opt: cli.Options) -> tuple[float, ...]:
     if opt.evolve is not None:
         with cli.stopped_by_signals():
             return evolve(hyp, opt, device)
+    if opt.sync_bn and dist.rank() < 0:
+        LOGGER.warning("--sync-bn is ignored: there is one process alone")
+    elif opt.sync_bn and device.type != "cuda":
+        raise ValueError(f"--sync-bn works on CUDA GPUs only, but training runs on {device.type}; leave it out")
     group = dist.Group("nccl" if device.type == "cuda" else "gloo") if dist.rank() >= 0 else None
     with cli.stopped_by_signals():
         results = train(hyp, opt, device, resumed=resumed, group=group)

@@ -1,4 +1,4 @@
-"""What a training step costs: this project's way against contiguous tensors, and yolov5s with and without SOCA.
+"""What a training step costs: as train.py takes it, or with contiguous tensors and activations in place.
 
     python benchmarks/bench_step.py                    # CPU, two threads: batch 8 at 640 px, batch 16 at 320 px
     python benchmarks/bench_step.py --device cuda      # also images/s and peak memory at batch 64, mixed precision
@@ -19,17 +19,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench_soca import HYP, Timer, machine
 
 from models.yolo import Model
+from utils.activations import out_of_place
 from utils.training.ema import ModelEMA
 from utils.training.loss import ComputeLoss
 from utils.training.optimizer import build_optimizer
 
 CASES = [(8, 640), (16, 320)]  # batch, pixels
 CUDA_CASE = (64, 640)
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def make_step(name: str, device: torch.device, batch: int, size: int, memory_format) -> Callable[[], None]:
-    """A function that takes one training step of a model YAML on fixed random images with eight boxes each."""
+def make_step(name: str, device: torch.device, batch: int, size: int, ours: bool = True) -> Callable[[], None]:
+    """A function that takes one training step of a model YAML on fixed random images with eight boxes each.
+
+    ours: as train.py does it, channels last and activations out of place; else contiguous and in place.
+    """
+    memory_format = torch.channels_last if ours else torch.contiguous_format
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, size, size, generator=generator).to(device, memory_format=memory_format)
@@ -39,6 +43,8 @@ def make_step(name: str, device: torch.device, batch: int, size: int, memory_for
     targets[:, 4:] = targets[:, 4:] * 0.3 + 0.02
     targets = targets.to(device)
     model = Model(name).to(device, memory_format=memory_format).train()
+    if ours:
+        out_of_place(model)
     compute_loss, ema = ComputeLoss(model.model[-1], HYP), ModelEMA(model)
     optimizer = build_optimizer(model, "SGD", 1e-4)
     mixed = device.type == "cuda"
@@ -69,13 +75,13 @@ def main() -> None:
     timer = Timer(device, opt.rounds, cpu_seconds=False)
 
     print(f"{machine(device)}, medians of {opt.rounds}\n")
-    print("| model | batch, pixels | contiguous, ms | channels_last, ms | times faster |\n|---|---|--:|--:|--:|")
+    print("| model | batch, pixels | contiguous, ms | ours, ms | times faster |\n|---|---|--:|--:|--:|")
     for batch, size in CASES:
         for name in ("yolov5s.yaml", "SOCA.yaml"):
-            steps = {form: make_step(name, device, batch, size, f) for form, f in FORMATS.items()}
+            steps = {form: make_step(name, device, batch, size, form == "ours") for form in ("contiguous", "ours")}
             ms = {form: seconds * 1e3 for form, seconds in timer(steps).items()}
-            ratio = ms["contiguous"] / ms["channels_last"]
-            row = f"| {name} | {batch}, {size} | {ms['contiguous']:.0f} | {ms['channels_last']:.0f} | {ratio:.2f} |"
+            ratio = ms["contiguous"] / ms["ours"]
+            row = f"| {name} | {batch}, {size} | {ms['contiguous']:.0f} | {ms['ours']:.0f} | {ratio:.2f} |"
             print(row, flush=True)
 
     if device.type == "cuda":
@@ -85,7 +91,7 @@ def main() -> None:
         for name in ("yolov5s.yaml", "SOCA.yaml"):
             torch.cuda.reset_peak_memory_stats(device)
             held = torch.cuda.memory_allocated(device)
-            steps[name] = make_step(name, device, batch, size, torch.channels_last)
+            steps[name] = make_step(name, device, batch, size)
             steps[name]()
             peaks[name] = (torch.cuda.max_memory_allocated(device) - held) / 2**30
         for name, seconds in timer(steps, 4).items():

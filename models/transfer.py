@@ -132,8 +132,8 @@ def _copy(old: nn.Module, new: nn.Module) -> tuple[int, str]:
 def _copy_head(old: Detect, new: Detect, own_anchors: bool, classes: list[tuple[int, int]]) -> tuple[int, str]:
     """Copies what the heads have in common; how many tensors whole, and in words. classes: rows (old, new) to copy."""
     if (old.nl, old.na) != (new.nl, new.na):
-        of = f"{new.nl} levels of {new.na} anchors; the weights have {old.nl} of {old.na}"
-        return 0, f"left out: it has {of}"
+        have = f"it has {new.nl} levels of {new.na} anchors; the weights have {old.nl} of {old.na}"
+        return 0, f"left out: {have}"
     pixels = [head.anchors * head.stride.view(-1, 1, 1) for head in (old, new)]
     if not own_anchors:
         new.anchors.copy_(pixels[0] / new.stride.view(-1, 1, 1))

@@ -1,5 +1,6 @@
 """Paths, YAML, and files written whole or not at all."""
 
+import math
 import os
 import re
 import tempfile
@@ -11,6 +12,7 @@ from typing import IO, Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository
+ALIASED_VALUES = 10_000  # what a YAML file may make of its aliases, beyond ten times its length
 
 
 def increment_path(path: str | Path, exist_ok: bool = False, mkdir: bool = False) -> Path:
@@ -92,18 +94,48 @@ def read_text(path: str | Path) -> str:
 def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:
     """The mapping in YAML text that was read from path."""
     try:
-        content = yaml.safe_load(text)
+        content = _construct(yaml.SafeLoader(text), 10 * len(text) + ALIASED_VALUES)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ValueError(f"{place}: not valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not a YAML text file: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not valid YAML: brackets or blocks are nested too deeply") from None
+    except (ValueError, LookupError, AttributeError) as error:  # so PyYAML ends over 2001-99-99 or !!bool x
+        raise ValueError(
+            f"{path}: a value is not what it looks like or says it is; put it in quotes: {error}"
+        ) from None
     if content is None:
         raise ValueError(f"{path}: the file is empty; expected lines of 'key: value'")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected lines of 'key: value' at the top, found a {type(content).__name__}")
     return content
+
+
+def _construct(loader: yaml.SafeLoader, limit: int) -> Any:
+    """The content of one YAML document, refused where its aliases stand for more than `limit` values.
+
+    A few lines of aliases of aliases can stand for billions, over which a merge or a message would never end.
+    """
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if _count_values(node, {}) > limit:
+        raise ValueError("the aliases (*name) stand for too many values, or for themselves")
+    return loader.construct_document(node)
+
+
+def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values below a node with aliases written out; infinite where it is a part of itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # as long as its parts are being counted
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def write_yaml(path: str | Path, data: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ row has only a box; an empty list says the same for all rows.
 """
 
 import math
+import os
 from typing import NamedTuple
 
 import cv2
@@ -25,6 +26,8 @@ from utils.boxes import (
 
 GREY = 114  # of every pixel that no picture covers
 FILL = (GREY, GREY, GREY)
+STRIP = 64  # rows that are recoloured at a time
+ALMOST_HALF = -0.499  # added before rounding to the nearest, rounds down
 
 
 # --- letterbox --------------------------------------------------------------------------------------------------------
@@ -225,9 +228,9 @@ def keep_boxes(
 
 
 class Tile(NamedTuple):
-    """One of the four pictures of a mosaic, at its own size."""
+    """One of the pictures of a mosaic, at its own size."""
 
-    canvas: tuple[int, int, int, int]  # x1, y1, x2, y2 of the part of the canvas it covers
+    canvas: tuple[int, int, int, int]  # x1, y1, x2, y2 of the part of the canvas it covers, maybe none
     pad: tuple[int, int]  # x, y on the canvas of its own top left corner, negative where it is cut off
 
 
@@ -252,6 +255,36 @@ def mosaic_tiles(shapes: list[tuple[int, int]], centre: tuple[int, int], size: i
     return tiles
 
 
+def draw_mosaic9_corner(rng: np.random.Generator, size: int) -> tuple[int, int]:
+    """(x, y) in the 3 size x 3 size pixels of nine pictures where the canvas of 2 size x 2 size pixels begins."""
+    x, y = rng.uniform(0, size, 2).astype(int).tolist()
+    return x, y
+
+
+def mosaic9_tiles(shapes: list[tuple[int, int]], corner: tuple[int, int], size: int) -> list[Tile]:
+    """Places nine pictures of `shapes` (height, width) on 3 size x 3 size pixels, of which the canvas shows 2 size x
+    2 size from `corner` (x, y) on.
+
+    The first in the middle, the others around it clockwise from the one above, each against the one before it; a later
+    one lies over an earlier.
+    """
+    s = size
+    (h0, w0), tiles = shapes[0], []
+    hp, wp = h0, w0
+    for k, (h, w) in enumerate(shapes):
+        left, top = (
+            (s, s), (s, s - h), (s + wp, s - h), (s + w0, s), (s + w0, s + hp),
+            (s + w0 - w, s + h0), (s + w0 - wp - w, s + h0), (s - w, s + h0 - h), (s - w, s + h0 - hp - h),
+        )[k]  # fmt: skip
+        # what sticks out of the three by three is cut off, then what lies outside of the canvas
+        x1, x2 = (min(max(x, 0), 3 * s) - corner[0] for x in (left, left + w))
+        y1, y2 = (min(max(y, 0), 3 * s) - corner[1] for y in (top, top + h))
+        x1, y1, x2, y2 = (min(max(edge, 0), 2 * s) for edge in (x1, y1, x2, y2))
+        tiles.append(Tile((x1, y1, x2, y2), (left - corner[0], top - corner[1])))
+        hp, wp = h, w
+    return tiles
+
+
 def mosaic_canvas(images: list[np.ndarray], tiles: list[Tile], size: int) -> np.ndarray:
     """Pictures pasted on a grey canvas of 2 size x 2 size pixels."""
     canvas = np.full((2 * size, 2 * size, 3), GREY, dtype=np.uint8)
@@ -263,46 +296,126 @@ def mosaic_canvas(images: list[np.ndarray], tiles: list[Tile], size: int) -> np.
 def mosaic_labels(
     labels: list[np.ndarray], polygons: list[list[np.ndarray]], shapes: list, tiles: list[Tile], size: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Labels (class and xywh 0-1) and polygons (0-1) of four pictures of `shapes` (height, width), as one set on the
+    """Labels (class and xywh 0-1) and polygons (0-1) of the pictures of `shapes` (height, width), as one set on the
     canvas: class and pixel xyxy, and pixel polygons, clipped to the canvas.
     """
     rows, outlines = [], []
     for rows_of, polygons_of, (height, width), tile in zip(labels, polygons, shapes, tiles):
         boxes = xywhn_to_xyxy(rows_of[:, 1:], width, height, *tile.pad)
         rows.append(np.concatenate([rows_of[:, :1], clip_boxes(boxes, (2 * size, 2 * size))], 1))
-        outlines += [points_to_pixels(p, width, height, *tile.pad).clip(0, 2 * size) for p in polygons_of]
+        for polygon in polygons_of:
+            if len(polygon):
+                polygon = points_to_pixels(polygon, width, height, *tile.pad).clip(0, 2 * size)
+            outlines.append(polygon)
     return np.concatenate(rows), outlines
 
 
-def warp_mosaic(images: list[np.ndarray], tiles: list[Tile], matrix: np.ndarray, size: int) -> np.ndarray:
+def tile_spans(tiles: list[Tile], matrix: np.ndarray, size: int) -> list[tuple[int, int, int, int] | None]:
+    """The part of a frame of size x size pixels that each tile reaches: left, top, right, bottom; None if hidden."""
+    spans = []
+    for tile in tiles:
+        if tile.canvas[0] >= tile.canvas[2] or tile.canvas[1] >= tile.canvas[3]:
+            spans.append(None)
+            continue
+        corners = _corners(tile, matrix)
+        left, top = np.ceil(corners.min(0)).clip(0, size).astype(int).tolist()
+        right, bottom = np.ceil(corners.max(0)).clip(0, size).astype(int).tolist()
+        spans.append((left, top, right, bottom) if right > left and bottom > top else None)
+    return spans
+
+
+def _corners(tile: Tile, matrix: np.ndarray) -> np.ndarray:
+    x1, y1, x2, y2 = (edge - 0.5 for edge in tile.canvas)  # pixel i spans i - 0.5 to i + 0.5
+    return warp_points(np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]), matrix)
+
+
+def warp_mosaic(images: list[np.ndarray | None], tiles: list[Tile], matrix: np.ndarray, size: int) -> np.ndarray:
     """What `warp_image` would make of the canvas in a frame of size x size pixels, without painting the canvas.
 
-    Each picture goes straight to the part of the frame that its tile covers. Pixels differ from those of the canvas
-    only by rounding, and where the canvas would blend two neighbours across a seam. The matrix must be affine.
+    Each picture goes straight to the part of the frame that its tile covers; one whose tile is hidden (`tile_spans`)
+    is not looked at and may be None. Labels stay true to a tenth of a pixel. Pixels differ from those of the canvas by
+    rounding, by that tenth, where the canvas would blend two neighbours across a seam, and where a picture shrinks to
+    half or less: it is averaged here, not sampled. The matrix must be affine.
     """
     assert _is_affine(matrix)
     upright = matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0
+    shrink = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     frame = np.full((size, size, 3), GREY, dtype=np.uint8)
-    for image, tile in zip(images, tiles):
-        # pixel i spans i - 0.5 to i + 0.5
-        x1, y1, x2, y2 = (edge - 0.5 for edge in tile.canvas)
-        corners = warp_points(np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]), matrix)
-        left, top = np.ceil(corners.min(0)).clip(0, size).astype(int)
-        right, bottom = np.ceil(corners.max(0)).clip(0, size).astype(int)
-        if right <= left or bottom <= top:
+    for image, tile, span in zip(images, tiles, tile_spans(tiles, matrix, size)):
+        if span is None:
             continue
-        to_patch = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ matrix
-        to_patch = to_patch @ np.array([[1, 0, tile.pad[0]], [0, 1, tile.pad[1]], [0, 0, 1]])
-        patch_size = int(right - left), int(bottom - top)
-        patch = cv2.warpAffine(image, to_patch[:2], patch_size, borderMode=cv2.BORDER_REPLICATE)
+        left, top, right, bottom = span
+        to_frame = matrix @ np.array([[1, 0, tile.pad[0]], [0, 1, tile.pad[1]], [0, 0, 1]])
+        gain = shrink
+        while gain <= 0.5 and min(image.shape[:2]) >= 4:
+            image, to_frame, gain = _half(image), to_frame @ np.array([[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]), 2 * gain
         part = frame[top:bottom, left:right]
         if upright:
-            part[:] = patch
-        else:
-            mask = np.zeros(patch.shape[:2], np.uint8)
-            cv2.fillConvexPoly(mask, np.round((corners - (left, top)) * 16).astype(np.int32), 255, shift=4)
-            cv2.copyTo(patch, mask, part)
+            _resize_into(part, image, to_frame, left, top)
+            continue
+        to_part = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ to_frame
+        # a margin, so that nothing of the fill is blended in along the seams
+        image = cv2.copyMakeBorder(image, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+        to_part = to_part @ np.array([[1, 0, -1], [0, 1, -1], [0, 0, 1]])
+        patch = cv2.warpAffine(image, to_part[:2], (right - left, bottom - top))
+        mask = np.zeros(patch.shape[:2], np.uint8)
+        corners = _corners(tile, matrix) - (left, top)
+        cv2.fillConvexPoly(mask, np.round(corners * 16).astype(np.int32), 255, shift=4)
+        cv2.copyTo(patch, mask, part)
     return frame
+
+
+def _half(image: np.ndarray) -> np.ndarray:
+    """Each pixel the mean of 2 x 2; the last row or column of an odd number is dropped."""
+    height, width = (side // 2 for side in image.shape[:2])
+    return cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+
+
+REACH = 40  # pixels that a resize may begin before, and end behind, what is seen of it
+SHIFT = 0.1  # pixels of the frame by which a picture may be off its place
+
+
+def _resize_into(part: np.ndarray, image: np.ndarray, matrix: np.ndarray, left: int, top: int) -> None:
+    """Fills `part`, which begins at (left, top) of a frame, with an image under an upright affine matrix.
+
+    A resize is several times as fast as a warp, but starts and ends at whole pixels of both pictures. So it runs from
+    and to such edges just outside of what is seen as fall on a whole pixel, nearly, of the frame.
+    """
+    height, width = part.shape[:2]
+    x = _whole_range(matrix[0, 0], matrix[0, 2], left, left + width)
+    y = _whole_range(matrix[1, 1], matrix[1, 2], top, top + height)
+    if x is None or y is None:
+        to_part = matrix[:2] - [[0, 0, left], [0, 0, top]]
+        part[:] = cv2.warpAffine(image, to_part, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        return
+    (x1, x2, x_from, x_to), (y1, y2, y_from, y_to) = x, y
+    rows, columns = image.shape[:2]
+    inside = image[max(y1, 0) : min(y2, rows), max(x1, 0) : min(x2, columns)]
+    beyond = max(-y1, 0), max(y2 - rows, 0), max(-x1, 0), max(x2 - columns, 0)
+    if any(beyond):
+        inside = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_REPLICATE)
+    resized = cv2.resize(inside, (x_to - x_from, y_to - y_from))
+    part[:] = resized[top - y_from :, left - x_from :][:height, :width]
+
+
+def _whole_range(gain: float, offset: float, start: int, stop: int) -> tuple[int, int, int, int] | None:
+    """Along one axis, where pixel i goes to gain i + offset: the range of source pixels and that of frame pixels, about
+    equal and around start to stop; None where no edges of whole pixels meet.
+    """
+    offset += 0.5 - 0.5 * gain  # of edges: pixel i lies between the edges i and i + 1
+
+    def meet(edge: int, step: int) -> tuple[int, int] | None:
+        for source in range(edge, edge + REACH * step, step):
+            place = gain * source + offset
+            if abs(place - round(place)) <= SHIFT:
+                return source, round(place)
+        return None
+
+    first = meet(math.floor((start - offset) / gain), -1)
+    last = meet(math.ceil((stop - offset) / gain), 1)
+    if first is None or last is None:
+        return None
+    return first[0], last[0], first[1], last[1]
 
 
 # --- mixing pictures --------------------------------------------------------------------------------------------------
@@ -371,6 +484,31 @@ def adjust_hsv(image: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.LUT(hsv, table[None]), cv2.COLOR_HSV2BGR)
 
 
+def to_planes(image: np.ndarray, multipliers: np.ndarray | None = None) -> np.ndarray:
+    """The picture as networks take it, uint8 (3, height, width) in RGB order, its colours multiplied on the way.
+
+    Equal to `adjust_hsv` but for the rounding of one pixel in a hundred, by a level or two: hue, saturation and value
+    are multiplied by arithmetic, not by a table, strip by strip while they are in the processor's cache.
+    """
+    height, width = image.shape[:2]
+    planes = np.empty((3, height, width), np.uint8)
+    if multipliers is None or np.all(np.equal(multipliers, 1)):
+        cv2.split(image, [planes[2], planes[1], planes[0]])
+        return planes
+    if multipliers[0] * 179 > 255:  # which the arithmetic below could not wrap around
+        return to_planes(adjust_hsv(image, multipliers))
+    matrix = np.column_stack([np.diag(multipliers), [ALMOST_HALF] * 3])
+    strip, scaled = (np.empty((min(STRIP, height), width, 3), np.uint8) for _ in range(2))
+    for top in range(0, height, STRIP):
+        rows = slice(top, min(top + STRIP, height))
+        strip, scaled = strip[: rows.stop - top], scaled[: rows.stop - top]
+        cv2.cvtColor(image[rows], cv2.COLOR_BGR2HSV, dst=strip)
+        cv2.transform(strip, matrix, dst=scaled)
+        cv2.cvtColor(scaled, cv2.COLOR_HSV2RGB, dst=strip)
+        cv2.split(strip, list(planes[:, rows]))
+    return planes
+
+
 def flip_up_down(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Top to bottom; labels are class and xywh 0-1."""
     return cv2.flip(image, 0), _mirror(labels, 2)
@@ -385,3 +523,33 @@ def _mirror(labels: np.ndarray, column: int) -> np.ndarray:
     labels = labels.copy()
     labels[:, column] = 1 - labels[:, column]
     return labels
+
+
+# --- a library's augmentations ----------------------------------------------------------------------------------------
+
+
+class Albumentations:
+    """The light blurs and greys that v6.1 applies where the library Albumentations is installed.
+
+    They change pixels only. Raises ValueError where the library is not installed.
+    """
+
+    def __init__(self):
+        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+        try:
+            import albumentations
+        except ImportError:
+            raise ValueError(
+                "albumentations is above 0 in the hyper-parameters, but the library is not installed: "
+                "pip install 'albumentations>=2' (MIT licence), or set it to 0"
+            ) from None
+        kinds = ("Blur", "MedianBlur", "ToGray", "CLAHE")
+        self.transforms = [albumentations.Compose([getattr(albumentations, kind)(p=1)]) for kind in kinds]
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A picture of the same size, each transform applied to one in a hundred."""
+        for transform in self.transforms:
+            if rng.random() < 0.01:
+                transform.set_random_seed(int(rng.integers(2**31)))
+                image = transform(image=image)["image"]
+        return image

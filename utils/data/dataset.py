@@ -28,21 +28,25 @@ from tqdm import tqdm
 
 from utils.boxes import xywhn_to_xyxy, xyxy_to_xywhn
 from utils.data.augmentations import (
-    adjust_hsv,
+    Albumentations,
     copy_paste,
     draw_copy_paste,
     draw_hsv,
     draw_mixup,
+    draw_mosaic9_corner,
     draw_mosaic_centre,
     draw_warp,
     flip_left_right,
     flip_up_down,
     letterbox,
     mixup,
+    mosaic9_tiles,
     mosaic_canvas,
     mosaic_labels,
     mosaic_tiles,
     random_perspective,
+    tile_spans,
+    to_planes,
     warp_labels,
     warp_matrix,
     warp_mosaic,
@@ -123,6 +127,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.prefix = prefix
         self.epoch = 0
+        self._albumentations = Albumentations() if augment and hyp.get("albumentations", 0) else None
+        self._of_batch: dict[int, tuple] | None = None  # images that the batch in the making has read
 
         annotations = scan(path, prefix)
         if augment and not annotations.counts["found"]:
@@ -165,16 +171,24 @@ class DetectionDataset(torch.utils.data.Dataset):
         """The source of all randomness of one sample."""
         return np.random.default_rng((self.seed, epoch, index))
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+    def __getitems__(self, keys: list[tuple]) -> list[Sample]:
+        """The samples of a batch, asked for by the loader. Images that several mosaics share are read once."""
+        self._of_batch = {} if len(keys[0]) == 3 and self._resized is None else None
+        try:
+            return [self[key] for key in keys]
+        finally:
+            self._of_batch = None
+
+    def __getitem__(self, key: int | tuple) -> Sample:
         """Sample `index`, or (epoch, index): image uint8 (3, H, W) RGB, targets float32 (m, 6) with column 0 still 0,
-        path, and shapes.
+        path, and shapes. (epoch, index, group): the other images of its mosaic come from those numbered in `group`.
         """
-        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        epoch, index, group = (*key, None)[:3] if isinstance(key, tuple) else (self.epoch, key, None)
         rng = self.generator(epoch, index)
         if self.mosaic and epoch < self.mosaic_until and rng.random() < self.hyp["mosaic"]:
-            image, labels = self._mosaic(index, rng)
+            image, labels = self._mosaic(index, rng, group)
             if rng.random() < self.hyp["mixup"]:
-                other = self._mosaic(int(rng.integers(len(self))), rng)
+                other = self._mosaic(self._draw_images(rng, group), rng, group)
                 image, labels = mixup(image, labels, *other, draw_mixup(rng))
             shapes = None
         else:
@@ -183,13 +197,16 @@ class DetectionDataset(torch.utils.data.Dataset):
         height, width = image.shape[:2]
         boxes = xyxy_to_xywhn(labels[:, 1:], width, height, clip=True, eps=EDGE)
         labels = np.concatenate([labels[:, :1], boxes], 1)
+        multipliers = None
         if self.augment:
-            image, labels = self._recolour_and_flip(image, labels, rng)
+            if self._albumentations and rng.random() < self.hyp["albumentations"]:
+                image = self._albumentations(image, rng)
+            multipliers = draw_hsv(rng, *(self.hyp[f"hsv_{channel}"] for channel in "hsv"))
+            image, labels = self._flip(image, labels, rng)
 
         targets = torch.zeros(len(labels), 6)
         targets[:, 1:] = torch.from_numpy(labels)
-        pixels = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
-        return torch.from_numpy(pixels), targets, self.image_files[index], shapes
+        return torch.from_numpy(to_planes(image, multipliers)), targets, self.image_files[index], shapes
 
     # --- parts of a sample: image BGR and labels as class and pixel xyxy ----------------------------------------------
 
@@ -206,36 +223,47 @@ class DetectionDataset(torch.utils.data.Dataset):
             image, labels = random_perspective(image, labels, [], self._draw_warp(rng))
         return image, labels, shapes
 
-    def _mosaic(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Image `index` and three others around a random centre, warped into one picture of the image size."""
+    def _mosaic(self, index: int, rng: np.random.Generator, group: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+        """Image `index` and three others around a random centre, warped into one picture of the image size.
+
+        Or eight others around one of them, in the share of mosaics that the hyper-parameter mosaic9 says.
+        """
         size = self.image_size
-        indices = rng.permutation([index, *rng.integers(len(self), size=3)])
-        images = [self.load_image(i)[0] for i in indices]
-        sizes = [image.shape[:2] for image in images]
-        tiles = mosaic_tiles(sizes, draw_mosaic_centre(rng, size), size)
+        nine = self.hyp.get("mosaic9", 0) and rng.random() < self.hyp["mosaic9"]
+        indices = rng.permutation([index, *self._draw_images(rng, group, 8 if nine else 3)])
+        sizes = [self.loaded_shape(i) for i in indices]
+        if nine:
+            tiles = mosaic9_tiles(sizes, draw_mosaic9_corner(rng, size), size)
+        else:
+            tiles = mosaic_tiles(sizes, draw_mosaic_centre(rng, size), size)
         polygons = [self._annotations.polygons_of(i) for i in indices]
         labels, polygons = mosaic_labels([self.labels_of(i) for i in indices], polygons, sizes, tiles, size)
-        picked = draw_copy_paste(rng, polygons, self.hyp["copy_paste"])
+        picked = [] if nine else draw_copy_paste(rng, polygons, self.hyp["copy_paste"])
         warp = self._draw_warp(rng)
 
         if picked or warp.perspective_x or warp.perspective_y:  # these two need the whole canvas
-            canvas = mosaic_canvas(images, tiles, size)
+            canvas = mosaic_canvas([self.load_image(i)[0] for i in indices], tiles, size)
             canvas, labels, polygons = copy_paste(canvas, labels, polygons, picked)
             return random_perspective(canvas, labels, polygons, warp, (size, size))
         matrix = warp_matrix(warp, (2 * size, 2 * size), (size, size))
         labels = warp_labels(labels, polygons, matrix, (size, size), warp.scale)
+        # a tile that lies outside of the frame is not even read
+        images = [self.load_image(i)[0] if span else None for i, span in zip(indices, tile_spans(tiles, matrix, size))]
         return warp_mosaic(images, tiles, matrix, size), labels
+
+    def _draw_images(self, rng: np.random.Generator, group: tuple | None, size: int | None = None):
+        """Numbers of random images, of all or of a group."""
+        drawn = rng.integers(len(group or self), size=size)
+        return np.array(group)[drawn] if group else drawn
 
     def _draw_warp(self, rng: np.random.Generator):
         ranges = ("degrees", "translate", "scale", "shear", "perspective")
         return draw_warp(rng, **{name: self.hyp[name] for name in ranges})
 
-    def _recolour_and_flip(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator):
-        hyp = self.hyp
-        image = adjust_hsv(image, draw_hsv(rng, hyp["hsv_h"], hyp["hsv_s"], hyp["hsv_v"]))
-        if rng.random() < hyp["flipud"]:
+    def _flip(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator):
+        if rng.random() < self.hyp["flipud"]:
             image, labels = flip_up_down(image, labels)
-        if rng.random() < hyp["fliplr"]:
+        if rng.random() < self.hyp["fliplr"]:
             image, labels = flip_left_right(image, labels)
         return image, labels
 
@@ -243,17 +271,41 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     def load_image(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Image i, uint8 (h, w, 3) BGR with its longer side at the image size, and the (height, width) it had."""
-        return self._resized[i] if self._resized is not None else self._read(i)
+        if self._resized is not None:
+            return self._resized[i]
+        if self._of_batch is None:
+            return self._read(i)
+        if i not in self._of_batch:
+            self._of_batch[i] = self._read(i)
+        return self._of_batch[i]
+
+    def loaded_shape(self, i: int) -> tuple[int, int]:
+        """(height, width) of image i as `load_image` returns it."""
+        w0, h0 = self._annotations.sizes[i].tolist()
+        gain = self.image_size / max(h0, w0)
+        return max(int(h0 * gain), 1), max(int(w0 * gain), 1)
 
     def _read(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        image = read_image(self.image_files[i])
-        h0, w0 = image.shape[:2]
+        w0, h0 = self._annotations.sizes[i].tolist()
         gain = self.image_size / max(h0, w0)
-        if gain != 1:
+        # evaluation averages over all pixels, as v6.1; training may let the decoder do part of it
+        image = read_image(self.image_files[i], shrink=1 / gain if self.augment else 1)
+        factor = round(h0 / image.shape[0])
+        if factor == 0 or image.shape[:2] != (-(-h0 // factor), -(-w0 // factor)):
+            now = f"{image.shape[1]} x {image.shape[0]}"
+            raise ValueError(
+                f"{self.image_files[i]}: was {w0} x {h0} pixels when the data set was checked and is {now} now; "
+                "start again when it no longer changes"
+            )
+        height, width = self.loaded_shape(i)
+        if factor > 1:
+            # by exactly so much, then cut: the last pixel may stand for less than the others do
+            gains = {"fx": factor * width / w0, "fy": factor * height / h0}
+            image = np.ascontiguousarray(cv2.resize(image, None, **gains)[:height, :width])
+        elif image.shape[:2] != (height, width):
             # area averaging is the truer reduction, linear the faster: training sees the fast one, as in v6.1
             method = cv2.INTER_LINEAR if self.augment or gain > 1 else cv2.INTER_AREA
-            new_size = max(int(w0 * gain), 1), max(int(h0 * gain), 1)
-            image = cv2.resize(image, new_size, interpolation=method)
+            image = cv2.resize(image, (width, height), interpolation=method)
         return image, (h0, w0)
 
     def _read_all(self) -> list[tuple[np.ndarray, tuple[int, int]]] | None:

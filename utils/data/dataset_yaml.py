@@ -11,6 +11,7 @@ user and never executed.
 """
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,21 +110,22 @@ def _as_list(entry: Any) -> list:
 def _candidate_roots(data: dict[str, Any], file: Path) -> list[Path]:
     """Where the dataset may lie: `path` as seen from the repository, then as seen from the YAML's own folder."""
     path = data.get("path", "")
-    if not isinstance(path, str | None):
+    if not isinstance(path, str | None) or "\0" in (path or ""):
         raise ValueError(f"{file}: path must be the dataset's folder, got {path!r}")
-    path = Path(path or "").expanduser()
+    path = os.path.expanduser(path or "")  # not Path's, which raises for ~someone unknown
     return list(dict.fromkeys((base / path).resolve() for base in (ROOT, file.parent)))
 
 
 def _choose_root(roots: list[Path], wanted: list[str]) -> Path:
     """The first root that holds every wanted place; else the first that exists; else the first."""
     complete = [root for root in roots if not _missing(root, wanted)]
-    existing = [root for root in roots if root.is_dir()]
+    existing = [root for root in roots if os.path.isdir(root)]
     return (complete + existing + roots)[0]
 
 
 def _missing(root: Path, wanted: list[str]) -> list[Path]:
-    return [root / place for place in wanted if not (root / place).exists()]
+    # os.path.exists is false, and does not raise, for a name that is too long or holds a zero byte
+    return [root / place for place in wanted if not os.path.exists(root / place)]
 
 
 def _under(root: Path, entry: str | list[str] | None) -> str | list[str] | None:

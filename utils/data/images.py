@@ -13,6 +13,8 @@ VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg"
 MIN_SIDE = 10  # pixels; smaller images are not trained on
 ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 lay the picture on its side
 
+_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
+
 # what Pillow raises over damaged files
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -85,7 +87,12 @@ def check_image(path: str | Path) -> tuple[tuple[int, int], list[str]]:
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{path}: image is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
     if image.format not in ("JPEG", "MPO", "PNG"):
-        read_image(path)  # these have neither checksums nor an end mark that would show a file cut short
+        # neither checksums nor an end mark would show a file cut short; OpenCV passes over damaged strips of a TIFF
+        _decode_with_pillow(path)
+    if image.format not in ("JPEG", "MPO", "PNG") or _exif_without_orientation(image):
+        found = read_image(path).shape
+        if found[:2] != (height, width):  # over damaged EXIF data the two libraries differ
+            raise ValueError(f"{path}: size or EXIF data is damaged: {width} x {height} or {found[1]} x {found[0]}?")
     return (width, height), remarks
 
 
@@ -100,21 +107,35 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if sideways else (width, height)
 
 
+def _exif_without_orientation(image: Image.Image) -> bool:
+    return "exif" in image.info and image.getexif().get(ORIENTATION) not in range(1, 9)
+
+
 def _ends_as_jpeg(file) -> bool:
     file.seek(-2, os.SEEK_END)
     return file.read() == b"\xff\xd9"
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, shrink: float = 1) -> np.ndarray:
     """Pixels of an image file: uint8 (height, width, 3) in BGR order, turned upright as its EXIF data asks.
 
     Grey becomes three equal channels, transparency is dropped, 16 bits are scaled to 8. Raises FileNotFoundError, or
     ValueError where the file cannot be decoded.
+
+    shrink: by how much the sides may come out smaller. A JPEG is then decoded at 1/2, 1/4 or 1/8, whichever is still
+        as large as asked for, its sides rounded up: much faster, and each pixel the mean of those it stands for.
     """
     # not cv2.imread, which on Windows opens no path with letters outside the local code page
-    data = np.fromfile(path, dtype=np.uint8)
+    return decode_image(np.fromfile(path, dtype=np.uint8), path, shrink)
+
+
+def decode_image(data: np.ndarray, path: str | Path, shrink: float = 1) -> np.ndarray:
+    """`read_image` of the bytes of a file, uint8 (n,); its path is for messages, and for Pillow."""
+    flags = cv2.IMREAD_COLOR
+    if shrink >= 2 and data[:2].tobytes() == b"\xff\xd8":  # of other kinds OpenCV would drop pixels
+        flags = next(flag for factor, flag in _REDUCED.items() if shrink >= factor)
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        image = cv2.imdecode(data, flags) if data.size else None
     except cv2.error:  # for a header that promises more pixels than OpenCV takes
         image = None
     return _read_with_pillow(path) if image is None else image
@@ -122,8 +143,12 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def _read_with_pillow(path: str | Path) -> np.ndarray:
     """The kinds that OpenCV does not decode."""
+    return np.ascontiguousarray(np.asarray(_decode_with_pillow(path))[..., ::-1])
+
+
+def _decode_with_pillow(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[..., ::-1])
+            return ImageOps.exif_transpose(image).convert("RGB")
     except _IMAGE_ERRORS as error:
         raise ValueError(f"{path}: image cannot be decoded: {error}") from None

@@ -104,7 +104,10 @@ def _numbers(words: list[str], place: str) -> np.ndarray:
         except ValueError:
             raise ValueError(f"{place}: {word!r} is not a number") from None
     with np.errstate(over="ignore"):  # beyond float32 is infinite, which the check of values refuses
-        return np.array(numbers, dtype=np.float32)
+        row = np.array(numbers, dtype=np.float32) + np.float32(0)  # -0 becomes 0: rows are compared byte by byte
+    if np.isfinite(row[0]) and float(row[0]) != numbers[0]:
+        raise ValueError(f"{place}: class must be a whole number below 2**24, got {words[0]}")
+    return row
 
 
 def _box_rows(lines: list[int], rows: list[list[str]], path: str | Path) -> np.ndarray:

@@ -42,6 +42,7 @@ def create_dataloader(
     seed: int = 0,
     fraction: float = 1.0,
     mosaic_until: int | None = None,
+    share: bool = False,
 ) -> tuple[torch.utils.data.DataLoader, DetectionDataset]:
     """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`).
 
@@ -54,6 +55,8 @@ def create_dataloader(
         quad: every four images make one of twice the side, so a batch has a quarter of the images.
         shuffle: not together with `rect`, whose batches are made by aspect ratio.
         fraction, mosaic_until: see `DetectionDataset`.
+        share: mosaics borrow their other images from the same batch, so that each file is decoded once, not four
+            times. A batch then shows fewer different images; not what v6.1 does.
     """
     if rect and shuffle:
         LOGGER.warning(f"{prefix}shuffle is ignored: rect makes its batches by aspect ratio")
@@ -63,7 +66,9 @@ def create_dataloader(
         fraction, mosaic_until,
     )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
-    sampler = EpochSampler(len(dataset), shuffle, seed, max(rank, 0), world_size, block=batch_size if rect else 1)
+    sampler = EpochSampler(
+        len(dataset), shuffle, seed, max(rank, 0), world_size, batch_size if rect else 1, batch_size if share else 0
+    )
     workers = min((os.cpu_count() or 1) // world_size, batch_size if batch_size > 1 else 0, workers)
     # only a forked worker shares the memory of cached images; others would be sent a copy each
     fork = cache and workers and "fork" in multiprocessing.get_all_start_methods()
@@ -95,11 +100,21 @@ class EpochSampler(torch.utils.data.Sampler):
         rank, world_size: the blocks rank, rank + world_size, ... of the order; the first blocks fill up the last round,
             so that all processes get the same number.
         block: images that stay together, in order.
+        group: where above 0, each pair gets a third part: the indices of that many in a row, itself among them, which
+            is the batch if they are as many.
     """
 
     def __init__(
-        self, length: int, shuffle: bool = False, seed: int = 0, rank: int = 0, world_size: int = 1, block: int = 1
+        self,
+        length: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        block: int = 1,
+        group: int = 0,
     ):
+        self.group = group
         self.length = length
         self.shuffle = shuffle
         self.seed = seed
@@ -130,14 +145,18 @@ class EpochSampler(torch.utils.data.Sampler):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple]:
         order = np.arange(self.length)
         rng = np.random.default_rng((self.seed, self.epoch, 0, SHUFFLE_STREAM))
         if self.weights is not None:
             order = draw_images(self.weights, rng)
         elif self.shuffle:
             order = rng.permutation(order)
-        return iter([(self.epoch, index) for index in order[self._places].tolist()])
+        mine = order[self._places].tolist()
+        if not self.group:
+            return iter([(self.epoch, index) for index in mine])
+        groups = [tuple(mine[first : first + self.group]) for first in range(0, len(mine), self.group)]
+        return iter([(self.epoch, index, group) for group in groups for index in group])
 
 
 def draw_images(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -172,13 +191,13 @@ class QuadDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
+    def __getitems__(self, keys: list[tuple]) -> list[Sample]:
         """Called by the loader with all (epoch, index) of a batch."""
-        samples = [self.dataset[key] for key in keys]
+        samples = self.dataset.__getitems__(keys)
         quads = []
         for first in range(0, max(len(samples) // 4 * 4, 1), 4):
             group = samples[first : first + 4]
-            draw = np.random.default_rng((self.dataset.seed, *keys[first], QUAD_STREAM)).random()
+            draw = np.random.default_rng((self.dataset.seed, *keys[first][:2], QUAD_STREAM)).random()
             quads.append(merge_quad((group * 4)[:4], draw))
         return quads
 

@@ -69,6 +69,8 @@ RANGES = {
     "mosaic": _FRACTION,
     "mixup": _FRACTION,
     "copy_paste": _FRACTION,
+    "mosaic9": _FRACTION,
+    "albumentations": _FRACTION,
     "label_smoothing": _FRACTION,
     "warmup_floor": _NOT_NEGATIVE,
     "nominal_batch": Range(1),
@@ -81,8 +83,17 @@ CHOICES = {
     "scale_cls": (True, False),  # cls is stated for 80 classes, and scaled to those of the data set
 }
 # Label smoothing, optimizer and cosine normally come from the command line; the others are v6.1's unless a file says
-# otherwise: 1000 iterations, a batch of 64, no share, cls scaled
-OPTIONAL = ("anchors", "label_smoothing", "warmup_floor", "nominal_batch", "ema_share", *CHOICES)
+# otherwise: 1000 iterations, a batch of 64, no share, cls scaled, mosaics of four, no Albumentations
+OPTIONAL = (
+    "anchors",
+    "mosaic9",
+    "albumentations",
+    "label_smoothing",
+    "warmup_floor",
+    "nominal_batch",
+    "ema_share",
+    *CHOICES,
+)
 
 
 def choose_hyp(images: int, epochs: int, batch_size: int, optimizer: str | None = None) -> tuple[Path, str]:

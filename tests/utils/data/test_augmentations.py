@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -196,6 +198,54 @@ def test_mosaic_centre_stays_in_the_middle_half():
     assert centres.min() == 32 and centres.max() == 95
 
 
+def test_nine_tiles_by_hand():
+    # all 10 x 10 but the first, 12 wide and 8 high; the canvas of 20 x 20 begins at (4, 3) of 30 x 30
+    tiles = aug.mosaic9_tiles([(8, 12)] + [(10, 10)] * 8, (4, 3), 10)
+    assert [tile.pad for tile in tiles] == [
+        (6, 7), (6, -3), (16, -3), (18, 7), (18, 17), (8, 15), (-2, 15), (-4, 5), (-4, -5),
+    ]  # fmt: skip
+    assert [tile.canvas for tile in tiles] == [
+        (6, 7, 18, 15), (6, 0, 16, 7), (16, 0, 20, 7), (18, 7, 20, 17), (18, 17, 20, 20),
+        (8, 15, 18, 20), (0, 15, 8, 20), (0, 5, 6, 15), (0, 0, 6, 5),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (17, 63), (40, 21)])
+def test_nine_tiles_without_a_canvas_look_the_same(corner, noise_image):
+    size = 64
+    shapes = [(64, 48), (30, 64), (64, 64), (64, 20), (10, 64), (64, 64), (50, 64), (64, 33), (64, 64)]
+    images = [noise_image(*shape, seed=k) for k, shape in enumerate(shapes)]
+    whole = np.full((3 * size, 3 * size, 3), 114, np.uint8)  # all of the nine, then the crop
+    for image, tile in zip(images, aug.mosaic9_tiles(shapes, (0, 0), size)):
+        left, top = tile.pad
+        y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+        inside = (y + top >= 0) & (y + top < 3 * size) & (x + left >= 0) & (x + left < 3 * size)
+        whole[(y + top)[inside], (x + left)[inside]] = image[inside]
+    crop = whole[corner[1] : corner[1] + 2 * size, corner[0] : corner[0] + 2 * size]
+    tiles = aug.mosaic9_tiles(shapes, corner, size)
+    assert np.array_equal(aug.mosaic_canvas(images, tiles, size), crop)
+    matrix = aug.warp_matrix(Warp(scale=0.8), (2 * size, 2 * size), (size, size))
+    direct = aug.warp_mosaic(images, tiles, matrix, size).astype(int)
+    assert np.abs(direct - aug.warp_image(crop, matrix, (size, size))).mean() < 4  # a tenth of a pixel
+
+
+def test_albumentations_by_generator(noise_image):
+    pytest.importorskip("albumentations", reason="needs the library albumentations")
+    image, apply = noise_image(60, 80), aug.Albumentations()
+    first = [apply(image, np.random.default_rng(i)) for i in range(150)]
+    changed = [i for i, out in enumerate(first) if not np.array_equal(out, image)]
+    assert 0 < len(changed) < 15 and all(out.shape == image.shape for out in first)
+    copy = pickle.loads(pickle.dumps(apply))  # as a worker that is not forked gets it
+    for i in reversed(changed):
+        assert np.array_equal(copy(image, np.random.default_rng(i)), first[i])
+
+
+def test_albumentations_that_are_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "albumentations", None)
+    with pytest.raises(ValueError, match="pip install 'albumentations>=2'"):
+        aug.Albumentations()
+
+
 WARPS = [
     Warp(),
     Warp(scale=1.5, translate_x=0.55, translate_y=0.42),
@@ -221,6 +271,49 @@ def test_mosaic_without_a_canvas_looks_the_same(warp, centre, noise_image):
     # whatever is further off is a seam of a pixel or two
     assert (off > 4).mean() < 0.03
     assert np.abs(painted - direct).mean() < 1.0
+
+
+@pytest.mark.parametrize("gain", [0.37, 0.73, 0.999, 1.0, 1.31])
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.3, -0.45), (-0.5, 0.12)])
+def test_a_resized_tile_lies_where_the_matrix_says(gain, shift):
+    # the brightness of a ramp tells from which place of the source each pixel came
+    size, rise = 32, 7
+    ramp = 20 + rise * np.arange(size)
+    image = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], 0), -1).astype(np.uint8)
+    matrix = np.array([[gain, 0, 2 + shift[0]], [0, gain, 1 + shift[1]], [0, 0, 1]])
+    tile = aug.Tile((0, 0, size, size), (0, 0))
+    frame = aug.warp_mosaic([image], [tile], matrix, size).astype(float)
+    (left, top, right, bottom) = aug.tile_spans([tile], matrix, size)[0]
+    for axis, start, stop in ((0, left, right), (1, top, bottom)):
+        line = frame[(top + bottom) // 2, left:right, 0] if axis == 0 else frame[top:bottom, (left + right) // 2, 1]
+        source = (np.arange(start, stop) - matrix[axis, 2]) / gain
+        expected = np.interp(source, np.arange(size), ramp)
+        off = gain * (line - expected)[2:-2] / rise  # in pixels of the frame; the outermost have no neighbour to blend
+        assert np.abs(off).max() < 0.15 + gain * 0.5 / rise  # bytes are rounded
+
+
+def test_a_picture_that_shrinks_a_lot_is_averaged():
+    # fine stripes: sampling them would show false broad ones, the mean is even grey
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 200
+    tile = aug.Tile((0, 0, 256, 256), (0, 0))
+    for angle in (0, 20):
+        matrix = aug.warp_matrix(Warp(scale=0.24, angle=angle), (256, 256), (256, 256))
+        frame = aug.warp_mosaic([stripes], [tile], matrix, 256)[112:144, 112:144]
+        assert np.abs(frame.astype(int) - 100).max() <= 2
+        sampled = aug.warp_image(stripes, matrix, (256, 256))[112:144, 112:144]
+        assert sampled.std() > 20
+
+
+def test_hidden_tiles_are_not_looked_at(noise_image):
+    size = 64
+    images = [noise_image(64, 64, seed=k) for k in range(4)]
+    tiles = aug.mosaic_tiles([(64, 64)] * 4, (32, 40), size)
+    matrix = aug.warp_matrix(Warp(scale=2.5), (128, 128), (size, size))
+    spans = aug.tile_spans(tiles, matrix, size)
+    assert [span is None for span in spans] == [True, True, True, False]
+    seen = [image if span else None for image, span in zip(images, spans)]
+    assert np.array_equal(aug.warp_mosaic(seen, tiles, matrix, size), aug.warp_mosaic(images, tiles, matrix, size))
 
 
 # --- mixing, colour, mirror -------------------------------------------------------------------------------------------
@@ -286,6 +379,21 @@ def test_hsv_by_hand():
     assert aug.adjust_hsv(blue, np.array([1, 0, 1])).tolist() == [[[250, 250, 250]]]
 
 
+@pytest.mark.parametrize("gains", [(0.015, 0.7, 0.4), (0.4, 0.9, 0.9), (0.5, 0.5, 0.5), (0, 0, 0)])
+def test_planes_are_the_recoloured_picture(noise_image, gains):
+    rng = np.random.default_rng(0)
+    image = np.concatenate([noise_image(100, 90), rng.integers(0, 256, (51, 90, 3), dtype=np.uint8)])
+    for _ in range(10):
+        multipliers = aug.draw_hsv(rng, *gains)
+        exact = aug.adjust_hsv(image, multipliers)[:, :, ::-1].transpose(2, 0, 1).astype(int)
+        planes = aug.to_planes(image, multipliers)
+        assert planes.dtype == np.uint8 and planes.flags.c_contiguous
+        off = np.abs(planes - exact)
+        # one step of hue is two degrees
+        assert off.max() <= 12 and off.mean() < 0.1, multipliers
+    assert np.array_equal(aug.to_planes(image), image[:, :, ::-1].transpose(2, 0, 1))
+
+
 def test_hsv_draws():
     rng = np.random.default_rng(0)
     draws = np.array([aug.draw_hsv(rng, 0.015, 0.7, 0.4) for _ in range(2000)])
@@ -344,5 +452,5 @@ def test_no_argument_is_changed(noise_image):
 
 def test_every_draw_takes_its_generator_first():
     draws = [function for name, function in vars(aug).items() if name.startswith("draw_")]
-    assert len(draws) == 5
+    assert len(draws) == 6
     assert all(next(iter(inspect.signature(draw).parameters)) == "rng" for draw in draws)

@@ -1,5 +1,6 @@
 """Samples equal the recorded ones to the pixel, hold the contracts, and depend on (seed, epoch, index) alone."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -287,7 +288,9 @@ def test_augmented_samples_hold_the_contract(mixed_set, rect):
     assert found > 100
 
 
-@pytest.mark.parametrize("extra", [{"perspective": 0.0005}, {"copy_paste": 1.0}, {"mosaic": 1.0, "mixup": 1.0}])
+@pytest.mark.parametrize(
+    "extra", [{"perspective": 0.0005}, {"copy_paste": 1.0}, {"mosaic": 1.0, "mixup": 1.0}, {"mosaic9": 1.0}]
+)
 def test_every_branch_keeps_boxes_in_the_image(mixed_set, extra):
     dataset = DetectionDataset(mixed_set, 64, augment=True, hyp={**STRONG, **extra})
     for i in range(len(dataset)):
@@ -323,6 +326,39 @@ def test_whole_objects_follow_their_pixels(write_set):
         box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
         bounds = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         np.testing.assert_allclose(box, bounds, atol=2.5)
+
+
+@pytest.mark.parametrize("extra", [{}, {"mosaic9": 1.0, "mosaic": 1.0}, {"mosaic": 1.0, "mixup": 1.0}])
+def test_a_batch_that_shares_reads_each_file_once(mixed_set, extra, monkeypatch):
+    dataset = DetectionDataset(mixed_set, 64, augment=True, hyp={**STRONG, **extra})
+    group, read = (1, 4, 6, 2), []
+    real = dataset_module.read_image
+    monkeypatch.setattr(dataset_module, "read_image", lambda path, **k: read.append(path) or real(path, **k))
+    keys = [(0, i, group) for i in group]
+    batch = dataset.__getitems__(keys)
+    assert sorted(read) == sorted({*read}) and {*read} <= {dataset.image_files[i] for i in group}
+    assert all(equal(sample, dataset[key]) for sample, key in zip(batch, keys))  # whoever reads
+    read.clear()
+    assert all(equal(*pair) for pair in zip(dataset.__getitems__([(0, 3), (0, 5)]), [dataset[0, 3], dataset[0, 5]]))
+    assert {*read} > {dataset.image_files[3]} or extra == {}
+
+
+def test_a_large_jpeg_is_decoded_small(tmp_path, noise_image, write_image):
+    image = write_image(tmp_path / "images" / "a.jpg", cv2.resize(noise_image(30, 40), (402, 301)))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .5 .5")
+    trained, measured = (DetectionDataset(str(image.parent), 100, augment=a, hyp=PLAIN) for a in (True, False))
+    small, shape = trained.load_image(0)
+    whole, _ = measured.load_image(0)
+    assert small.shape == whole.shape == (*trained.loaded_shape(0), 3) == (74, 100, 3) and shape == (301, 402)
+    assert np.abs(small.astype(int) - whole).mean() < 2
+
+
+def test_an_image_that_changes_its_size_is_named(mixed_set, tmp_path, write_image, noise_image):
+    dataset = DetectionDataset(mixed_set, 64)
+    write_image(tmp_path / "set" / "images" / "0 ü.png", noise_image(90, 90))
+    with pytest.raises(ValueError, match=r"0 ü.png: was 64 x 48 pixels .* and is 90 x 90 now"):
+        dataset[0]
 
 
 # --- memory, messages -------------------------------------------------------------------------------------------------

@@ -159,3 +159,38 @@ def test_the_photographs_beside_the_project(shared):
     data = load_dataset_yaml(shared / "datasets" / "bccd" / "bccd.yaml", splits=("train", "val", "test"))
     assert data["names"] == ["RBC", "WBC", "Platelets"]
     assert data["path"] == str((shared / "datasets" / "bccd").resolve())
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("when: 2001-99-99\n", "a value is not what it looks like or says it is; put it in quotes: month"),
+        ("flag: !!bool x\n", "a value is not what it looks like"),
+        ("time: !!timestamp x\n", "a value is not what it looks like"),
+        ("many: " + "1" * 5000, "a value is not what it looks like"),
+        ("deep: " + "[" * 3000, "nested too deeply"),
+        ("self: &a [*a]\n", "too many values, or for themselves"),
+    ],
+)
+def test_values_that_yaml_stumbles_over(dataset, text, message):
+    with pytest.raises(ValueError, match=rf"cells\.yaml.*{message}"):
+        load_dataset_yaml(dataset(PLACES + CLASSES + text))
+
+
+@pytest.mark.parametrize("rule", ["[*{0}, *{0}]", "{{<<: [*{0}, *{0}]}}"])
+def test_aliases_that_double_line_by_line_are_refused_at_once(dataset, rule):
+    lines = ["k0: &a0 {x: 1}", *(f"k{i}: &a{i} {rule.format(f'a{i - 1}')}" for i in range(1, 60))]
+    with pytest.raises(ValueError, match=r"cells\.yaml: .* stand for too many values"):
+        load_dataset_yaml(dataset(PLACES + CLASSES + "\n".join(lines)))
+
+
+def test_honest_aliases_work(dataset):
+    data = load_dataset_yaml(dataset("common: &c {nc: 2, names: [red, white]}\n<<: *c\n" + PLACES))
+    assert data["names"] == ["red", "white"]
+
+
+@pytest.mark.parametrize("place", ["a" * 300, "a/" * 3000, '"\\0"', "~nobody-here"])
+def test_impossible_places_are_missing_places(dataset, place):
+    for text in (f"train: {place}\nval: images/val\n", f"path: {place}\n" + PLACES):
+        with pytest.raises((ValueError, FileNotFoundError), match=r"cells\.yaml: (train names|path must)"):
+            load_dataset_yaml(dataset(text + CLASSES))

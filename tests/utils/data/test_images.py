@@ -223,3 +223,48 @@ def test_random_damage_is_never_another_error(tmp_path, kind):
             check_image(path)
         except ValueError as error:
             assert str(error).startswith(str(path))
+
+
+# --- damage on which Pillow and OpenCV differ -------------------------------------------------------------------------
+
+
+def test_exif_that_only_one_library_reads_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(pillow_bytes(random_picture(), "JPEG", exif=exif))
+    data[data.index(b"Exif\0\0") + 6] = 0  # half of the byte order mark
+    (tmp_path / "a.jpg").write_bytes(data)
+    turned = read_image(tmp_path / "a.jpg").shape[:2] == (40, 30)
+    if turned:  # or this OpenCV agrees with Pillow
+        with pytest.raises(ValueError, match=r"a\.jpg: size or EXIF data is damaged: 40 x 30 or 30 x 40\?"):
+            check_image(tmp_path / "a.jpg")
+
+
+def test_damaged_strips_of_a_tiff_are_refused(tmp_path):
+    data = bytearray(pillow_bytes(random_picture(), "TIFF", compression="tiff_lzw"))
+    data[8] = 0  # where the picture begins
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.tif"):
+        check_image(tmp_path / "a.tif")
+
+
+# --- decoded small ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shrink, side", [(1, 200), (1.9, 200), (2, 100), (3.9, 100), (4, 50), (7.9, 50), (9, 25)])
+def test_a_jpeg_may_be_decoded_small(tmp_path, shrink, side):
+    path = tmp_path / "a.jpg"
+    ramp = np.linspace(0, 250, 200)[None, :].repeat(2 * 200 - 3, 0).astype(np.uint8)
+    path.write_bytes(cv2.imencode(".jpg", cv2.merge([ramp] * 3))[1].tobytes())
+    image = read_image(path, shrink)
+    factor = 200 // side
+    assert image.shape == (-(-397 // factor), side, 3)
+    means = ramp[0].reshape(side, factor).mean(1)
+    assert np.abs(image[5, :, 1] - means).max() < 3
+    assert read_image(path, shrink=1).shape == (397, 200, 3)
+
+
+def test_other_kinds_are_decoded_whole(tmp_path):
+    path = tmp_path / "a.jpg"  # whatever the name says
+    path.write_bytes(cv2.imencode(".png", np.zeros((40, 50, 3), np.uint8))[1].tobytes())
+    assert read_image(path, shrink=8).shape == (40, 50, 3)

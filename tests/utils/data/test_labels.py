@@ -78,6 +78,8 @@ def test_departures_from_the_recorded_reader():
         ("-1 .5 .5 .2 .2", "a.txt:1: class must be a whole number, 0, 1, 2 ..., got -1"),
         ("0 .5 .5 .2 .2\n1.5 .5 .5 .2 .2", "a.txt:2: class must be a whole number, .* got 1.5"),
         ("inf .5 .5 .2 .2", "a.txt:1: class must be a whole number, .* got inf"),
+        ("16777217 .5 .5 .2 .2", r"a.txt:1: class must be a whole number below 2\*\*24, got 16777217"),
+        ("1.00000001 .5 .5 .2 .2", "a.txt:1: class must be a whole number .* got 1.00000001"),
         ("nan .5 .5 .2 .2", "a.txt:1: class must be a whole number, .* got nan"),
         ("0 .5 -.5 .2 .2", "a.txt:1: y must lie in 0-1, got -0.5"),
         ("0 .5 .5 1.2 .2", "a.txt:1: width must lie in 0-1, got 1.2"),
@@ -89,6 +91,11 @@ def test_departures_from_the_recorded_reader():
 def test_faults_name_file_and_line(text, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         parse_labels(text, "a.txt")
+
+
+def test_minus_zero_is_zero():
+    labels, _, messages = parse_labels("0 .5 .5 .2 .2\n-0 .5 .5 .2 .2", "a.txt")
+    assert len(labels) == 1 and messages == ["a.txt: 1 duplicate rows removed"]
 
 
 def test_class_beyond_nc_names_file_line_and_range():

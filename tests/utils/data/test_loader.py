@@ -146,6 +146,30 @@ def test_same_weighted_batches_for_any_number_of_workers(entry):
     assert all(same(*pair) for pair in zip(*batches))
 
 
+# --- shared by a batch ------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_the_batches():
+    sampler = Sampler(10, shuffle=True, seed=3, group=4)
+    pairs = order_of(sampler, 2)
+    assert [key[:2] for key in pairs] == order_of(Sampler(10, shuffle=True, seed=3), 2)
+    for first in (0, 4, 8):
+        batch = pairs[first : first + 4]
+        assert {key[2] for key in batch} == {tuple(key[1] for key in batch)}
+
+
+@pytest.mark.parametrize("quad", [False, True])
+def test_same_shared_batches_for_any_number_of_workers(entry, quad):
+    options = {**TRAINING, "share": True, "quad": quad}
+    batches = []
+    for workers in (0, 2):
+        loader, _ = create_dataloader(entry, workers=workers, **options)
+        batches.append([epoch_of(loader, epoch) for epoch in (0, 1)])
+    assert all(same(*pair) for pair in zip(*batches))
+    apart, _ = create_dataloader(entry, workers=0, **{**options, "share": False})
+    assert not same(epoch_of(apart, 0), batches[0][0])
+
+
 # --- loader -----------------------------------------------------------------------------------------------------------
 
 

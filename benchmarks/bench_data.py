@@ -1,0 +1,239 @@
+"""What a training sample costs: this project's data path against a canvas, and the parts of both.
+
+    python benchmarks/bench_data.py                              # data/shapes, drawn if it is not there
+    python benchmarks/bench_data.py --images photographs/train   # a folder of images with labels beside it
+
+The canvas is the usual way to a mosaic: four pictures pasted on a grey canvas of twice the side, warped, recoloured by
+three tables, mirrored, and turned to channels first. Both ways use the same draws, one thread, and take turns in one
+process, batch by batch; quoted are medians of processor time. README.md beside this file keeps dated results.
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch are loaded
+import cv2
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils.data import dataset as dataset_module
+from utils.data.augmentations import draw_hsv, draw_mosaic_centre, draw_warp, warp_matrix
+from utils.data.dataset import DetectionDataset
+from utils.data.dataset_yaml import load_dataset_yaml
+from utils.files import ROOT
+from utils.log import LOGGER
+from utils.training.hyperparameters import load_hyp
+
+BATCH = 16
+RANGES = ("degrees", "translate", "scale", "shear", "perspective")
+
+
+# --- the usual way ----------------------------------------------------------------------------------------------------
+
+
+class CanvasDataset:
+    """Mosaics of the images of a dataset by way of a canvas, with the draws that the dataset itself would make."""
+
+    def __init__(self, dataset: DetectionDataset, cached: bool):
+        self.dataset = dataset
+        self.resized = [self.read(i) for i in range(len(dataset))] if cached else None
+
+    def read(self, i: int) -> np.ndarray:
+        image = cv2.imread(self.dataset.image_files[i])
+        height, width = image.shape[:2]
+        gain = self.dataset.image_size / max(height, width)
+        return image if gain == 1 else cv2.resize(image, (int(width * gain), int(height * gain)))
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        dataset, hyp, size = self.dataset, self.dataset.hyp, self.dataset.image_size
+        rng = dataset.generator(*key)
+        rng.random()  # whether to make a mosaic
+        indices = rng.permutation([key[1], *rng.integers(len(dataset), size=3)])
+        xc, yc = draw_mosaic_centre(rng, size)
+        canvas = np.full((2 * size, 2 * size, 3), 114, np.uint8)
+        rows = []
+        for k, i in enumerate(indices):
+            image = self.resized[i] if self.resized else self.read(i)
+            height, width = image.shape[:2]
+            left, top = (xc - width, xc)[k % 2], (yc - height, yc)[k // 2]
+            x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, 2 * size), min(top + height, 2 * size)
+            canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]
+            box = dataset.labels_of(i).copy()
+            centre, half = box[:, 1:3] * (width, height) + (left, top), box[:, 3:] * (width, height) / 2
+            box[:, 1:3], box[:, 3:] = centre - half, centre + half
+            rows.append(box)
+        labels = np.concatenate(rows)
+        labels[:, 1:] = labels[:, 1:].clip(0, 2 * size)
+        warp = draw_warp(rng, **{name: hyp[name] for name in RANGES})
+        matrix = warp_matrix(warp, (2 * size, 2 * size), (size, size))
+        image = cv2.warpAffine(canvas, matrix[:2], (size, size), borderValue=(114, 114, 114))
+        labels = self.warp_labels(labels, matrix, warp.scale)
+
+        rng.random()  # whether to mix two
+        multipliers = draw_hsv(rng, hyp["hsv_h"], hyp["hsv_s"], hyp["hsv_v"])
+        levels = np.arange(256)
+        hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
+        hue = cv2.LUT(hue, (levels * multipliers[0] % 180).astype(np.uint8))
+        saturation = cv2.LUT(saturation, (levels * multipliers[1]).clip(0, 255).astype(np.uint8))
+        value = cv2.LUT(value, (levels * multipliers[2]).clip(0, 255).astype(np.uint8))
+        cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2BGR, dst=image)
+        for axis, probability in ((0, hyp["flipud"]), (1, hyp["fliplr"])):
+            if rng.random() < probability:
+                image = np.flip(image, axis)
+                labels[:, 2 - axis] = 1 - labels[:, 2 - axis]
+        targets = torch.zeros(len(labels), 6)
+        targets[:, 1:] = torch.from_numpy(labels)
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[::-1])), targets
+
+    def warp_labels(self, labels: np.ndarray, matrix: np.ndarray, scale: float) -> np.ndarray:
+        size, n = self.dataset.image_size, len(labels)
+        points = np.ones((4 * n, 3))
+        points[:, :2] = labels[:, [1, 2, 3, 4, 1, 4, 3, 2]].reshape(-1, 2)
+        points = (points @ matrix.T)[:, :2].reshape(n, 8)
+        x, y = points[:, 0::2], points[:, 1::2]
+        new = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], 1).clip(0, size) if n else np.zeros((0, 4))
+        old_w, old_h = (labels[:, 3:] - labels[:, 1:3]).T * scale
+        width, height = (new[:, 2:] - new[:, :2]).T
+        aspect = np.maximum(width / (height + 1e-16), height / (width + 1e-16))
+        keep = (width > 2) & (height > 2) & (width * height / (old_w * old_h + 1e-16) > 0.1) & (aspect < 100)
+        new = new[keep].clip(0, size - 1e-3)
+        boxes = np.concatenate([(new[:, :2] + new[:, 2:]) / 2, new[:, 2:] - new[:, :2]], 1) / size
+        return np.concatenate([labels[keep, :1], boxes], 1).astype(np.float32)
+
+
+# --- timing -----------------------------------------------------------------------------------------------------------
+
+
+def take_turns(ways: dict[str, Callable[[int], object]], batches: int) -> dict[str, float]:
+    """Median processor milliseconds per sample of each way, which makes batch 0, 1, 2 ... in turn with the others."""
+    times = defaultdict(list)
+    for number in range(-1, batches):
+        for name, way in ways.items():
+            start = time.thread_time()
+            way(max(number, 0))
+            times[name].append(time.thread_time() - start)
+    return {name: 1000 * statistics.median(seconds[1:]) / BATCH for name, seconds in times.items()}
+
+
+@contextmanager
+def clocked(parts: list[tuple[str, object, str]], spent: dict[str, float]) -> Iterator[None]:
+    """While open, the processor seconds of each (part, module, function) are added up in `spent`."""
+
+    def clock(part: str, function: Callable) -> Callable:
+        def timed(*args, **kwargs):
+            start = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[part] += time.thread_time() - start
+
+        return timed
+
+    real = [(module, name, getattr(module, name)) for _, module, name in parts]
+    for (part, module, name), (_, _, function) in zip(parts, real):
+        setattr(module, name, clock(part, function))
+    try:
+        yield
+    finally:
+        for module, name, function in real:
+            setattr(module, name, function)
+
+
+CANVAS_PARTS = [
+    ("decode", cv2, "imread"),
+    ("warp", cv2, "warpAffine"),
+    *(("colour", cv2, name) for name in ("cvtColor", "split", "LUT", "merge")),
+]
+OWN_PARTS = [
+    ("decode", dataset_module, "read_image"),
+    ("warp", dataset_module, "warp_mosaic"),
+    ("colour", dataset_module, "to_planes"),
+]
+
+
+def split_time(way: Callable[[int], object], parts: list[tuple[str, object, str]], batches: int) -> dict[str, float]:
+    """Mean milliseconds per sample of each part, and of the rest."""
+    spent = dict.fromkeys(("decode", "warp", "colour"), 0.0)
+    start = time.thread_time()
+    with clocked(parts, spent):
+        for number in range(batches):
+            way(number)
+    spent["rest"] = time.thread_time() - start - sum(spent.values())
+    return {part: 1000 * seconds / batches / BATCH for part, seconds in spent.items()}
+
+
+def compare(images: str, image_size: int, hyp: dict, batches: int) -> None:
+    """Prints the costs of a sample from memory and from files."""
+    print("| images | way | ms per sample | times faster | decode | warp | colour | rest |")
+    print("|---|---|--:|--:|--:|--:|--:|--:|")
+    for source in ("memory", "files"):
+        cache = "ram" if source == "memory" else None
+        own = DetectionDataset(images, image_size, augment=True, hyp=hyp, cache=cache)
+        usual = CanvasDataset(own, source == "memory")
+        length = len(own)
+
+        def keys(number: int, length: int = length) -> list[tuple[int, int]]:
+            return [divmod(number * BATCH + i, length) for i in range(BATCH)]
+
+        def canvas(number: int, usual=usual, keys=keys) -> list:
+            return [usual[key] for key in keys(number)]
+
+        def direct(number: int, own=own, keys=keys) -> list:
+            return own.__getitems__(keys(number))
+
+        def shared(number: int, own=own, keys=keys) -> list:
+            group = tuple(index for _, index in keys(number))
+            return own.__getitems__([(*key, group) for key in keys(number)])
+
+        ways = {"canvas": canvas, "ours": direct}
+        if source == "files":
+            ways["ours, one decode a sample shared by its batch"] = shared
+        else:
+            show_difference(usual, own)
+        times = take_turns(ways, batches)
+        for name, way in ways.items():
+            parts = split_time(way, CANVAS_PARTS if name == "canvas" else OWN_PARTS, max(batches // 3, 1))
+            columns = " | ".join(f"{ms:.2f}" for ms in parts.values())
+            print(f"| {source} | {name} | {times[name]:.2f} | {times['canvas'] / times[name]:.2f} | {columns} |")
+
+
+def show_difference(usual: CanvasDataset, own: DetectionDataset) -> None:
+    """Prints by how much the two ways differ, having checked that the labels do not."""
+    off = []
+    for index in range(min(len(own), 64)):
+        (image, targets), (own_image, own_targets, *_) = usual[0, index], own[0, index]
+        np.testing.assert_allclose(targets, own_targets, atol=1e-5)
+        off.append((image.int() - own_image.int()).abs().float())
+    off = torch.stack(off)
+    print(
+        f"labels equal; pixels differ by {off.mean():.2f} of 255 on average, {(off > 16).float().mean():.2%} by > 16\n"
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", default=str(ROOT / "data" / "shapes" / "images" / "train"), help="a folder of them")
+    parser.add_argument("--size", type=int, default=640, help="longer side in pixels (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=15, help="of 16 samples (default: %(default)s)")
+    parser.add_argument("--hyp", default=str(ROOT / "data" / "hyps" / "hyp.scratch-low.yaml"), help="how to augment")
+    opt = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    LOGGER.setLevel(logging.WARNING)
+    if not Path(opt.images).exists():
+        load_dataset_yaml(ROOT / "data" / "shapes.yaml")  # has them drawn
+    compare(opt.images, opt.size, load_hyp(opt.hyp), opt.batches)
+
+
+if __name__ == "__main__":
+    main()
