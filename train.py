@@ -168,19 +168,26 @@ def train(
     """
     run = prepare(hyp, opt, device, resumed, group)
     state = run.state
+    if resumed:
+        shall_have(run, fit_in_time(run, state.epoch), after=state.epoch)
     try:
         while state.epoch + 1 < run.schedule.epochs:
             epoch = state.epoch + 1
             losses = train_one_epoch(run, epoch)
             epochs = end_epoch(run, epoch, losses, report) if dist.is_main() else 0
-            if group:
-                epochs = int(group.decide(f"epochs after {epoch}", str(epochs)))
-            run.schedule = replace(run.schedule, epochs=epochs)
+            shall_have(run, epochs, after=epoch)
             state.epoch = epoch
     except KeyboardInterrupt:
         tell_how_to_resume(run)
         raise
     return finish(run) if dist.is_main() else state.results
+
+
+def shall_have(run: Run, epochs: int, after: int) -> None:
+    """Makes it a run of so many epochs, as the first process says after one of them."""
+    if run.group:
+        epochs = int(run.group.decide(f"epochs after {after}", str(epochs)))
+    run.schedule = replace(run.schedule, epochs=epochs)
 
 
 def train_one_epoch(run: Run, epoch: int) -> list[float]:
@@ -284,7 +291,7 @@ def end_epoch(run: Run, epoch: int, losses: list[float], report: Report | None) 
 
 def fit_in_time(run: Run, epoch: int) -> int:
     """The epochs of the run: those of --epochs, or fewer, so that at the pace so far they end within --time."""
-    if not run.opt.time:
+    if not run.opt.time or epoch < 0:
         return run.opt.epochs
     seconds = run.pace.seconds_so_far()
     left = (run.opt.time * 3600 - seconds) / (seconds / (epoch + 1))

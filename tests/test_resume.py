@@ -17,6 +17,7 @@ import train
 import val
 from models.backend import load_checkpoint
 from utils import checkpoint, cli
+from utils.training.records import Pace
 
 pytestmark = pytest.mark.usefixtures("here", "no_pictures", "rising")
 EPOCHS = 4
@@ -219,6 +220,23 @@ def test_how_well_each_class_was_found_before_the_stop_weighs_the_next_images(st
     checkpoint.save(stopped, content)
     resume("--image-weights")
     assert weights[0] == pytest.approx([0.5 * 0.8**2, 0.5 * 0.2**2])  # there are as many boxes of each
+
+
+def test_a_run_of_limited_time_goes_on_with_the_epochs_it_had_left(command, usual, resume, monkeypatch):
+    """Of 50 epochs, each a quarter of an hour long, four are in one hour; the learning rates fall accordingly."""
+    monkeypatch.setattr(Pace, "seconds_so_far", lambda self: 900 * (self.epochs_done + bool(self.images)))
+    arguments = [*usual, "--workers", 0, "--epochs", 50, "--time", 1]
+    assert command("train", *arguments, "--name", "alone")[0] == 0
+    assert len(Path("out/alone/results.csv").read_text().splitlines()) == 1 + 4
+    with monkeypatch.context() as patch:
+        in_epoch(patch, 2, stop)
+        assert command("train", *arguments)[0] == 130
+    resume()
+    assert_same_run(Path("out/exp"), Path("out/alone"))
+    resume()  # there is no time left
+    assert_same_run(Path("out/exp"), Path("out/alone"))
+    resume("--time", 1.25)
+    assert len(Path("out/exp/results.csv").read_text().splitlines()) == 1 + 5
 
 
 def test_resumed_from_the_checkpoint_of_an_epoch(command, alone, resume):
