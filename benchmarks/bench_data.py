@@ -154,7 +154,7 @@ CANVAS_PARTS = [
     *(("colour", cv2, name) for name in ("cvtColor", "split", "LUT", "merge")),
 ]
 OWN_PARTS = [
-    ("decode", dataset_module, "read_image"),
+    ("decode", dataset_module, "decode_image"),
     ("warp", dataset_module, "warp_mosaic"),
     ("colour", dataset_module, "to_planes"),
 ]

@@ -18,6 +18,12 @@ SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
 
+@pytest.fixture(autouse=True)
+def own_cache_folder(tmp_path, monkeypatch):
+    """No test finds or leaves anything in the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
+
+
 @lru_cache
 def _parity(topic: str) -> dict:
     return json.loads((SHARED / "parity" / f"{topic}.json").read_text())

@@ -16,7 +16,7 @@ workers, and a resumed run continues as if never stopped.
 import logging
 import math
 import os
-import re
+import shutil
 from collections.abc import Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -51,12 +51,12 @@ from utils.data.augmentations import (
     warp_matrix,
     warp_mosaic,
 )
-from utils.data.images import read_image
-from utils.data.labels import Annotations, image_to_label_path, parse_labels, scan
+from utils.data.cache import DISK_SHARE, GIB, SHARE, ImagesOnDisk, SharedImages, free_memory
+from utils.data.images import decode_image
+from utils.data.labels import Annotations, files_digest, image_to_label_path, parse_labels, scan
 from utils.log import LOGGER
 
 FRACTION_STREAM = 3  # keeps this random stream apart from those of the samples, seeded by (seed, epoch, index)
-CACHE_SHARE = 0.8  # of the free memory, at most, for decoded images
 EDGE = 1e-3  # pixels by which boxes stay inside the far edges of the picture
 
 Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
@@ -73,7 +73,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         augment: mosaic, warps, colours and flips, as `hyp` says.
         hyp: augmentation hyperparameters, by the names of the hyp files.
         rect: images sorted by aspect ratio, each batch in the smallest frame that holds its images; no mosaic.
-        cache: "ram" keeps resized images in memory if they fit.
+        cache: "ram" keeps resized images in memory, one copy for all processes of a machine, if they take at most 80 %
+            of what is free; "auto" if at most 50 %; "disk" in the user's cache folder; None or "off" nowhere.
         single_cls: every object is of class 0.
         stride: frames of `rect` are multiples of it.
         pad: extra size of those frames, in strides.
@@ -114,8 +115,8 @@ class DetectionDataset(torch.utils.data.Dataset):
     ):
         if augment and hyp is None:
             raise ValueError("augment needs the augmentation hyperparameters: give hyp")
-        if cache not in (None, "ram"):
-            raise ValueError(f"cache must be None or 'ram', got {cache!r}")
+        if cache not in (None, "off", "disk", *SHARE):
+            raise ValueError(f"cache must be auto, ram, disk or off, got {cache!r}")
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
         self.image_size = image_size
@@ -128,7 +129,9 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.prefix = prefix
         self.epoch = 0
         self._albumentations = Albumentations() if augment and hyp.get("albumentations", 0) else None
-        self._of_batch: dict[int, tuple] | None = None  # images that the batch in the making has read
+        self._of_batch: dict[int, np.ndarray] | None = None  # images that the batch in the making has read
+        self._in_memory: SharedImages | None = None
+        self._on_disk: ImagesOnDisk | None = None
 
         annotations = scan(path, prefix)
         if augment and not annotations.counts["found"]:
@@ -153,7 +156,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
         self.batch_index = np.arange(len(self)) // batch_size
         self.batch_shapes = rect_shapes(self.shapes, batch_size, image_size, stride, pad) if rect else None
-        self._resized = self._read_all() if cache == "ram" else None
+        self._keep_images(cache)
 
     def __len__(self) -> int:
         return len(self.image_files)
@@ -173,7 +176,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, keys: list[tuple]) -> list[Sample]:
         """The samples of a batch, asked for by the loader. Images that several mosaics share are read once."""
-        self._of_batch = {} if len(keys[0]) == 3 and self._resized is None else None
+        self._of_batch = {} if len(keys[0]) == 3 and self._in_memory is None else None
         try:
             return [self[key] for key in keys]
         finally:
@@ -270,14 +273,18 @@ class DetectionDataset(torch.utils.data.Dataset):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def load_image(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """Image i, uint8 (h, w, 3) BGR with its longer side at the image size, and the (height, width) it had."""
-        if self._resized is not None:
-            return self._resized[i]
+        """Image i, uint8 (h, w, 3) BGR with its longer side at the image size, and the (height, width) it had.
+
+        It may be shared with others and is not to be written to.
+        """
+        w0, h0 = self._annotations.sizes[i].tolist()
+        if self._in_memory is not None:
+            return self._in_memory[i], (h0, w0)
         if self._of_batch is None:
-            return self._read(i)
+            return self._read(i), (h0, w0)
         if i not in self._of_batch:
             self._of_batch[i] = self._read(i)
-        return self._of_batch[i]
+        return self._of_batch[i], (h0, w0)
 
     def loaded_shape(self, i: int) -> tuple[int, int]:
         """(height, width) of image i as `load_image` returns it."""
@@ -285,11 +292,21 @@ class DetectionDataset(torch.utils.data.Dataset):
         gain = self.image_size / max(h0, w0)
         return max(int(h0 * gain), 1), max(int(w0 * gain), 1)
 
-    def _read(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def _read(self, i: int) -> np.ndarray:
+        data = np.fromfile(self.image_files[i], np.uint8)
+        if self._on_disk is None:
+            return self._decode(i, data)
+        image = self._on_disk.load(data, self.loaded_shape(i))
+        if image is None:
+            image = self._decode(i, data)
+            self._on_disk.save(data, image)
+        return image
+
+    def _decode(self, i: int, data: np.ndarray) -> np.ndarray:
         w0, h0 = self._annotations.sizes[i].tolist()
         gain = self.image_size / max(h0, w0)
         # evaluation averages over all pixels, as v6.1; training may let the decoder do part of it
-        image = read_image(self.image_files[i], shrink=1 / gain if self.augment else 1)
+        image = decode_image(data, self.image_files[i], shrink=1 / gain if self.augment else 1)
         factor = round(h0 / image.shape[0])
         if factor == 0 or image.shape[:2] != (-(-h0 // factor), -(-w0 // factor)):
             now = f"{image.shape[1]} x {image.shape[0]}"
@@ -306,25 +323,58 @@ class DetectionDataset(torch.utils.data.Dataset):
             # area averaging is the truer reduction, linear the faster: training sees the fast one, as in v6.1
             method = cv2.INTER_LINEAR if self.augment or gain > 1 else cv2.INTER_AREA
             image = cv2.resize(image, (width, height), interpolation=method)
-        return image, (h0, w0)
+        return image
 
-    def _read_all(self) -> list[tuple[np.ndarray, tuple[int, int]]] | None:
-        """All images at their size in memory, or None where they would not fit."""
-        gains = self.image_size / self.shapes.max(1)
-        needed = int((self.shapes.prod(1) * gains**2).sum() * 3)
+    def _keep_images(self, cache: str | None) -> None:
+        """Prepares `load_image` to keep images in memory, on disk, or not, as `cache` says and room allows."""
+        shapes = np.array([self.loaded_shape(i) for i in range(len(self))])
+        needed = int(shapes.prod(1).sum() * 3)
+        method = "linear" if self.augment else "area"
+        if cache == "disk":
+            on_disk = ImagesOnDisk(f"{self.image_size}-{method}")
+            free = shutil.disk_usage(on_disk.folder).free
+            if self._enough(needed, free, DISK_SHARE, f"space in {on_disk.folder}", warn=True):
+                self._on_disk = on_disk
+                LOGGER.info(f"{self.prefix}images are kept in {on_disk.folder} ({needed / GIB:.1f} GiB when all are)")
+        elif cache in SHARE:
+            key = f"{self.image_size} {method} {files_digest(self.image_files)}"
+            try:
+                self._in_memory = SharedImages(key, shapes, self._fill, lambda size: self._fits(size, cache))
+            except MemoryError:
+                pass  # has been said
+
+    def _fits(self, needed: int, cache: str) -> bool:
         free = free_memory()
-        gib = 2**30
-        if free is not None and needed > CACHE_SHARE * free:
-            LOGGER.warning(
-                f"{self.prefix}images need {needed / gib:.1f} GiB of memory, more than {CACHE_SHARE:.0%} of the "
-                f"{free / gib:.1f} GiB that are free; not cached"
+        fits = free is None or self._enough(needed, free, SHARE[cache], "memory", warn=cache == "ram")
+        if fits and cache == "auto" and free is not None:
+            LOGGER.info(
+                f"{self.prefix}images are kept in memory: {needed / GIB:.1f} GiB of the {free / GIB:.1f} GiB that are "
+                "free; --cache off reads them each time"
             )
-            return None
+        return fits
+
+    def _enough(self, needed: int, free: int, share: float, place: str, warn: bool) -> bool:
+        if needed <= share * free:
+            return True
+        level = logging.WARNING if warn else logging.INFO
+        LOGGER.log(
+            level,
+            f"{self.prefix}images need {needed / GIB:.1f} GiB of {place}, more than {share:.0%} of the "
+            f"{free / GIB:.1f} GiB that are free; not cached",
+        )
+        return False
+
+    def _fill(self, places: list[np.ndarray]) -> None:
+        """Reads all images, each into its place."""
+
+        def read(i: int) -> None:
+            places[i][:] = self._read(i)
+
         quiet = not LOGGER.isEnabledFor(logging.INFO)
         with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-            work = pool.imap(self._read, range(len(self)))
-            description = f"{self.prefix}caching images ({needed / gib:.1f} GiB)"
-            return list(tqdm(work, description, len(self), disable=quiet))
+            work = pool.imap_unordered(read, range(len(self)), chunksize=8)
+            for _ in tqdm(work, f"{self.prefix}caching images", len(self), disable=quiet):
+                pass
 
     def _choose(self, annotations: Annotations, fraction: float) -> Annotations:
         """A random share of the images, each as likely as any other, in the order that they had."""
@@ -355,23 +405,3 @@ def rect_shapes(shapes: np.ndarray, batch_size: int, image_size: int, stride: in
     lasts = np.minimum(firsts + batch_size, len(shapes)) - 1
     sides = np.stack([np.minimum(aspect[lasts], 1), np.minimum(1 / aspect[firsts], 1)], 1)
     return np.ceil(sides * image_size / stride + pad).astype(int) * stride
-
-
-def free_memory() -> int | None:
-    """Bytes of memory still to be had, or None where the system does not say."""
-    free = _number_in("/proc/meminfo", r"MemAvailable:\s+(\d+)")
-    if free is None:
-        return None
-    free *= 1024
-    # a container may allow less than the machine has
-    limit = _number_in("/sys/fs/cgroup/memory.max", r"^(\d+)")
-    used = _number_in("/sys/fs/cgroup/memory.stat", r"^anon (\d+)")
-    return free if limit is None or used is None else min(free, max(limit - used, 0))
-
-
-def _number_in(file: str, pattern: str) -> int | None:
-    try:
-        match = re.search(pattern, Path(file).read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) if match else None

@@ -255,7 +255,7 @@ def scan(entry: str | list[str], prefix: str = "", use_cache: bool = True) -> An
     """
     images = list_images(entry)
     label_files = [image_to_label_path(path) for path in images]
-    digest = _digest([*images, *label_files])
+    digest = files_digest([*images, *label_files])
     path = cache_path(entry)
     annotations = _load_cache(path, digest) if use_cache else None
     if annotations is None:
@@ -322,7 +322,7 @@ def cache_path(entry: str | list[str]) -> Path:
     return Path(stem + ".cache")
 
 
-def _digest(paths: list[str]) -> str:
+def files_digest(paths: list[str]) -> str:
     """Changes when a file is added, removed, rewritten or moved."""
     digest = hashlib.sha256()
     for path in paths:

@@ -3,7 +3,6 @@
 The order of an epoch depends on (seed, epoch) alone, and so does every sample in it, whatever the number of workers.
 """
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 
@@ -70,8 +69,6 @@ def create_dataloader(
         len(dataset), shuffle, seed, max(rank, 0), world_size, batch_size if rect else 1, batch_size if share else 0
     )
     workers = min((os.cpu_count() or 1) // world_size, batch_size if batch_size > 1 else 0, workers)
-    # only a forked worker shares the memory of cached images; others would be sent a copy each
-    fork = cache and workers and "fork" in multiprocessing.get_all_start_methods()
     loader = torch.utils.data.DataLoader(
         QuadDataset(dataset) if quad else dataset,
         batch_size=batch_size,
@@ -80,7 +77,6 @@ def create_dataloader(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_opencv_thread,
-        multiprocessing_context="fork" if fork else None,
         generator=torch.Generator().manual_seed(seed),  # else each epoch takes a number from the global generator
         persistent_workers=workers > 0,
     )

@@ -332,8 +332,10 @@ def test_whole_objects_follow_their_pixels(write_set):
 def test_a_batch_that_shares_reads_each_file_once(mixed_set, extra, monkeypatch):
     dataset = DetectionDataset(mixed_set, 64, augment=True, hyp={**STRONG, **extra})
     group, read = (1, 4, 6, 2), []
-    real = dataset_module.read_image
-    monkeypatch.setattr(dataset_module, "read_image", lambda path, **k: read.append(path) or real(path, **k))
+    real = dataset_module.decode_image
+    monkeypatch.setattr(
+        dataset_module, "decode_image", lambda data, path, **k: read.append(path) or real(data, path, **k)
+    )
     keys = [(0, i, group) for i in group]
     batch = dataset.__getitems__(keys)
     assert sorted(read) == sorted({*read}) and {*read} <= {dataset.image_files[i] for i in group}
@@ -369,7 +371,7 @@ def test_images_in_memory_give_the_same_samples(mixed_set, augment, monkeypatch)
     options = {"image_size": 64, "augment": augment, "hyp": STRONG}
     plain, cached = DetectionDataset(mixed_set, **options), DetectionDataset(mixed_set, cache="ram", **options)
     expected = [plain[i] for i in range(8)]
-    monkeypatch.setattr(dataset_module, "read_image", None)  # no file is opened any more
+    monkeypatch.setattr(dataset_module, "decode_image", None)  # no file is opened any more
     for _ in range(2):  # nor is a cached image changed by use
         assert all(equal(expected[i], cached[i]) for i in range(8))
 
@@ -398,7 +400,7 @@ def test_class_beyond_nc_names_file_and_line(mixed_set):
 def test_options_that_make_no_sense(mixed_set):
     with pytest.raises(ValueError, match="augment needs the augmentation hyperparameters"):
         DetectionDataset(mixed_set, augment=True)
-    with pytest.raises(ValueError, match="cache must be None or 'ram', got 'tape'"):
+    with pytest.raises(ValueError, match="cache must be auto, ram, disk or off, got 'tape'"):
         DetectionDataset(mixed_set, cache="tape")
 
 

@@ -1,0 +1,189 @@
+"""Decoded images kept for reuse: in memory, one copy for all processes of a machine, or in the user's cache folder."""
+
+import hashlib
+import mmap
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from utils.files import atomic_write
+from utils.log import LOGGER
+
+SHARE = {"ram": 0.8, "auto": 0.5}  # of the free memory, at most, for decoded images: as asked for, and unasked
+DISK_SHARE = 0.9  # of the free space, at most
+VERSION = 1  # of what is stored; raise it when the same file would give other pixels
+HEAD = mmap.PAGESIZE  # bytes before the first image, which hold the key
+GIB = 2**30
+
+
+def cache_folder() -> Path:
+    """This user's folder for what can be made again: below XDG_CACHE_HOME where that is set. Not made here."""
+    if place := os.environ.get("XDG_CACHE_HOME"):
+        root = Path(place)
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        root = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return root / "yolov5-soca"
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+class SharedImages:
+    """uint8 BGR images in one block of memory, which other processes of this user can open; none can change them.
+
+    A block is found by its key, lives as long as a process has it open, and leaves nothing behind, however they end.
+    A forked worker inherits it, a spawned one opens it again, and so does the next process that asks for the same key.
+
+    Args:
+        key: tells the content; two blocks of one key are the same.
+        shapes: int (n, 2), the (height, width) of each image.
+        fill: called with n arrays to write to, if the block is not there yet.
+        fits: asked with a number of bytes before memory is taken.
+
+    Raises MemoryError if it does not fit.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        shapes: np.ndarray,
+        fill: Callable[[list[np.ndarray]], None],
+        fits: Callable[[int], bool] = lambda size: True,
+    ):
+        self._shapes = shapes
+        self._starts = HEAD + np.cumsum([0, *(shapes.prod(1) * 3)], dtype=np.int64)
+        self._mark = hashlib.sha256(f"images {VERSION} {key}".encode()).digest()
+        name = cache_folder() / "memory" / f"{platform.node()}-{self._mark.hex()[:32]}"
+        try:
+            from filelock import FileLock
+
+            name.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with FileLock(f"{name}.lock"):  # the first process fills the block, the others wait for it
+                if not self._open(name):
+                    self._make(fill, fits)
+                    with atomic_write(name, "w", sync=False) as file:
+                        file.write(self._address)
+        except OSError as error:
+            LOGGER.warning(f"{name} cannot be written ({error}); this process keeps its images to itself")
+            self._make(fill, fits)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """(height, width, 3) image i, which cannot be written to."""
+        height, width = self._shapes[i].tolist()
+        image = np.frombuffer(self._memory, np.uint8, height * width * 3, int(self._starts[i]))
+        return image.reshape(height, width, 3)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name not in ("_memory", "_file")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        if not self._attach(self._address):
+            raise RuntimeError("the images that the starting process keeps in memory are gone")
+
+    def _make(self, fill: Callable[[list[np.ndarray]], None], fits: Callable[[int], bool]) -> None:
+        size = int(self._starts[-1])
+        if not fits(size):
+            raise MemoryError
+        if hasattr(os, "memfd_create"):  # Linux: a file without a name
+            self._file = os.fdopen(os.memfd_create("images"), "r+b")
+            self._address = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        else:
+            self._file = tempfile.NamedTemporaryFile()  # deleted when this process ends
+            self._address = self._file.name
+        self._file.truncate(size)
+        block = np.frombuffer(mmap.mmap(self._file.fileno(), size), np.uint8)
+        parts = [block[a:b] for a, b in zip(self._starts, self._starts[1:])]
+        fill([part.reshape(*shape, 3) for part, shape in zip(parts, self._shapes.tolist())])
+        block[: len(self._mark)] = np.frombuffer(self._mark, np.uint8)  # last: the block is whole
+        self._memory = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
+
+    def _open(self, name: Path) -> bool:
+        return name.is_file() and self._attach(name.read_text())
+
+    def _attach(self, address: str) -> bool:
+        """Maps the block at `address`; False where there is none any more, or another."""
+        try:
+            self._file = open(address, "rb")
+            self._memory = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # the process that made it is gone; or the file is empty
+            return False
+        if len(self._memory) != self._starts[-1] or self._memory[: len(self._mark)] != self._mark:
+            return False
+        if address.startswith("/proc/"):
+            self._address = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"  # which lives on without its maker
+        else:
+            self._address = address
+        return True
+
+
+def free_memory() -> int | None:
+    """Bytes of memory still to be had, or None where the system does not say."""
+    free = _number_in("/proc/meminfo", r"MemAvailable:\s+(\d+)")
+    if free is None:
+        return None
+    free *= 1024
+    # a container may allow less than the machine has
+    limit = _number_in("/sys/fs/cgroup/memory.max", r"^(\d+)")
+    used = [_number_in("/sys/fs/cgroup/memory.stat", rf"^{kind} (\d+)") for kind in ("anon", "shmem")]
+    return free if limit is None or None in used else min(free, max(limit - sum(used), 0))
+
+
+def _number_in(file: str, pattern: str) -> int | None:
+    try:
+        match = re.search(pattern, Path(file).read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) if match else None
+
+
+# --- disk -------------------------------------------------------------------------------------------------------------
+
+
+class ImagesOnDisk:
+    """Decoded images in the user's cache folder, found by the bytes of the file that they came from.
+
+    So a changed file is never answered by its old pixels, equal files share an entry, and entries outlive the run.
+    They are written whole or not at all; processes and runs may use them side by side.
+
+    kind: how the pixels were made, where it matters; part of an entry's name.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.folder = cache_folder() / f"images-{VERSION}"
+        self._writable = True
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _path(self, data: np.ndarray) -> Path:
+        name = hashlib.blake2b(data, digest_size=20).hexdigest()
+        return self.folder / name[:2] / f"{name}-{self.kind}"
+
+    def load(self, data: np.ndarray, shape: tuple[int, int]) -> np.ndarray | None:
+        """The image, of `shape` (height, width), made of a file's bytes `data` earlier; None if it is not here."""
+        try:
+            pixels = np.fromfile(self._path(data), np.uint8)
+        except OSError:
+            return None
+        return pixels.reshape(*shape, 3) if pixels.size == shape[0] * shape[1] * 3 else None
+
+    def save(self, data: np.ndarray, image: np.ndarray) -> None:
+        """Keeps the image made of a file's bytes; a disk that takes no more is a warning, once."""
+        if not self._writable:
+            return
+        path = self._path(data)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with atomic_write(path, sync=False) as file:
+                file.write(image.tobytes())
+        except OSError as error:
+            self._writable = False
+            LOGGER.warning(f"images can no longer be kept in {self.folder} ({error}); they are read each time")
