@@ -48,6 +48,8 @@ def read_contents(data: dict) -> Contents:
             found = list_images(data[split])
             contents.images += found
             contents.splits += [split] * len(found)
+    if not contents.images:
+        raise ValueError(f"{data['path']}: the data set YAML names no images; give it train, val or test")
     with ThreadPool(os.cpu_count()) as pool:
         read = dict(zip(files := sorted(set(contents.images)), pool.imap(_read_picture, files, chunksize=8)))
     pictures = [read[path] for path in contents.images]
@@ -118,22 +120,28 @@ def read_label_file(path: str, nc: int) -> tuple[list[np.ndarray], list[int], li
 # --- analysis of plain arrays -----------------------------------------------------------------------------------------
 
 
-def near_pairs(thumbs: np.ndarray, most: int = NEAR_BITS, block: int = 1024) -> np.ndarray:
-    """Pairs (m, 2), i < j, of grey thumbnails (n, 16, 17) that look alike.
+def near_pairs(thumbs: np.ndarray, splits: np.ndarray, most: int = NEAR_BITS, block: int | None = None) -> np.ndarray:
+    """Pairs (m, 2), i < j, of grey thumbnails (n, 16, 17) that look alike: for each j the first i of its own split and
+    the first i of another, so that a thousand frames of a fixed camera are a thousand pairs and not half a million.
 
     Compared are the signs of the differences of neighbouring pixels, 256 bits, as a product of matrices of +1 and -1.
-    Ten lines of numpy, where the imagehash library would bring scipy; 64 bits, its usual size, do not tell one
+    A few lines of numpy, where the imagehash library would bring scipy; 64 bits, its usual size, do not tell one
     microscope slide from another. Thumbnails without any contrast are not compared.
     """
-    bits = np.where(np.diff(thumbs.astype(np.int16), axis=2) > 0, 1, -1).reshape(len(thumbs), -1).astype(np.float32)
-    plain = thumbs.reshape(len(thumbs), -1).std(1) < 2
-    found = []
-    for start in range(0, len(bits), block):
-        distance = (bits.shape[1] - bits[start : start + block] @ bits.T) / 2
-        i, j = np.nonzero(distance <= most)
-        found.append(np.stack([i + start, j], 1))
-    pairs = np.concatenate([np.zeros((0, 2), int), *found])
-    return pairs[(pairs[:, 0] < pairs[:, 1]) & ~plain[pairs].any(1)]
+    n = len(thumbs)
+    bits = np.where(np.diff(thumbs.astype(np.int16), axis=2) > 0, 1, -1).reshape(n, -1).astype(np.float32)
+    varied = thumbs.reshape(n, -1).std(1) >= 2
+    block = block or max(2**24 // n, 1)  # thumbnails at a time: 64 MiB of distances
+    found = [np.zeros((0, 2), int)]
+    for start in range(0, n, block):
+        rows = np.arange(start, min(start + block, n))
+        alike = (bits.shape[1] - bits[rows] @ bits.T) / 2 <= most
+        alike &= (np.arange(n) < rows[:, None]) & varied & varied[rows, None]
+        same = splits == splits[rows, None]
+        for chosen in (alike & same, alike & ~same):
+            hit = chosen.any(1)
+            found.append(np.stack([chosen[hit].argmax(1), rows[hit]], 1))
+    return np.concatenate(found)
 
 
 def overlapping_pairs(boxes: np.ndarray, owner: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +228,8 @@ def _from_images(contents: Contents) -> list[Finding]:
         groups[digest].append(i)
         by_label[image_to_label_path(images[i])].add(images[i])
     same = [(group[0], j) for group in groups.values() for j in group[1:]]
-    near = [(i, j) for i, j in near_pairs(contents.thumbs) if contents.digests[i] != contents.digests[j]]
+    near = near_pairs(contents.thumbs, np.array(splits))
+    near = [(i, j) for i, j in near.tolist() if contents.digests[i] != contents.digests[j]]
     found = []
     for ending, pairs in (("same", same), ("near", near)):
         for kind, crossing in (("leak", True), ("duplicate", False)):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ from utils.data.dataset_yaml import load_dataset_yaml
 from utils.files import ROOT, read_yaml
 
 ANCHORS = np.array(read_yaml(ROOT / "models/yolov5s.yaml")["anchors"], float).reshape(-1, 2)
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 COUNTS = {"train": 6, "val": 3}
 CLEAN = "0 0.3 0.3 0.25 0.3\n1 0.7 0.7 0.2 0.2\n"
 
@@ -172,9 +174,13 @@ def test_every_kind_is_planted():
 def test_near_pairs_of_noise_and_its_copies():
     rng = np.random.default_rng(0)
     thumbs = rng.integers(0, 256, (40, 16, 17), dtype=np.uint8)
-    thumbs[7] = np.clip(thumbs[3] * 0.8 + 20 + rng.normal(0, 2, (16, 17)), 0, 255)  # darker, flatter, noisy
+    for copy_of_3 in (7, 20, 30):  # darker, flatter, noisy
+        thumbs[copy_of_3] = np.clip(thumbs[3] * 0.8 + 20 + rng.normal(0, 2, (16, 17)), 0, 255)
     thumbs[9] = thumbs[11] = 80  # without contrast nothing can be said
-    assert near_pairs(thumbs, block=7).tolist() == [[3, 7]]
+    splits = np.where(np.arange(40) < 15, "train", "val")
+    for block in (7, None):
+        pairs = near_pairs(thumbs, splits, block=block)
+        assert sorted(map(tuple, pairs.tolist())) == [(3, 7), (3, 20), (3, 30), (20, 30)]
 
 
 def test_overlapping_pairs_equal_a_slow_loop():
@@ -242,6 +248,27 @@ def test_json_html_and_strict(clean, capsys):
     assert "hint  box-huge" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not BROWSER, reason="needs chromium or google-chrome")
+def test_page_shows_the_marked_box_in_a_browser(clean):
+    label("0 .5 .5 1 1\n1 .7 .7 .2 .2\n")(clean)
+    page, shot = clean / "report.html", clean / "shot.png"
+    main(parse_options([str(clean / "data.yaml"), "--html", str(page)]))
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--window-size=900,700",
+        f"--user-data-dir={clean}/browser",
+    ]
+    subprocess.run(
+        [BROWSER, *options, f"--screenshot={shot}", page.as_uri()], check=True, capture_output=True, timeout=60
+    )
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    red = (pixels[..., 0] > 220) & (pixels[..., 1:].max(2) < 60)
+    rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
+    assert abs(np.ptp(columns) - 280) < 8 and abs(np.ptp(rows) - 210) < 8  # the frame around the picture of 4 to 3
+
+
 def test_an_image_of_two_splits_is_told_once(clean):
     (clean / "data.yaml").write_text(f"path: {clean}\ntrain: images/train\nval: images/train\nnames: [cat, dog]\n")
     label(CLEAN + "0 .3 .3 .25 .29\n")(clean)
@@ -257,6 +284,12 @@ def test_names_are_escaped_and_nothing_is_written(clean):
     assert "2 cow: 0 in train" in as_text(contents, findings)
     assert "<script>" not in as_html(contents, findings, "<script>")
     assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
+
+
+def test_a_yaml_without_a_split_is_an_error(clean):
+    (clean / "data.yaml").write_text("names: [cat]\n")
+    with pytest.raises(ValueError, match="names no images"):
+        main(parse_options([str(clean / "data.yaml")]))
 
 
 def test_user_errors_end_in_one_line(tmp_path):
