@@ -83,6 +83,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         prefix: of progress and messages.
         fraction: share of the images, above 0 and at most 1, that is used; which ones, the seed decides.
         mosaic_until: from this epoch on no mosaic, and so neither mixup nor copy-paste, which need one; None for never.
+        strict, rehash: see `utils.data.labels.scan`.
 
     Attributes:
         image_files: n paths.
@@ -112,6 +113,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         prefix: str = "",
         fraction: float = 1.0,
         mosaic_until: int | None = None,
+        strict: bool = False,
+        rehash: bool = False,
     ):
         if augment and hyp is None:
             raise ValueError("augment needs the augmentation hyperparameters: give hyp")
@@ -133,7 +136,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self._in_memory: SharedImages | None = None
         self._on_disk: ImagesOnDisk | None = None
 
-        annotations = scan(path, prefix)
+        annotations = scan(path, prefix, strict=strict, rehash=rehash)
         if augment and not annotations.counts["found"]:
             raise ValueError(
                 f"{path}: no label files, so there is nothing to learn; the label of {annotations.images[0]} "
