@@ -77,7 +77,17 @@ def parse_opt(known: bool = False) -> cli.Options:
     group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     group.add_argument("--sync-bn", action="store_true", help="batch norm over all GPUs of a torchrun launch")
     group.add_argument("--workers", type=int, default=8, help="most processes that read images, per GPU")
-    group.add_argument("--cache", nargs="?", const="ram", choices=("ram", "val"), help="keep images in memory")
+    group.add_argument(
+        "--cache",
+        nargs="?",
+        const="ram",
+        default="auto",
+        choices=("auto", "ram", "disk", "val", "off"),
+        help="keep images in memory, in the cache folder, only those of val in memory, or not (default: memory if half "
+        "of what is free will do)",
+    )
+    group.add_argument("--strict", action="store_true", help="a broken image or label is an error, not left out")
+    group.add_argument("--rehash", action="store_true", help="check images and labels again, unchanged or not")
     group.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="ignored; for old launchers")
 
     group = parser.add_argument_group("checkpoints, validation, logs")
@@ -388,6 +398,7 @@ def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, nc: int, gr
     if opt.batch_size % processes:
         raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {processes} processes that share it")
     shared = {"stride": stride, "single_cls": opt.single_cls, "nc": nc, "seed": opt.seed, "workers": opt.workers}
+    shared |= {"strict": opt.strict, "rehash": opt.rehash}
     train_loader, _ = create_dataloader(
         data["train"], image_size, opt.batch_size // processes, hyp=hyp, augment=True, rect=opt.rect, shuffle=True,
         quad=opt.quad, cache=opt.cache if opt.cache != "val" else None, rank=dist.rank(), world_size=processes,

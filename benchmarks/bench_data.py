@@ -2,6 +2,8 @@
 
     python benchmarks/bench_data.py                              # data/shapes, drawn if it is not there
     python benchmarks/bench_data.py --images photographs/train   # a folder of images with labels beside it
+    python benchmarks/bench_data.py --scan 10000                 # checking that many JPEG files, then from the cache
+    python benchmarks/bench_data.py --memory 200                 # what processes hold after that many epochs
 
 The canvas is the usual way to a mosaic: four pictures pasted on a grey canvas of twice the side, warped, recoloured by
 three tables, mirrored, and turned to channels first. Both ways use the same draws, one thread, and take turns in one
@@ -13,6 +15,7 @@ import logging
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -29,6 +32,8 @@ from utils.data import dataset as dataset_module
 from utils.data.augmentations import draw_hsv, draw_mosaic_centre, draw_warp, warp_matrix
 from utils.data.dataset import DetectionDataset
 from utils.data.dataset_yaml import load_dataset_yaml
+from utils.data.labels import scan
+from utils.data.loader import create_dataloader
 from utils.files import ROOT
 from utils.log import LOGGER
 from utils.training.hyperparameters import load_hyp
@@ -219,6 +224,63 @@ def show_difference(usual: CanvasDataset, own: DetectionDataset) -> None:
     )
 
 
+# --- other measurements -----------------------------------------------------------------------------------------------
+
+
+def write_set(folder: Path, count: int, side: int) -> str:
+    """Makes `count` JPEG files of blurred noise, twenty different ones, with eight boxes each; returns their folder."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    pictures = []
+    for _ in range(20):
+        coarse = rng.integers(0, 256, (side // 16, side // 12, 3), dtype=np.uint8)
+        image = cv2.resize(coarse, (side, side * 3 // 4), interpolation=cv2.INTER_CUBIC)
+        image = np.clip(image + rng.integers(-12, 12, image.shape), 0, 255).astype(np.uint8)
+        pictures.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
+    for i in range(count):
+        (folder / "images" / f"{i:06}.jpg").write_bytes(pictures[i % 20])
+        rows = [f"{i % 3} " + " ".join(f"{x:.6f}" for x in row) for row in rng.uniform(0.3, 0.6, (8, 4))]
+        (folder / "labels" / f"{i:06}.txt").write_text("\n".join(rows))
+    return str(folder / "images")
+
+
+def time_scan(count: int) -> None:
+    """Prints the seconds that a scan takes without and with a cache file."""
+    with tempfile.TemporaryDirectory() as folder:
+        entry = write_set(Path(folder), count, 640)
+        for state in ("without a cache file", "with one"):
+            start = time.perf_counter()
+            scan(entry)
+            print(f"{count} JPEG files of 640 px, {state}: {time.perf_counter() - start:.2f} s")
+
+
+def watch_memory(epochs: int, hyp: dict) -> None:
+    """Prints the memory of this process and four workers at some epochs: resident, and without counting twice."""
+    os.cpu_count = lambda: 4  # of which the loader makes at most as many workers
+    with tempfile.TemporaryDirectory() as folder:
+        entry = write_set(Path(folder), 64, 128)
+        for cache in ("off", "ram", "disk"):
+            os.environ["XDG_CACHE_HOME"] = folder
+            loader, _ = create_dataloader(
+                entry, 128, 8, 32, hyp=hyp, augment=True, shuffle=True, workers=4, cache=cache
+            )
+            for epoch in range(epochs):
+                loader.sampler.set_epoch(epoch)
+                for _ in loader:
+                    pass
+                if epoch in (1, epochs // 2, epochs - 1):
+                    pids = [os.getpid(), *(worker.pid for worker in loader._iterator._workers)]
+                    resident, own = (sum(_kilobytes(pid, key) for pid in pids) / 1024 for key in ("Rss", "Pss"))
+                    print(f"--cache {cache}, epoch {epoch + 1}: resident {resident:.1f} MiB, shared once {own:.1f} MiB")
+            del loader
+
+
+def _kilobytes(pid: int, key: str) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -226,13 +288,22 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=640, help="longer side in pixels (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=15, help="of 16 samples (default: %(default)s)")
     parser.add_argument("--hyp", default=str(ROOT / "data" / "hyps" / "hyp.scratch-low.yaml"), help="how to augment")
+    parser.add_argument("--scan", type=int, default=0, metavar="N", help="time the scan of N files instead")
+    parser.add_argument(
+        "--memory", type=int, default=0, metavar="EPOCHS", help="watch the memory of four workers instead"
+    )
     opt = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     LOGGER.setLevel(logging.WARNING)
-    if not Path(opt.images).exists():
-        load_dataset_yaml(ROOT / "data" / "shapes.yaml")  # has them drawn
-    compare(opt.images, opt.size, load_hyp(opt.hyp), opt.batches)
+    if opt.scan:
+        time_scan(opt.scan)
+    elif opt.memory:
+        watch_memory(opt.memory, load_hyp(opt.hyp))
+    else:
+        if not Path(opt.images).exists():
+            load_dataset_yaml(ROOT / "data" / "shapes.yaml")  # has them drawn
+        compare(opt.images, opt.size, load_hyp(opt.hyp), opt.batches)
 
 
 if __name__ == "__main__":

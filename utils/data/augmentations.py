@@ -96,6 +96,28 @@ def letterbox(
     return image, place.ratio, place.pad
 
 
+def letterbox_planes(
+    image: np.ndarray,
+    new_shape: int | tuple[int, int] = 640,
+    auto: bool = True,
+    scaleup: bool = True,
+    stride: int = 32,
+) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
+    """`letterbox` in grey, as networks take it: uint8 (3, height, width) in RGB order, ratio and padding.
+
+    The one way from a BGR picture to a network's input, for evaluation and for detection.
+    """
+    place = letterbox_geometry(image.shape[:2], new_shape, auto, scaleup=scaleup, stride=stride)
+    height, width = place.inner
+    if image.shape[:2] != place.inner:
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    top, bottom, left, right = place.border
+    planes = np.full((3, top + height + bottom, left + width + right), GREY, np.uint8)
+    blue, green, red = planes[::-1, top : top + height, left : left + width]
+    cv2.split(image, [blue, green, red])
+    return planes, place.ratio, place.pad
+
+
 # --- random perspective -----------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ from utils.data.augmentations import (
     flip_left_right,
     flip_up_down,
     letterbox,
+    letterbox_planes,
     mixup,
     mosaic9_tiles,
     mosaic_canvas,
@@ -83,6 +84,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         prefix: of progress and messages.
         fraction: share of the images, above 0 and at most 1, that is used; which ones, the seed decides.
         mosaic_until: from this epoch on no mosaic, and so neither mixup nor copy-paste, which need one; None for never.
+        strict, rehash: see `utils.data.labels.scan`.
 
     Attributes:
         image_files: n paths.
@@ -112,6 +114,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         prefix: str = "",
         fraction: float = 1.0,
         mosaic_until: int | None = None,
+        strict: bool = False,
+        rehash: bool = False,
     ):
         if augment and hyp is None:
             raise ValueError("augment needs the augmentation hyperparameters: give hyp")
@@ -133,7 +137,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self._in_memory: SharedImages | None = None
         self._on_disk: ImagesOnDisk | None = None
 
-        annotations = scan(path, prefix)
+        annotations = scan(path, prefix, strict=strict, rehash=rehash)
         if augment and not annotations.counts["found"]:
             raise ValueError(
                 f"{path}: no label files, so there is nothing to learn; the label of {annotations.images[0]} "
@@ -197,27 +201,28 @@ class DetectionDataset(torch.utils.data.Dataset):
         else:
             image, labels, shapes = self._letterboxed(index, rng)
 
-        height, width = image.shape[:2]
+        height, width = image.shape[:2] if self.augment else image.shape[1:]
         boxes = xyxy_to_xywhn(labels[:, 1:], width, height, clip=True, eps=EDGE)
         labels = np.concatenate([labels[:, :1], boxes], 1)
-        multipliers = None
         if self.augment:
             if self._albumentations and rng.random() < self.hyp["albumentations"]:
                 image = self._albumentations(image, rng)
             multipliers = draw_hsv(rng, *(self.hyp[f"hsv_{channel}"] for channel in "hsv"))
             image, labels = self._flip(image, labels, rng)
+            image = to_planes(image, multipliers)
 
         targets = torch.zeros(len(labels), 6)
         targets[:, 1:] = torch.from_numpy(labels)
-        return torch.from_numpy(to_planes(image, multipliers)), targets, self.image_files[index], shapes
+        return torch.from_numpy(image), targets, self.image_files[index], shapes
 
-    # --- parts of a sample: image BGR and labels as class and pixel xyxy ----------------------------------------------
+    # --- parts of a sample: image BGR (planes if not augmenting), and labels as class and pixel xyxy ------------------
 
     def _letterboxed(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Shapes]:
         image, (h0, w0) = self.load_image(index)
         height, width = image.shape[:2]
         frame = tuple(self.batch_shapes[self.batch_index[index]].tolist()) if self.rect else self.image_size
-        image, ratio, pad = letterbox(image, frame, auto=False, scaleup=self.augment)
+        fit = letterbox if self.augment else letterbox_planes
+        image, ratio, pad = fit(image, frame, auto=False, scaleup=self.augment)
         shapes = (h0, w0), ((height / h0, width / w0), pad)
         labels = self.labels_of(index)
         boxes = xywhn_to_xyxy(labels[:, 1:], ratio[0] * width, ratio[1] * height, *pad)

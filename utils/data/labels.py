@@ -29,6 +29,7 @@ from utils.log import LOGGER
 CACHE_VERSION = 1
 CACHED_ARRAYS = ("sizes", "labels", "starts", "points", "point_starts")
 MESSAGES_SHOWN = 20
+LEFT_OUT = "; the image is left out"  # how the message about a corrupt image ends
 COLUMNS = ("class", "x", "y", "width", "height")
 
 
@@ -181,7 +182,7 @@ def verify_pair(image_path: str, label_path: str) -> Pair:
             pair.empty = len(pair.labels) == 0
     except (ValueError, OSError) as error:
         pair.corrupt = True
-        pair.messages.append(f"{error}; the image is left out")
+        pair.messages.append(f"{error}{LEFT_OUT}")
     return pair
 
 
@@ -247,21 +248,30 @@ def _ragged_rows(starts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.
     return np.arange(new_starts[-1]) + np.repeat(starts[order] - new_starts[:-1], lengths), new_starts
 
 
-def scan(entry: str | list[str], prefix: str = "", use_cache: bool = True) -> Annotations:
+def scan(
+    entry: str | list[str], prefix: str = "", use_cache: bool = True, strict: bool = False, rehash: bool = False
+) -> Annotations:
     """Verifies all images and labels of a dataset entry (see `list_images`), or takes the result from the cache.
 
     Images without labels stay as background; corrupt ones are left out and reported. Raises ValueError where no image
     is usable, and what `list_images` raises.
+
+    Args:
+        use_cache: False neither reads nor writes the cache file.
+        strict: a corrupt image or label file is a ValueError that names them.
+        rehash: every file is read again, though neither its size nor its time of change differs from the cache's.
     """
     images = list_images(entry)
     label_files = [image_to_label_path(path) for path in images]
     digest = files_digest([*images, *label_files])
     path = cache_path(entry)
-    annotations = _load_cache(path, digest) if use_cache else None
+    annotations = _load_cache(path, digest) if use_cache and not rehash else None
     if annotations is None:
         annotations = _verify_all(images, label_files, prefix)
         if use_cache and annotations.images and annotations.counts["found"]:  # else it is a mistake to be mended
             _save_cache(path, digest, annotations)
+    if strict and annotations.counts["corrupt"]:
+        _refuse(annotations, entry)
     _report(annotations, entry, prefix)
     return annotations
 
@@ -289,6 +299,14 @@ def _verify_all(images: list[str], label_files: list[str], prefix: str) -> Annot
         counts={**counts, "total": len(pairs)},
         messages=[message for pair in pairs for message in pair.messages],
     )
+
+
+def _refuse(annotations: Annotations, entry: str | list[str]) -> None:
+    faults = [message.removesuffix(LEFT_OUT) for message in annotations.messages if message.endswith(LEFT_OUT)]
+    if len(faults) > MESSAGES_SHOWN:
+        faults[MESSAGES_SHOWN:] = [f"... and {len(faults) - MESSAGES_SHOWN} more"]
+    count = f"{annotations.counts['corrupt']} of {annotations.counts['total']} images"
+    raise ValueError("\n".join([f"{entry}: {count} cannot be used, which --strict forbids:", *faults]))
 
 
 def _report(annotations: Annotations, entry: str | list[str], prefix: str) -> None:

@@ -42,6 +42,8 @@ def create_dataloader(
     fraction: float = 1.0,
     mosaic_until: int | None = None,
     share: bool = False,
+    strict: bool = False,
+    rehash: bool = False,
 ) -> tuple[torch.utils.data.DataLoader, DetectionDataset]:
     """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`).
 
@@ -53,7 +55,7 @@ def create_dataloader(
         workers: processes at most; they live as long as the loader.
         quad: every four images make one of twice the side, so a batch has a quarter of the images.
         shuffle: not together with `rect`, whose batches are made by aspect ratio.
-        fraction, mosaic_until: see `DetectionDataset`.
+        cache, fraction, mosaic_until, strict, rehash: see `DetectionDataset`.
         share: mosaics borrow their other images from the same batch, so that each file is decoded once, not four
             times. A batch then shows fewer different images; not what v6.1 does.
     """
@@ -62,7 +64,7 @@ def create_dataloader(
         shuffle = False
     dataset = DetectionDataset(
         path, image_size, batch_size, augment, hyp, rect, cache, single_cls, stride, pad, nc, seed, prefix,
-        fraction, mosaic_until,
+        fraction, mosaic_until, strict, rehash,
     )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
     sampler = EpochSampler(

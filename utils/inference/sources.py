@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.data.augmentations import letterbox
+from utils.data.augmentations import letterbox_planes
 from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image, read_image
 from utils.files import ROOT
 from utils.log import LOGGER
@@ -91,6 +91,5 @@ def to_input(
 
     Returns: uint8 RGB (1, 3, h, w), and (h, w).
     """
-    framed = letterbox(image, size, auto=auto, stride=stride)[0]
-    chw = np.ascontiguousarray(framed[..., ::-1].transpose(2, 0, 1))
-    return torch.from_numpy(chw)[None], framed.shape[:2]
+    planes = letterbox_planes(image, size, auto=auto, stride=stride)[0]
+    return torch.from_numpy(planes)[None], planes.shape[1:]

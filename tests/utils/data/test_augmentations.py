@@ -49,6 +49,17 @@ def test_recorded_letterbox_pixels(parity, parity_inputs, same_pixels):
         np.testing.assert_allclose(pad, case["pad"], atol=1e-9, err_msg=str(case))
 
 
+def test_planes_of_recorded_letterboxes(parity, parity_inputs):
+    for case in parity("letterbox")["cases"]:
+        image, options = parity_inputs.build(case["image"]), letterbox_options(case)
+        if {"stretch", "color"} & set(options):
+            continue  # which networks' inputs do not use
+        framed, *place = aug.letterbox(image, **options)
+        planes, *same_place = aug.letterbox_planes(image, **options)
+        assert np.array_equal(planes, framed[:, :, ::-1].transpose(2, 0, 1)) and place == same_place, case
+        assert planes.flags.c_contiguous
+
+
 def test_recorded_letterbox_geometry(parity):
     for case in parity("letterbox")["geometry"]["cases"]:
         place = aug.letterbox_geometry(tuple(case["hw"]), **letterbox_options(case))

@@ -292,6 +292,31 @@ def test_faults_are_reported_and_counted(mixed, capsys):
     assert "... and 10 more such messages" in printed
 
 
+def test_strict_makes_them_an_error(mixed, capsys):
+    scan(str(mixed), strict=True)  # an image without labels, and an empty file, are no faults
+    (mixed.parent / "labels" / "d.txt").write_text("0 .5 .5 .2 .2\n1 .3 .3 1.3 .1\n")
+    (mixed / "e.png").touch()
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(ValueError, match="2 of 5 images cannot be used, which --strict forbids:\n") as error:
+            scan(str(mixed), strict=True)
+        first, second = str(error.value).splitlines()[1:]
+        assert first.endswith("labels/d.txt:2: width must lie in 0-1, got 1.3")
+        assert "e.png: not a readable image" in second
+        assert scan(str(mixed)).counts["corrupt"] == 2
+
+
+def test_rehash_sees_what_size_and_time_hide(mixed, verified):
+    assert scan(str(mixed)).labels[0, 0] == 0
+    path = mixed.parent / "labels" / "b ü.txt"
+    status = path.stat()
+    path.write_text(path.read_text().replace("0 .5", "7 .5"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    verified.clear()
+    assert scan(str(mixed)).labels[0, 0] == 0 and not verified
+    assert scan(str(mixed), rehash=True).labels[0, 0] == 7
+    assert scan(str(mixed)).labels[0, 0] == 7 and len(verified) == 1  # the cache was made anew
+
+
 def test_nothing_usable_shows_the_first_fault(write_set):
     entry = write_set({"a": PICTURE}, {"a": "cat .5 .5 .2 .2"})
     with pytest.raises(ValueError, match=r"none of 1 images can be used; the first fault: .*a.txt:1: 'cat'"):
