@@ -46,8 +46,8 @@ def data(tmp_path_factory) -> Path:
 
 def options(data: Path, project: Path, **more) -> list[str]:
     usual = {
-        "data": data, "cfg": "models/SOCA-n.yaml", "weights": "", "imgsz": 64, "batch-size": 4, "epochs": 3,
-        "workers": 0, "device": "cpu", "project": project,
+        "data": data, "cfg": "models/SOCA-n.yaml", "weights": "", "hyp": "data/hyps/hyp.scratch-low.yaml", "imgsz": 64,
+        "batch-size": 4, "epochs": 3, "workers": 0, "device": "cpu", "project": project,
     }  # fmt: skip
     return [f"--{name}={value}" for name, value in {**usual, **more}.items()]
 

@@ -315,8 +315,8 @@ def test_info(soca, caplog):
 
 
 def test_command_line(monkeypatch, caplog):
-    monkeypatch.setattr("sys.argv", ["yolo.py", "--cfg", "SOCA-n.yaml"])
-    with caplog.at_level(logging.INFO, logger="yolov5"):
+    monkeypatch.setattr("sys.argv", ["yolo.py", "--cfg", "SOCA-n.yaml", "--device", "cpu"])
+    with caplog.at_level(logging.DEBUG, logger="yolov5"):  # which also puts the level back that main sets
         main()
     assert "models.common.SOCA" in caplog.text
     assert "SOCA-n.yaml: " in caplog.text
