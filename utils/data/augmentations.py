@@ -3,9 +3,9 @@
 Whatever is random is split in two: `draw_*(rng, ...)` takes a generator and returns the numbers, another function
 applies numbers to a picture. The same numbers give the same picture on every machine.
 
-Pictures are uint8 (height, width, 3) in BGR order and never changed in place. Labels are (n, 5): class, then a box
-whose format each function names. Polygons are a list of n arrays (k, 2), one per label row, empty (k = 0) where the
-row has only a box; an empty list says the same for all rows.
+Pictures are uint8 (height, width, C), with C = 3 in BGR order, and never changed in place. Labels are (n, 5): class,
+then a box whose format each function names. Polygons are a list of n arrays (k, 2), one per label row, empty (k = 0)
+where the row has only a box; an empty list says the same for all rows.
 """
 
 import math
@@ -22,9 +22,10 @@ from utils.boxes import (
     resample_polygons,
     xywhn_to_xyxy,
 )
+from utils.data.images import by_fours
 
 GREY = 114  # of every pixel that no picture covers
-FILL = (GREY, GREY, GREY)
+FILL = (GREY, GREY, GREY, GREY)
 
 
 # --- letterbox --------------------------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ def letterbox_geometry(
 def letterbox(
     image: np.ndarray,
     new_shape: int | tuple[int, int] = 640,
-    color: tuple[int, int, int] = FILL,
+    color: tuple[int, ...] = FILL,
     auto: bool = True,
     stretch: bool = False,
     scaleup: bool = True,
@@ -88,8 +89,8 @@ def letterbox(
     """
     place = letterbox_geometry(image.shape[:2], new_shape, auto, stretch, scaleup, stride)
     if image.shape[:2] != place.inner:
-        image = cv2.resize(image, place.inner[::-1], interpolation=cv2.INTER_LINEAR)
-    image = cv2.copyMakeBorder(image, *place.border, cv2.BORDER_CONSTANT, value=color)
+        image = by_fours(lambda part: cv2.resize(part, place.inner[::-1], interpolation=cv2.INTER_LINEAR), image)
+    image = by_fours(lambda part: cv2.copyMakeBorder(part, *place.border, cv2.BORDER_CONSTANT, value=color), image)
     return image, place.ratio, place.pad
 
 
@@ -159,8 +160,8 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, new_shape: tuple[int, int]
         return image
     height, width = new_shape
     if _is_affine(matrix):
-        return cv2.warpAffine(image, matrix[:2], (width, height), borderValue=FILL)
-    return cv2.warpPerspective(image, matrix, (width, height), borderValue=FILL)
+        return by_fours(lambda part: cv2.warpAffine(part, matrix[:2], (width, height), borderValue=FILL), image)
+    return by_fours(lambda part: cv2.warpPerspective(part, matrix, (width, height), borderValue=FILL), image)
 
 
 def _is_affine(matrix: np.ndarray) -> bool:
@@ -254,7 +255,7 @@ def mosaic_tiles(shapes: list[tuple[int, int]], centre: tuple[int, int], size: i
 
 def mosaic_canvas(images: list[np.ndarray], tiles: list[Tile], size: int) -> np.ndarray:
     """Pictures pasted on a grey canvas of 2 size x 2 size pixels."""
-    canvas = np.full((2 * size, 2 * size, 3), GREY, dtype=np.uint8)
+    canvas = np.full((2 * size, 2 * size, images[0].shape[2]), GREY, dtype=np.uint8)
     for image, ((x1, y1, x2, y2), (left, top)) in zip(images, tiles):
         canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]
     return canvas
@@ -282,7 +283,7 @@ def warp_mosaic(images: list[np.ndarray], tiles: list[Tile], matrix: np.ndarray,
     """
     assert _is_affine(matrix)
     upright = matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0
-    frame = np.full((size, size, 3), GREY, dtype=np.uint8)
+    frame = np.full((size, size, images[0].shape[2]), GREY, dtype=np.uint8)
     for image, tile in zip(images, tiles):
         # pixel i spans i - 0.5 to i + 0.5
         x1, y1, x2, y2 = (edge - 0.5 for edge in tile.canvas)
@@ -294,7 +295,10 @@ def warp_mosaic(images: list[np.ndarray], tiles: list[Tile], matrix: np.ndarray,
         to_patch = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ matrix
         to_patch = to_patch @ np.array([[1, 0, tile.pad[0]], [0, 1, tile.pad[1]], [0, 0, 1]])
         patch_size = int(right - left), int(bottom - top)
-        patch = cv2.warpAffine(image, to_patch[:2], patch_size, borderMode=cv2.BORDER_REPLICATE)
+        patch = by_fours(
+            lambda part, m=to_patch[:2], s=patch_size: cv2.warpAffine(part, m, s, borderMode=cv2.BORDER_REPLICATE),
+            image,
+        )
         part = frame[top:bottom, left:right]
         if upright:
             part[:] = patch
@@ -346,7 +350,7 @@ def copy_paste(
             polygons.append(np.stack([width - polygons[row][:, 0], polygons[row][:, 1]], 1))
             cv2.drawContours(mask, [polygons[row].astype(np.int32)], -1, 255, cv2.FILLED)
     if mask.any():
-        pasted = cv2.flip(cv2.bitwise_and(image, image, mask=mask), 1)
+        pasted = np.where(mask[..., None] > 0, image, 0)[:, ::-1]
         # as in v6.1 channel by channel: a channel that is 0 in the object lets the background through
         image = np.where(pasted > 0, pasted, image)
     return image, labels, polygons
@@ -361,8 +365,8 @@ def draw_hsv(rng: np.random.Generator, hue: float, saturation: float, value: flo
 
 
 def adjust_hsv(image: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
-    """Multiplies hue (which wraps around), saturation and value (which saturate)."""
-    if np.all(np.equal(multipliers, 1)):
+    """Multiplies hue (which wraps around), saturation and value (which saturate). Only of pictures in colour."""
+    if image.shape[2] != 3 or np.all(np.equal(multipliers, 1)):
         return image  # there and back through HSV would lose a little
     levels = np.arange(256)
     hue, saturation, value = np.multiply.outer(multipliers, levels)
@@ -373,12 +377,12 @@ def adjust_hsv(image: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
 
 def flip_up_down(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Top to bottom; labels are class and xywh 0-1."""
-    return cv2.flip(image, 0), _mirror(labels, 2)
+    return image[::-1], _mirror(labels, 2)
 
 
 def flip_left_right(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left to right; labels are class and xywh 0-1."""
-    return cv2.flip(image, 1), _mirror(labels, 1)
+    return image[:, ::-1], _mirror(labels, 1)
 
 
 def _mirror(labels: np.ndarray, column: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 The contracts of the data, cited elsewhere as "the contracts of utils/data/dataset.py":
 
-    images   uint8   (B, C, H, W)   RGB, letterboxed
+    images   uint8   (B, C, H, W)   RGB (or grey, or more channels, as the data set YAML says), letterboxed
     targets  float32 (T, 6)         image index in batch, class, x, y, w, h: centre form, 0-1 of the letterboxed image
     shapes   per image              ((h0, w0), ((gain_h, gain_w), (pad_w, pad_h))); None for a mosaic
     raw      list of (B, A, h, w, 5+nc)   logits, at strides 8, 16, 32
@@ -47,7 +47,7 @@ from utils.data.augmentations import (
     warp_matrix,
     warp_mosaic,
 )
-from utils.data.images import read_image
+from utils.data.images import by_fours, read_image
 from utils.data.labels import Annotations, image_to_label_path, parse_labels, scan
 from utils.log import LOGGER
 
@@ -78,6 +78,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         prefix: of progress and messages.
         fraction: share of the images, above 0 and at most 1, that is used; which ones, the seed decides.
         mosaic_until: from this epoch on no mosaic, and so neither mixup nor copy-paste, which need one; None for never.
+        channels: of a picture (see `utils.data.images.read_image`); hue and saturation vary only in colour.
 
     Attributes:
         image_files: n paths.
@@ -107,6 +108,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         prefix: str = "",
         fraction: float = 1.0,
         mosaic_until: int | None = None,
+        channels: int = 3,
     ):
         if augment and hyp is None:
             raise ValueError("augment needs the augmentation hyperparameters: give hyp")
@@ -120,6 +122,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.rect = rect
         self.mosaic = augment and not rect
         self.mosaic_until = math.inf if mosaic_until is None else mosaic_until
+        self.channels = channels
         self.seed = seed
         self.prefix = prefix
         self.epoch = 0
@@ -166,7 +169,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         return np.random.default_rng((self.seed, epoch, index))
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """Sample `index`, or (epoch, index): image uint8 (3, H, W) RGB, targets float32 (m, 6) with column 0 still 0,
+        """Sample `index`, or (epoch, index): image uint8 (C, H, W), targets float32 (m, 6) with column 0 still 0,
         path, and shapes.
         """
         epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
@@ -188,10 +191,10 @@ class DetectionDataset(torch.utils.data.Dataset):
 
         targets = torch.zeros(len(labels), 6)
         targets[:, 1:] = torch.from_numpy(labels)
-        pixels = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
+        pixels = np.ascontiguousarray((image[:, :, ::-1] if self.channels == 3 else image).transpose(2, 0, 1))
         return torch.from_numpy(pixels), targets, self.image_files[index], shapes
 
-    # --- parts of a sample: image BGR and labels as class and pixel xyxy ----------------------------------------------
+    # --- parts of a sample: image, BGR if in colour, and labels as class and pixel xyxy -------------------------------
 
     def _letterboxed(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Shapes]:
         image, (h0, w0) = self.load_image(index)
@@ -242,24 +245,24 @@ class DetectionDataset(torch.utils.data.Dataset):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def load_image(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """Image i, uint8 (h, w, 3) BGR with its longer side at the image size, and the (height, width) it had."""
+        """Image i, uint8 (h, w, C) with its longer side at the image size, and the (height, width) it had."""
         return self._resized[i] if self._resized is not None else self._read(i)
 
     def _read(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        image = read_image(self.image_files[i])
+        image = read_image(self.image_files[i], self.channels)
         h0, w0 = image.shape[:2]
         gain = self.image_size / max(h0, w0)
         if gain != 1:
             # area averaging is the truer reduction, linear the faster: training sees the fast one, as in v6.1
             method = cv2.INTER_LINEAR if self.augment or gain > 1 else cv2.INTER_AREA
             new_size = max(int(w0 * gain), 1), max(int(h0 * gain), 1)
-            image = cv2.resize(image, new_size, interpolation=method)
+            image = by_fours(lambda part: cv2.resize(part, new_size, interpolation=method), image)
         return image, (h0, w0)
 
     def _read_all(self) -> list[tuple[np.ndarray, tuple[int, int]]] | None:
         """All images at their size in memory, or None where they would not fit."""
         gains = self.image_size / self.shapes.max(1)
-        needed = int((self.shapes.prod(1) * gains**2).sum() * 3)
+        needed = int((self.shapes.prod(1) * gains**2).sum() * self.channels)
         free = free_memory()
         gib = 2**30
         if free is not None and needed > CACHE_SHARE * free:

@@ -5,6 +5,7 @@
     val: images/val
     nc: 3
     names: [red, white, platelet]     # or {0: red, 1: white, 2: platelet}
+    channels: 3                       # of a picture: 1 for grey, 3 for colour (also without the key), or more
 
 Two optional keys say what to do where images are missing: `draw: shapes` has them drawn; `download:` is shown to the
 user and never executed.
@@ -24,13 +25,14 @@ def load_dataset_yaml(path: str | Path, splits: tuple[str, ...] = ("train", "val
     """Reads a dataset YAML and checks that the images of every asked split are in place.
 
     Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, or
-    None where the YAML leaves it out), `nc` an int and `names` a list of nc strings.
+    None where the YAML leaves it out), `nc` an int, `names` a list of nc strings and `channels` an int.
 
     Raises FileNotFoundError where the YAML or a path it names is missing, ValueError where its text is wrong.
     """
     file = _find(path)
     data = read_yaml(file)
     nc, names = _classes(data, file)
+    channels = _whole(data.get("channels", 3), "channels", "channels of a picture", file)
     entries = {split: _entry(data, split, file) for split in SPLITS}
     for split in splits:
         if split not in SPLITS:
@@ -46,7 +48,7 @@ def load_dataset_yaml(path: str | Path, splits: tuple[str, ...] = ("train", "val
     _check_present(data, roots, root, {split: entries[split] for split in splits}, file)
 
     absolute = {split: _under(root, entry) for split, entry in entries.items()}
-    return {**data, "path": str(root), **absolute, "nc": nc, "names": names}
+    return {**data, "path": str(root), **absolute, "nc": nc, "names": names, "channels": channels}
 
 
 def _find(path: str | Path) -> Path:
@@ -68,12 +70,18 @@ def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
     nc, names = data.get("nc"), data.get("names")
     if nc is None and names is None:
         raise ValueError(f"{file}: keys 'nc' and 'names' are missing; give the number of classes and their names")
-    if nc is not None and (not isinstance(nc, int) or isinstance(nc, bool) or nc < 1):
-        raise ValueError(f"{file}: nc must be a whole number of classes, 1 or more, got {nc!r}")
+    if nc is not None:
+        _whole(nc, "nc", "classes", file)
     names = [f"class{i}" for i in range(nc)] if names is None else _list_of_names(names, file)
     if nc is not None and len(names) != nc:
         raise ValueError(f"{file}: nc is {nc} but names has {len(names)} entries; they must agree")
     return len(names), names
+
+
+def _whole(value: Any, key: str, what: str, file: Path) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{file}: {key} must be a whole number of {what}, 1 or more, got {value!r}")
+    return value
 
 
 def _list_of_names(names: Any, file: Path) -> list[str]:

@@ -1,6 +1,8 @@
 """Image files: which there are, whether they are sound, and their pixels. Nothing here writes to them."""
 
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -105,25 +107,73 @@ def _ends_as_jpeg(file) -> bool:
     return file.read() == b"\xff\xd9"
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Pixels of an image file: uint8 (height, width, 3) in BGR order, turned upright as its EXIF data asks.
+def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
+    """Pixels of an image file: uint8 (height, width, channels), turned upright as its EXIF data asks.
 
-    Grey becomes three equal channels, transparency is dropped, 16 bits are scaled to 8. Raises FileNotFoundError, or
-    ValueError where the file cannot be decoded.
+    channels: 1 for grey; 3 for colour in BGR order, where grey becomes three equal channels and transparency is
+    dropped; another number for files that hold just as many, in one picture or in grey pages (TIFF), in their order.
+
+    16 bits are scaled to 8. Raises FileNotFoundError, or ValueError where the file cannot be decoded.
     """
     # not cv2.imread, which on Windows opens no path with letters outside the local code page
-    data = np.fromfile(path, dtype=np.uint8)
+    return decode_image(np.fromfile(path, dtype=np.uint8), path, channels)
+
+
+def decode_image(data: np.ndarray, path: str | Path, channels: int = 3) -> np.ndarray:
+    """As `read_image`, from the bytes of a file, uint8 (n,); path is only for messages."""
+    if channels not in (1, 3):
+        return _decode_pages(data, path, channels)
+    flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        image = cv2.imdecode(data, flag) if data.size else None
     except cv2.error:  # for a header that promises more pixels than OpenCV takes
         image = None
-    return _read_with_pillow(path) if image is None else image
+    if image is None:
+        image = _decode_with_pillow(data, path, "RGB" if channels == 3 else "L")
+    return image.reshape(*image.shape[:2], channels)
 
 
-def _read_with_pillow(path: str | Path) -> np.ndarray:
+def _decode_with_pillow(data: np.ndarray, path: str | Path, mode: str) -> np.ndarray:
     """The kinds that OpenCV does not decode."""
     try:
-        with Image.open(path) as image:
-            return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[..., ::-1])
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert(mode))
     except _IMAGE_ERRORS as error:
         raise ValueError(f"{path}: image cannot be decoded: {error}") from None
+    return np.ascontiguousarray(pixels[..., ::-1]) if mode == "RGB" else pixels
+
+
+def _decode_pages(data: np.ndarray, path: str | Path, channels: int) -> np.ndarray:
+    """A picture of neither one nor three channels: all that the file holds, page by page."""
+    try:
+        pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1] if data.size else ()
+    except cv2.error:
+        pages = ()
+    if not pages:
+        raise ValueError(f"{path}: image cannot be decoded")
+    shapes = {page.shape[:2] for page in pages}
+    if len(shapes) > 1:
+        raise ValueError(f"{path}: pages differ in size: {sorted(shapes)}; they must be channels of one picture")
+    image = np.dstack(pages)
+    if image.shape[2] != channels:
+        raise ValueError(
+            f"{path}: image has {image.shape[2]} channels, but the data set YAML says channels: {channels}"
+        )
+    with Image.open(io.BytesIO(data)) as header:
+        if header.getexif().get(ORIENTATION, 1) != 1:  # which OpenCV obeys only for grey and colour
+            raise ValueError(f"{path}: an image of {channels} channels must be stored upright, not turned by EXIF data")
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise ValueError(f"{path}: pixels must have 8 or 16 bits, got {image.dtype}")
+    return image
+
+
+def by_fours(operation: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+    """An operation of OpenCV on a picture (h, w, C) of any C; several of its versions take four channels at most, and
+    all drop the axis of a single one.
+    """
+    if 1 < image.shape[2] <= 4:
+        return operation(image)
+    parts = [operation(np.ascontiguousarray(image[..., c : c + 4])) for c in range(0, image.shape[2], 4)]
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], 2)

@@ -42,6 +42,7 @@ def create_dataloader(
     seed: int = 0,
     fraction: float = 1.0,
     mosaic_until: int | None = None,
+    channels: int = 3,
 ) -> tuple[torch.utils.data.DataLoader, DetectionDataset]:
     """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`).
 
@@ -53,14 +54,14 @@ def create_dataloader(
         workers: processes at most; they live as long as the loader.
         quad: every four images make one of twice the side, so a batch has a quarter of the images.
         shuffle: not together with `rect`, whose batches are made by aspect ratio.
-        fraction, mosaic_until: see `DetectionDataset`.
+        fraction, mosaic_until, channels: see `DetectionDataset`.
     """
     if rect and shuffle:
         LOGGER.warning(f"{prefix}shuffle is ignored: rect makes its batches by aspect ratio")
         shuffle = False
     dataset = DetectionDataset(
         path, image_size, batch_size, augment, hyp, rect, cache, single_cls, stride, pad, nc, seed, prefix,
-        fraction, mosaic_until,
+        fraction, mosaic_until, channels,
     )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
     sampler = EpochSampler(len(dataset), shuffle, seed, max(rank, 0), world_size, block=batch_size if rect else 1)
@@ -147,7 +148,7 @@ def draw_images(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples to images (B, 3, H, W), targets (T, 6) with the image's number in column 0, paths and shapes."""
+    """Samples to images (B, C, H, W), targets (T, 6) with the image's number in column 0, paths and shapes."""
     images, targets, paths, shapes = zip(*samples)
     numbers = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(t) for t in targets]))
     targets = torch.cat(targets)

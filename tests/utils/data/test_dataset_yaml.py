@@ -46,6 +46,11 @@ def test_classes(dataset, text, names):
     assert data["names"] == names and data["nc"] == len(names)
 
 
+def test_channels(dataset):
+    assert load_dataset_yaml(dataset(PLACES + CLASSES))["channels"] == 3
+    assert load_dataset_yaml(dataset(PLACES + CLASSES + "channels: 1\n"))["channels"] == 1
+
+
 def test_paths_become_absolute(dataset, tmp_path):
     data = load_dataset_yaml(dataset(f"path: {tmp_path}\n" + PLACES + "test:\n" + CLASSES + "author: me\n"))
     assert data["path"] == str(tmp_path)
@@ -94,6 +99,8 @@ def test_only_asked_splits_must_exist(dataset):
         (PLACES + "nc: two\n", "nc must be a whole number of classes, 1 or more, got 'two'"),
         (PLACES + "nc: 0\n", "nc must be"),
         (PLACES + "nc: true\n", "nc must be"),
+        (PLACES + CLASSES + "channels: 0\n", "channels must be a whole number of channels of a picture, .* got 0"),
+        (PLACES + CLASSES + "channels: rgb\n", "channels must be .* got 'rgb'"),
         (PLACES + "names: {1: a, 2: b}\n", r"the keys of names must be 0 to 1, got \[1, 2\]"),
         (PLACES + "names: red\n", "names must be a list"),
         (PLACES + "names: []\n", "names must be a list"),
