@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from utils.data.dataset_yaml import load_dataset_yaml
-from utils.files import ROOT
+from utils.files import ROOT, read_yaml
 
 
 @pytest.fixture
@@ -166,3 +166,33 @@ def test_the_photographs_beside_the_project(shared):
     data = load_dataset_yaml(shared / "datasets" / "bccd" / "bccd.yaml", splits=("train", "val", "test"))
     assert data["names"] == ["RBC", "WBC", "Platelets"]
     assert data["path"] == str((shared / "datasets" / "bccd").resolve())
+
+
+# --- the YAMLs in data/ -----------------------------------------------------------------------------------------------
+
+CLASS_COUNTS = {
+    "Argoverse": 8, "GlobalWheat2020": 1, "Objects365": 365, "SKU-110K": 1, "VOC": 20, "VisDrone": 10, "coco": 80,
+    "coco128": 80, "xView": 60,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASS_COUNTS)
+def test_known_sets_have_their_classes_and_say_where_their_images_are(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("utils.data.dataset_yaml.ROOT", tmp_path)  # whose datasets are not here
+    data = read_yaml(ROOT / "data" / f"{name}.yaml")
+    assert data["nc"] == len(set(data["names"])) == CLASS_COUNTS[name]
+    assert data["path"] == f"../datasets/{name}"
+    with pytest.raises(FileNotFoundError, match=f"{name}.yaml: val names .*datasets/{name}/.*, which does not exist"):
+        load_dataset_yaml(ROOT / "data" / f"{name}.yaml", splits=("val",))
+
+
+def test_class_lists_are_those_of_the_sets():
+    """Against the lists that torchvision gives with its weights."""
+    from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights as Coco
+    from torchvision.models.segmentation import FCN_ResNet50_Weights as Voc
+
+    def names(weights):
+        return [name for name in weights.DEFAULT.meta["categories"] if name not in ("__background__", "N/A")]
+
+    assert read_yaml(ROOT / "data/coco.yaml")["names"] == read_yaml(ROOT / "data/coco128.yaml")["names"] == names(Coco)
+    assert read_yaml(ROOT / "data/VOC.yaml")["names"] == names(Voc)
