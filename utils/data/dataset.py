@@ -48,7 +48,7 @@ from utils.data.augmentations import (
     warp_mosaic,
 )
 from utils.data.images import by_fours, read_image
-from utils.data.labels import Annotations, image_to_label_path, parse_labels, scan
+from utils.data.labels import Annotations, Entry, image_to_label_path, parse_labels, scan
 from utils.log import LOGGER
 
 FRACTION_STREAM = 3  # keeps this random stream apart from those of the samples, seeded by (seed, epoch, index)
@@ -63,7 +63,7 @@ class DetectionDataset(torch.utils.data.Dataset):
     """Images of a dataset entry with their boxes.
 
     Args:
-        path: folder of images, list file, or list of those (see `utils.data.images.list_images`).
+        path: folder of images, list file, or list of those, or a split in another format (see `utils.data.labels`).
         image_size: longer side of a sample in pixels; square samples unless `rect`.
         batch_size: only for `rect`, whose shapes are chosen batch by batch.
         augment: mosaic, warps, colours and flips, as `hyp` says.
@@ -93,7 +93,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        path: str | list[str],
+        path: Entry,
         image_size: int = 640,
         batch_size: int = 16,
         augment: bool = False,

@@ -7,6 +7,16 @@
     names: [red, white, platelet]     # or {0: red, 1: white, 2: platelet}
     channels: 3                       # of a picture: 1 for grey, 3 for colour (also without the key), or more
 
+A split may also be COCO JSON, whose classes are matched by name (without nc and names those of the JSON are taken):
+
+    train: annotations/instances_train2017.json
+    train_images: images/train2017    # where `file_name` starts; `images` says it for all splits; else the root
+
+or Pascal VOC, a list below ImageSets or a folder called Annotations (with `format: voc` any folder of XML files):
+
+    train: VOC2007/ImageSets/Main/trainval.txt
+    difficult: true                   # keep the objects marked as difficult, which v6.1 leaves out
+
 Two optional keys say what to do where images are missing: `draw: shapes` has them drawn; `download:` is shown to the
 user and never executed.
 """
@@ -15,6 +25,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from utils.data.formats import CocoSplit, VocSplit, coco_names, is_voc_place
 from utils.files import ROOT, find_file, read_yaml
 from utils.log import LOGGER
 
@@ -24,14 +35,14 @@ SPLITS = ("train", "val", "test")
 def load_dataset_yaml(path: str | Path, splits: tuple[str, ...] = ("train", "val")) -> dict[str, Any]:
     """Reads a dataset YAML and checks that the images of every asked split are in place.
 
-    Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, or
-    None where the YAML leaves it out), `nc` an int, `names` a list of nc strings and `channels` an int.
+    Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, a
+    `CocoSplit` or `VocSplit`, or None where the YAML leaves it out), `nc` an int, `names` a list of nc strings and
+    `channels` an int.
 
     Raises FileNotFoundError where the YAML or a path it names is missing, ValueError where its text is wrong.
     """
     file = _find(path)
     data = read_yaml(file)
-    nc, names = _classes(data, file)
     channels = _whole(data.get("channels", 3), "channels", "channels of a picture", file)
     entries = {split: _entry(data, split, file) for split in SPLITS}
     for split in splits:
@@ -41,13 +52,19 @@ def load_dataset_yaml(path: str | Path, splits: tuple[str, ...] = ("train", "val
             raise ValueError(f"{file}: key '{split}' is missing; give a folder of images or a list file")
 
     wanted = [place for split in splits for place in _as_list(entries[split])]
+    annotations = [place for place in wanted if _is_json(place)]
+    if data.get("names") is not None or not annotations:
+        _classes(data, file)  # tells of a fault before any image is looked for
     roots = _candidate_roots(data, file)
     root = _choose_root(roots, wanted)
     if "draw" in data and _missing(root, wanted):
         _draw(data["draw"], root, file)
     _check_present(data, roots, root, {split: entries[split] for split in splits}, file)
 
-    absolute = {split: _under(root, entry) for split, entry in entries.items()}
+    if data.get("names") is None and annotations:
+        data["names"] = coco_names(root / annotations[-1])  # of val, the smaller file
+    nc, names = _classes(data, file)
+    absolute = {split: _in_its_format(data, split, _under(root, entries[split]), root, names, file) for split in SPLITS}
     return {**data, "path": str(root), **absolute, "nc": nc, "names": names, "channels": channels}
 
 
@@ -108,6 +125,35 @@ def _entry(data: dict[str, Any], split: str, file: Path) -> str | list[str] | No
     if not all(isinstance(place, str) for place in _as_list(entry)):
         raise ValueError(f"{file}: {split} must be a path or a list of paths, got {entry!r}")
     return entry
+
+
+def _in_its_format(data: dict[str, Any], split: str, entry: Any, root: Path, names: list[str], file: Path) -> Any:
+    """The entry as it is, or the `CocoSplit` or `VocSplit` that it stands for."""
+    if entry is None:
+        return None
+    if data.get("format") not in (None, "voc"):
+        raise ValueError(f"{file}: format must be 'voc' or be left out, got {data['format']!r}")
+    if not isinstance(difficult := data.get("difficult", False), bool):
+        raise ValueError(f"{file}: difficult must be true or false, got {difficult!r}")
+    places = tuple(_as_list(entry))
+    as_coco = {_is_json(place) for place in places}
+    as_voc = {data.get("format") == "voc" or is_voc_place(place) for place in places}
+    if len(as_coco) > 1 or len(as_voc) > 1:
+        raise ValueError(f"{file}: {split} mixes formats of labels: {', '.join(places)}")
+    key = f"{split}_images" if f"{split}_images" in data else "images"
+    images = data.get(key)
+    if images is not None and not isinstance(images, str):
+        raise ValueError(f"{file}: {key} must be a folder, got {images!r}")
+    folder = root / images if images else None
+    if True in as_coco:
+        return CocoSplit(places, str(folder or root), tuple(names))
+    if True in as_voc:
+        return VocSplit(places, str(folder) if folder else None, tuple(names), difficult)
+    return entry
+
+
+def _is_json(place: str) -> bool:
+    return place.lower().endswith(".json")
 
 
 def _as_list(entry: Any) -> list:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.data.dataset import DetectionDataset, Sample
+from utils.data.labels import Entry
 from utils.log import LOGGER
 
 # Numbers that keep these random streams apart from those of the samples, which are seeded by (seed, epoch, index)
@@ -22,7 +23,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, tuple[str, ...], tuple]
 
 
 def create_dataloader(
-    path: str | list[str],
+    path: Entry,
     image_size: int,
     batch_size: int,
     stride: int,

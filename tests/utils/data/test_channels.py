@@ -11,10 +11,6 @@ from utils.data.images import by_fours, read_image
 from utils.data.loader import create_dataloader
 from utils.evaluation.plots import plot_batch
 
-HYP = {
-    "mosaic": 0.7, "mixup": 0.3, "copy_paste": 0.5, "degrees": 5.0, "translate": 0.1, "scale": 0.5, "shear": 2.0,
-    "perspective": 0.0, "hsv_h": 0.1, "hsv_s": 0.7, "hsv_v": 0.4, "flipud": 0.3, "fliplr": 0.5,
-}  # fmt: skip
 CHANNELS = 6
 
 
@@ -24,7 +20,7 @@ def near(a, b):
     return difference.max() <= 12 and difference.mean() < 1
 
 
-TRAINING = {"image_size": 64, "batch_size": 4, "stride": 32, "augment": True, "hyp": HYP, "workers": 0, "rect": False}
+TRAINING = {"image_size": 64, "batch_size": 4, "stride": 32, "augment": True, "workers": 0, "rect": False}
 
 
 @pytest.fixture
@@ -50,14 +46,20 @@ def sets(tmp_path, pages, write_image):
     return [str(tmp_path / str(place) / "images") for place in range(CHANNELS)], str(tmp_path / "6" / "images")
 
 
-def batches(entry, channels, **options):
-    loader, _ = create_dataloader(entry, channels=channels, **{**TRAINING, **options})
-    return list(loader)
+@pytest.fixture
+def batches(hyp):
+    """`batches(entry, channels, **options)`; `options` of augmentation change those of `hyp`."""
+
+    def load(entry, channels, hyp=hyp, **options):
+        return list(create_dataloader(entry, channels=channels, hyp=hyp, **{**TRAINING, **options})[0])
+
+    return load
 
 
-@pytest.mark.parametrize("options", [{}, {"hyp": {**HYP, "perspective": 0.001}}, {"augment": False, "rect": True}])
-def test_each_channel_is_what_it_would_be_alone(sets, options):
+@pytest.mark.parametrize("perspective, options", [(0, {}), (0.001, {}), (0, {"augment": False, "rect": True})])
+def test_each_channel_is_what_it_would_be_alone(sets, hyp, batches, perspective, options):
     greys, tiffs = sets
+    hyp["perspective"] = perspective
     many = batches(tiffs, CHANNELS, **options)
     for k, entry in enumerate(greys):
         for (grey, targets, *_), (image, same_targets, *_) in zip(batches(entry, 1, **options), many, strict=True):
@@ -65,9 +67,9 @@ def test_each_channel_is_what_it_would_be_alone(sets, options):
             assert near(grey[:, 0], image[:, k]) and torch.equal(targets, same_targets)
 
 
-def test_grey_of_a_grey_picture_is_one_channel_of_its_colour(sets):
+def test_grey_of_a_grey_picture_is_one_channel_of_its_colour(sets, hyp, batches):
     """Where no colour is changed, a grey file gives equal channels in colour, and one of them in grey."""
-    plain = {**HYP, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
+    plain = {**hyp, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
     for grey, colour in zip(batches(sets[0][0], 1, hyp=plain), batches(sets[0][0], 3, hyp=plain), strict=True):
         assert torch.equal(grey[0].expand(-1, 3, -1, -1), colour[0])
 
@@ -122,7 +124,7 @@ def test_what_does_not_fit_is_refused(tmp_path, pages):
 
 
 @pytest.mark.parametrize("channels", [1, 6])
-def test_a_model_of_as_many_channels_trains_on_them(sets, channels, tmp_path):
+def test_a_model_of_as_many_channels_trains_on_them(sets, batches, channels, tmp_path):
     images, targets, paths, _ = batches(sets[1] if channels == 6 else sets[0][2], channels)[0]
     torch.manual_seed(0)
     model = Model("yolov5n.yaml", ch=channels, nc=2).train()
