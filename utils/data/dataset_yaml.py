@@ -17,8 +17,13 @@ or Pascal VOC, a list below ImageSets or a folder called Annotations (with `form
     train: VOC2007/ImageSets/Main/trainval.txt
     difficult: true                   # keep the objects marked as difficult, which v6.1 leaves out
 
-Two optional keys say what to do where images are missing: `draw: shapes` has them drawn; `download:` is shown to the
-user and never executed.
+Two optional keys say what to do where images are missing. `draw: shapes` has them drawn. `download` is fetched where
+the user asked for that: the name of a known set (`utils.downloads.KNOWN_SETS`), archives, or a list of both:
+
+    download:
+      - {url: https://example.com/cells.zip, sha256: 0123...cdef, folder: images}   # folder: below the root
+
+Any other text is shown to the user, and never executed.
 """
 
 import difflib
@@ -26,14 +31,19 @@ from pathlib import Path
 from typing import Any
 
 from utils.data.formats import CocoSplit, VocSplit, coco_names, is_voc_place
+from utils.downloads import KNOWN_SETS, Archive, download_dataset
 from utils.files import ROOT, find_file, read_yaml
 from utils.log import LOGGER
 
 SPLITS = ("train", "val", "test")
 
 
-def load_dataset_yaml(path: str | Path, splits: tuple[str, ...] = ("train", "val")) -> dict[str, Any]:
+def load_dataset_yaml(
+    path: str | Path, splits: tuple[str, ...] = ("train", "val"), download: bool = False
+) -> dict[str, Any]:
     """Reads a dataset YAML and checks that the images of every asked split are in place.
+
+    download: fetch them where they are not and the YAML says from where, with checksums.
 
     Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, a
     `CocoSplit` or `VocSplit`, or None where the YAML leaves it out), `nc` an int, `names` a list of nc strings and
@@ -59,6 +69,9 @@ def load_dataset_yaml(path: str | Path, splits: tuple[str, ...] = ("train", "val
     root = _choose_root(roots, wanted)
     if "draw" in data and _missing(root, wanted):
         _draw(data["draw"], root, file)
+    archives = _archives(data.get("download"), file)
+    if download and archives and _missing(root, wanted):
+        download_dataset(archives, root)
     _check_present(data, roots, root, {split: entries[split] for split in splits}, file)
 
     if data.get("names") is None and annotations:
@@ -192,7 +205,9 @@ def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries:
             message = f"{file}: {split} names {lost}, which does not exist"
             if len(roots) > 1 and not Path(str(data.get("path") or "")).is_absolute():
                 message += f" (path {data.get('path')!r} was looked for in {ROOT} and in {file.parent})"
-            if data.get("download"):
+            if _archives(data.get("download"), file):
+                message += "; --download fetches the images"
+            elif data.get("download"):
                 message += (
                     "; the file says how to get the images, which is left to you. "
                     f"After reading it, run this yourself:\n{str(data['download']).strip()}"
@@ -200,6 +215,27 @@ def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries:
             else:
                 message += f"; put the images there or correct '{split}' or 'path'"
             raise FileNotFoundError(message)
+
+
+def _archives(download: Any, file: Path) -> list[Archive]:
+    """What can be fetched; nothing where `download` is left out or a text for the user."""
+    if isinstance(download, str) and download.strip() not in KNOWN_SETS:
+        return []
+    archives: list[Archive] = []
+    for source in [] if download is None else _as_list(download):
+        if isinstance(source, str) and source.strip() in KNOWN_SETS:
+            archives += KNOWN_SETS[source.strip()]
+        elif isinstance(source, dict) and {"url", "sha256"} <= set(source) <= {"url", "sha256", "folder"}:
+            try:
+                archives.append(Archive(**{key: str(value) for key, value in source.items()}))
+            except ValueError as error:
+                raise ValueError(f"{file}: download: {error}") from None
+        else:
+            raise ValueError(
+                f"{file}: download must be the name of a known set ({', '.join(KNOWN_SETS)}), url and sha256 (and "
+                f"folder) of an archive, a list of these, or a text for the user; got {source!r:.80}"
+            )
+    return archives
 
 
 def _draw(name: Any, root: Path, file: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from utils.data.dataset_yaml import load_dataset_yaml
+from utils.data.formats import CocoSplit, VocSplit
+from utils.downloads import KNOWN_SETS
 from utils.files import ROOT, read_yaml
 
 
@@ -184,6 +186,30 @@ def test_known_sets_have_their_classes_and_say_where_their_images_are(name, monk
     assert data["path"] == f"../datasets/{name}"
     with pytest.raises(FileNotFoundError, match=f"{name}.yaml: val names .*datasets/{name}/.*, which does not exist"):
         load_dataset_yaml(ROOT / "data" / f"{name}.yaml", splits=("val",))
+
+
+@pytest.mark.parametrize(
+    "name, like, sets", [("coco-json", "coco", ["coco2017"]), ("VOC-xml", "VOC", ["voc2007", "voc2012"])]
+)
+def test_sets_in_their_own_format(name, like, sets, monkeypatch, tmp_path):
+    monkeypatch.setattr("utils.data.dataset_yaml.ROOT", tmp_path / "project")
+    fetched = []
+
+    def fetch(archives, root):
+        """Places of the published archives, empty."""
+        fetched.extend(archives)
+        for place in (data["train"] if isinstance(data["train"], list) else [data["train"]]) + [data["val"]]:
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            (root / place).touch()
+
+    data = read_yaml(ROOT / "data" / f"{name}.yaml")
+    assert data["names"] == read_yaml(ROOT / f"data/{like}.yaml")["names"]
+    with pytest.raises(FileNotFoundError, match="--download fetches the images"):
+        load_dataset_yaml(ROOT / "data" / f"{name}.yaml")
+    monkeypatch.setattr("utils.data.dataset_yaml.download_dataset", fetch)
+    train = load_dataset_yaml(ROOT / "data" / f"{name}.yaml", download=True)["train"]
+    assert isinstance(train, CocoSplit if like == "coco" else VocSplit)
+    assert fetched == [archive for name in sets for archive in KNOWN_SETS[name]]
 
 
 def test_class_lists_are_those_of_the_sets():
