@@ -127,7 +127,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.prefix = prefix
         self.epoch = 0
 
-        annotations = scan(path, prefix)
+        annotations = self.annotate(path)
         if augment and not annotations.counts["found"]:
             raise ValueError(
                 f"{path}: no label files, so there is nothing to learn; the label of {annotations.images[0]} "
@@ -155,10 +155,26 @@ class DetectionDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.image_files)
 
+    def annotate(self, path: Entry) -> Annotations:
+        """All images of an entry with their labels."""
+        return scan(path, self.prefix)
+
     def labels_of(self, i: int) -> np.ndarray:
         """float32 (m, 5) labels of image i: class, x, y, w, h, 0-1."""
         starts = self._annotations.starts
         return self.labels[starts[i] : starts[i + 1]]
+
+    def polygons_of(self, i: int) -> list[np.ndarray]:
+        """m polygons float32 (k, 2) of image i: x, y, 0-1; k = 0 where there is only a box."""
+        return self._annotations.polygons_of(i)
+
+    def partners(self, rng: np.random.Generator, size: int | None = None) -> int | np.ndarray:
+        """Random images to join another in a mosaic: one, or `size` of them."""
+        return rng.integers(len(self), size=size)
+
+    def frame(self, index: int) -> int | tuple[int, int]:
+        """Side, or (height, width), of the letterboxed picture of an image."""
+        return tuple(self.batch_shapes[self.batch_index[index]].tolist()) if self.rect else self.image_size
 
     def set_epoch(self, epoch: int) -> None:
         """Epoch of samples asked for by index alone; does not reach workers that already run."""
@@ -177,7 +193,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         if self.mosaic and epoch < self.mosaic_until and rng.random() < self.hyp["mosaic"]:
             image, labels = self._mosaic(index, rng)
             if rng.random() < self.hyp["mixup"]:
-                other = self._mosaic(int(rng.integers(len(self))), rng)
+                other = self._mosaic(int(self.partners(rng)), rng)
                 image, labels = mixup(image, labels, *other, draw_mixup(rng))
             shapes = None
         else:
@@ -199,8 +215,7 @@ class DetectionDataset(torch.utils.data.Dataset):
     def _letterboxed(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Shapes]:
         image, (h0, w0) = self.load_image(index)
         height, width = image.shape[:2]
-        frame = tuple(self.batch_shapes[self.batch_index[index]].tolist()) if self.rect else self.image_size
-        image, ratio, pad = letterbox(image, frame, auto=False, scaleup=self.augment)
+        image, ratio, pad = letterbox(image, self.frame(index), auto=False, scaleup=self.augment)
         shapes = (h0, w0), ((height / h0, width / w0), pad)
         labels = self.labels_of(index)
         boxes = xywhn_to_xyxy(labels[:, 1:], ratio[0] * width, ratio[1] * height, *pad)
@@ -212,11 +227,11 @@ class DetectionDataset(torch.utils.data.Dataset):
     def _mosaic(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Image `index` and three others around a random centre, warped into one picture of the image size."""
         size = self.image_size
-        indices = rng.permutation([index, *rng.integers(len(self), size=3)])
+        indices = rng.permutation([index, *self.partners(rng, 3)])
         images = [self.load_image(i)[0] for i in indices]
         sizes = [image.shape[:2] for image in images]
         tiles = mosaic_tiles(sizes, draw_mosaic_centre(rng, size), size)
-        polygons = [self._annotations.polygons_of(i) for i in indices]
+        polygons = [self.polygons_of(i) for i in indices]
         labels, polygons = mosaic_labels([self.labels_of(i) for i in indices], polygons, sizes, tiles, size)
         picked = draw_copy_paste(rng, polygons, self.hyp["copy_paste"])
         warp = self._draw_warp(rng)
@@ -250,6 +265,10 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     def _read(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
         image = read_image(self.image_files[i], self.channels)
+        return self.resize(image), image.shape[:2]
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """A picture with its longer side at the image size."""
         h0, w0 = image.shape[:2]
         gain = self.image_size / max(h0, w0)
         if gain != 1:
@@ -257,7 +276,7 @@ class DetectionDataset(torch.utils.data.Dataset):
             method = cv2.INTER_LINEAR if self.augment or gain > 1 else cv2.INTER_AREA
             new_size = max(int(w0 * gain), 1), max(int(h0 * gain), 1)
             image = by_fours(lambda part: cv2.resize(part, new_size, interpolation=method), image)
-        return image, (h0, w0)
+        return image
 
     def _read_all(self) -> list[tuple[np.ndarray, tuple[int, int]]] | None:
         """All images at their size in memory, or None where they would not fit."""
@@ -291,8 +310,9 @@ class DetectionDataset(torch.utils.data.Dataset):
         row = int(np.argmax(self.labels[:, 0] >= nc))
         image = self.image_files[int(np.searchsorted(self._annotations.starts, row, side="right")) - 1]
         label_file = image_to_label_path(image)
-        parse_labels(Path(label_file).read_text(encoding="utf-8"), label_file, nc)  # raises, naming the line
-        raise ValueError(f"{label_file}: class {self.labels[row, 0]:g} but there are {nc} classes")
+        if os.path.isfile(label_file):
+            parse_labels(Path(label_file).read_text(encoding="utf-8"), label_file, nc)  # raises, naming the line
+        raise ValueError(f"{image}: class {self.labels[row, 0]:g} but there are {nc} classes")
 
 
 def rect_shapes(shapes: np.ndarray, batch_size: int, image_size: int, stride: int, pad: float) -> np.ndarray:

@@ -17,6 +17,8 @@ or Pascal VOC, a list below ImageSets or a folder called Annotations (with `form
     train: VOC2007/ImageSets/Main/trainval.txt
     difficult: true                   # keep the objects marked as difficult, which v6.1 leaves out
 
+or WebDataset tar shards (`utils.data.shards`): `train: shards/train-{000000..000099}.tar`.
+
 Two optional keys say what to do where images are missing. `draw: shapes` has them drawn. `download` is fetched where
 the user asked for that: the name of a known set (`utils.downloads.KNOWN_SETS`), archives, or a list of both:
 
@@ -27,14 +29,17 @@ Any other text is shown to the user, and never executed.
 """
 
 import difflib
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from utils.data.formats import CocoSplit, VocSplit, coco_names, is_voc_place
+from utils.cli import require
+from utils.data.formats import CocoSplit, ShardSplit, VocSplit, coco_names, is_voc_place
 from utils.downloads import KNOWN_SETS, Archive, download_dataset
 from utils.files import ROOT, find_file, read_yaml
 from utils.log import LOGGER
 
+MOST_SHARDS = 1_000_000
 SPLITS = ("train", "val", "test")
 
 
@@ -46,7 +51,7 @@ def load_dataset_yaml(
     download: fetch them where they are not and the YAML says from where, with checksums.
 
     Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, a
-    `CocoSplit` or `VocSplit`, or None where the YAML leaves it out), `nc` an int, `names` a list of nc strings and
+    split in another format, or None where the YAML leaves it out), `nc` an int, `names` a list of nc strings and
     `channels` an int.
 
     Raises FileNotFoundError where the YAML or a path it names is missing, ValueError where its text is wrong.
@@ -137,11 +142,27 @@ def _entry(data: dict[str, Any], split: str, file: Path) -> str | list[str] | No
         return None
     if not all(isinstance(place, str) for place in _as_list(entry)):
         raise ValueError(f"{file}: {split} must be a path or a list of paths, got {entry!r}")
+    if any(_is_shard(place) for place in _as_list(entry)):
+        return [path for place in _as_list(entry) for path in _expand_braces(place, f"{file}: {split}")]
     return entry
 
 
+def _expand_braces(place: str, where: str) -> list[str]:
+    """`a-{0..2}.tar` -> a-0.tar, a-1.tar, a-2.tar."""
+    require("webdataset", f"{where}: a set of tar shards")
+    from braceexpand import UnbalancedBracesError, braceexpand
+
+    try:
+        paths = list(islice(braceexpand(place), MOST_SHARDS + 1))
+    except UnbalancedBracesError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if len(paths) > MOST_SHARDS:
+        raise ValueError(f"{where}: {place} stands for more than {MOST_SHARDS} shards")
+    return paths
+
+
 def _in_its_format(data: dict[str, Any], split: str, entry: Any, root: Path, names: list[str], file: Path) -> Any:
-    """The entry as it is, or the `CocoSplit` or `VocSplit` that it stands for."""
+    """The entry as it is, or the split in another format that it stands for."""
     if entry is None:
         return None
     if data.get("format") not in (None, "voc"):
@@ -150,9 +171,12 @@ def _in_its_format(data: dict[str, Any], split: str, entry: Any, root: Path, nam
         raise ValueError(f"{file}: difficult must be true or false, got {difficult!r}")
     places = tuple(_as_list(entry))
     as_coco = {_is_json(place) for place in places}
+    as_shards = {_is_shard(place) for place in places}
     as_voc = {data.get("format") == "voc" or is_voc_place(place) for place in places}
-    if len(as_coco) > 1 or len(as_voc) > 1:
+    if max(len(as_coco), len(as_shards), len(as_voc)) > 1:
         raise ValueError(f"{file}: {split} mixes formats of labels: {', '.join(places)}")
+    if True in as_shards:
+        return ShardSplit(places)
     key = f"{split}_images" if f"{split}_images" in data else "images"
     images = data.get(key)
     if images is not None and not isinstance(images, str):
@@ -163,6 +187,10 @@ def _in_its_format(data: dict[str, Any], split: str, entry: Any, root: Path, nam
     if True in as_voc:
         return VocSplit(places, str(folder) if folder else None, tuple(names), difficult)
     return entry
+
+
+def _is_shard(place: str) -> bool:
+    return place.lower().endswith(".tar")
 
 
 def _is_json(place: str) -> bool:

@@ -260,6 +260,23 @@ def _outline(segmentation: Any, place: str) -> np.ndarray:
     return points if len(points) >= 3 and np.isfinite(points).all() else none
 
 
+# --- WebDataset -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShardSplit:
+    """Tar shards (see `utils.data.shards`)."""
+
+    files: tuple[str, ...]
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        return self.files
+
+    def __str__(self) -> str:
+        return f"{self.files[0]} and {len(self.files) - 1} other shards" if len(self.files) > 1 else self.files[0]
+
+
 # --- Pascal VOC XML ---------------------------------------------------------------------------------------------------
 
 

@@ -63,20 +63,22 @@ def _listed_files(list_file: Path) -> list[str]:
     return [str(list_file.parent / line[2:]) if line.startswith("./") else line for line in lines]
 
 
-def check_image(path: str | Path) -> tuple[tuple[int, int], list[str]]:
+def check_image(path: str | Path, data: bytes | None = None) -> tuple[tuple[int, int], list[str]]:
     """Checks an image file: a sound JPEG or PNG without decoding its pixels, other kinds by reading them.
+
+    data: the file's bytes, where they are not to be had at path.
 
     Returns the (width, height) that `read_image` will give, and remarks on what is odd.
     Raises ValueError, naming the file, for what cannot be trained on.
     """
     remarks = []
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") if data is None else io.BytesIO(data) as file:
             image = Image.open(file)
             width, height = _upright_size(image)
             image.verify()
             if image.format == "JPEG" and not _ends_as_jpeg(file):
-                Image.open(path).load()  # raises where the picture itself is cut short
+                Image.open(file).load()  # raises where the picture itself is cut short
                 remarks.append(f"{path}: bytes after the end of the JPEG picture; read without them")
     except _IMAGE_ERRORS as error:
         raise ValueError(f"{path}: not a readable image: {error}") from None
@@ -87,7 +89,9 @@ def check_image(path: str | Path) -> tuple[tuple[int, int], list[str]]:
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{path}: image is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
     if image.format not in ("JPEG", "MPO", "PNG"):
-        read_image(path)  # these have neither checksums nor an end mark that would show a file cut short
+        decode_image(
+            np.frombuffer(Path(path).read_bytes() if data is None else data, np.uint8), path
+        )  # these have neither checksums nor an end mark that would show a file cut short
     return (width, height), remarks
 
 

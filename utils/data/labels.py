@@ -14,7 +14,7 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.formats import CocoSplit, Labels, Listing, Read, UnknownClassError, VocSplit
+from utils.data.formats import CocoSplit, Labels, Listing, Read, ShardSplit, UnknownClassError, VocSplit
 from utils.data.images import check_image, list_images
 from utils.files import atomic_write
 from utils.log import LOGGER
@@ -31,7 +31,7 @@ from utils.log import LOGGER
 CACHE_VERSION = 1
 CACHED_ARRAYS = ("sizes", "labels", "starts", "points", "point_starts")
 MESSAGES_SHOWN = 20
-Entry = str | list[str] | CocoSplit | VocSplit  # of a data set, as `utils.data.dataset_yaml` gives it
+Entry = str | list[str] | CocoSplit | VocSplit | ShardSplit  # of a data set, as `utils.data.dataset_yaml` gives it
 COLUMNS = ("class", "x", "y", "width", "height")
 
 
@@ -271,12 +271,20 @@ def scan(entry: Entry, prefix: str = "", use_cache: bool = True) -> Annotations:
     is usable, and what `list_pairs` raises.
     """
     listing = list_pairs(entry)
+    files = [*listing.images, *dict.fromkeys(listing.label_files)]
+    return cached(entry, files, lambda: _verify_all(listing, prefix), prefix, use_cache)
+
+
+def cached(
+    entry: Entry, files: list[str], check: Callable[[], Annotations], prefix: str = "", use_cache: bool = True
+) -> Annotations:
+    """What check() finds in the files of an entry, or the same from the cache; the counts are reported either way."""
     kind = [] if isinstance(entry, str | list) else [repr(entry)]  # names and options that decide what is read
-    digest = _digest([*kind, *listing.images, *dict.fromkeys(listing.label_files)])
+    digest = _digest([*kind, *files])
     path = cache_path(entry)
     annotations = _load_cache(path, digest) if use_cache else None
     if annotations is None:
-        annotations = _verify_all(listing, prefix)
+        annotations = check()
         if use_cache and annotations.images and annotations.counts["found"]:  # else it is a mistake to be mended
             _save_cache(path, digest, annotations)
     _report(annotations, entry, prefix)
@@ -291,7 +299,11 @@ def _verify_all(listing: Listing, prefix: str) -> Annotations:
         # threads, not processes: most of the time goes into reading files, and nothing has to be sent across
         work = pool.imap(lambda files: verify_pair(*files, listing.read), zip(images, label_files), chunksize=16)
         pairs = list(tqdm(work, f"{prefix}checking labels", len(images), disable=quiet))
+    return gather(images, pairs)
 
+
+def gather(images: list[str], pairs: list[Pair]) -> Annotations:
+    """Images, each with what was found of it, in arrays; the corrupt ones are left out."""
     used = [(path, pair) for path, pair in zip(images, pairs) if not pair.corrupt]
     labels = [pair.labels for _, pair in used]
     # a box has no corners, so that boxes and polygons can stand in one list

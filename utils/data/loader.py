@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from utils.data.dataset import DetectionDataset, Sample
+from utils.data.formats import ShardSplit
 from utils.data.labels import Entry
+from utils.data.shards import ShardDataset, ShardLoader
 from utils.log import LOGGER
 
 # Numbers that keep these random streams apart from those of the samples, which are seeded by (seed, epoch, index)
@@ -44,8 +46,9 @@ def create_dataloader(
     fraction: float = 1.0,
     mosaic_until: int | None = None,
     channels: int = 3,
-) -> tuple[torch.utils.data.DataLoader, DetectionDataset]:
-    """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`).
+) -> tuple[torch.utils.data.DataLoader | ShardLoader, DetectionDataset]:
+    """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`; of tar
+    shards see `utils.data.shards`, for which `cache`, `quad` and `rect` mean nothing).
 
     Call `loader.sampler.set_epoch(epoch)` before each epoch. The last batch may be smaller.
 
@@ -60,13 +63,29 @@ def create_dataloader(
     if rect and shuffle:
         LOGGER.warning(f"{prefix}shuffle is ignored: rect makes its batches by aspect ratio")
         shuffle = False
+    workers = min((os.cpu_count() or 1) // world_size, workers)
+    settings = {
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _one_opencv_thread,
+        "generator": torch.Generator().manual_seed(seed),  # else each epoch takes a number from the global generator
+    }
+    if isinstance(path, ShardSplit):
+        if quad or (rect and augment) or cache:
+            LOGGER.warning(f"{prefix}cache, quad and rect are ignored: shards are read from front to back")
+        dataset = ShardDataset(
+            path, image_size, stride, pad, augment=augment, hyp=hyp, single_cls=single_cls, nc=nc, seed=seed,
+            prefix=prefix, fraction=fraction, mosaic_until=mosaic_until, channels=channels,
+        )  # fmt: skip
+        return ShardLoader(
+            dataset, path.files, batch_size, collate, max(rank, 0), world_size, workers, **settings
+        ), dataset
     dataset = DetectionDataset(
         path, image_size, batch_size, augment, hyp, rect, cache, single_cls, stride, pad, nc, seed, prefix,
         fraction, mosaic_until, channels,
     )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
     sampler = EpochSampler(len(dataset), shuffle, seed, max(rank, 0), world_size, block=batch_size if rect else 1)
-    workers = min((os.cpu_count() or 1) // world_size, batch_size if batch_size > 1 else 0, workers)
+    workers = min(batch_size if batch_size > 1 else 0, workers)
     # only a forked worker shares the memory of cached images; others would be sent a copy each
     fork = cache and workers and "fork" in multiprocessing.get_all_start_methods()
     loader = torch.utils.data.DataLoader(
@@ -75,11 +94,9 @@ def create_dataloader(
         sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_opencv_thread,
         multiprocessing_context="fork" if fork else None,
-        generator=torch.Generator().manual_seed(seed),  # else each epoch takes a number from the global generator
         persistent_workers=workers > 0,
+        **settings,
     )
     return loader, dataset
 
