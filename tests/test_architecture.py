@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     "models.registry", "utils.log", "utils.cli", "utils.boxes", "utils.files", "utils.dist", "utils.device",
     "utils.downloads", "utils.activations", "utils.checkpoint",
-    "utils.data.shapes", "utils.data.dataset_yaml", "utils.data.images", "utils.data.labels",
-    "utils.data.cache", "utils.data.augmentations", "utils.data.dataset", "utils.data.loader",
+    "utils.data.shapes", "utils.data.images", "utils.data.formats", "utils.data.dataset_yaml", "utils.data.labels",
+    "utils.data.cache", "utils.data.augmentations", "utils.data.dataset", "utils.data.shards", "utils.data.loader",
     "utils.training.hyperparameters", "utils.training.targets", "utils.training.loss", "utils.training.optimizer",
     "utils.training.schedule", "utils.training.ema", "utils.training.sampling", "utils.training.autoanchor",
     "utils.training.guard", "utils.training.records", "utils.training.autobatch", "utils.training.loggers",

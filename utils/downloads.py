@@ -1,9 +1,23 @@
-"""Fetching a file, only ever when the user asked for it."""
+"""Fetching a file, only ever when the user asked for it; and unpacking a data set from an archive."""
 
 import hashlib
 import http.client
+import logging
+import os
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
 import urllib.request
-from pathlib import Path
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from tqdm import tqdm
 
 from utils.files import atomic_write
 from utils.log import LOGGER
@@ -17,12 +31,15 @@ def download(url: str, path: str | Path, sha256: str = "", timeout: float = 30.0
     path = Path(path)
     LOGGER.info(f"downloading {url} to {path}")
     digest = hashlib.sha256()
+    quiet = not LOGGER.isEnabledFor(logging.INFO)
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response, atomic_write(path) as file:
-            while block := response.read(1 << 20):
-                digest.update(block)
-                file.write(block)
             promised = response.headers.get("Content-Length")
+            with tqdm(total=int(promised or 0) or None, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
+                while block := response.read(1 << 20):
+                    digest.update(block)
+                    file.write(block)
+                    bar.update(len(block))
             if promised and int(promised) != file.tell():
                 raise OSError(f"the connection broke after {file.tell()} of {promised} bytes")
             if sha256 and digest.hexdigest() != sha256:
@@ -38,3 +55,156 @@ def download_weights(path: str | Path) -> Path:
     if path.name not in RELEASE_WEIGHTS:
         raise FileNotFoundError(f"no such file: {path}; --download knows {', '.join(RELEASE_WEIGHTS)}")
     return download(f"{RELEASE}/{path.name}", path)
+
+
+# --- data sets --------------------------------------------------------------------------------------------------------
+
+
+def _unsafe(name: str) -> bool:
+    """True for a path that is absolute, climbs, or is read otherwise on Windows."""
+    return name.startswith("/") or "\\" in name or "\0" in name or name[1:2] == ":" or ".." in PurePosixPath(name).parts
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip or tar file of a data set."""
+
+    url: str  # http or https
+    sha256: str  # 64 hexadecimal digits
+    folder: str = ""  # below the data set's root, where it is unpacked
+
+    def __post_init__(self):
+        if not re.match(r"https?://", self.url):
+            raise ValueError(f"url must start with http:// or https://, got {self.url!r}")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256 of {self.url} must be 64 digits 0-9 a-f, got {self.sha256!r}")
+        if _unsafe(self.folder):
+            raise ValueError(f"folder of {self.url} must lie below the data set's root, got {self.folder!r}")
+
+
+COCO, VOC = "http://images.cocodataset.org", "http://pjreddie.com/media/files"
+KNOWN_SETS = {  # checksums as TensorFlow Datasets publishes them
+    "coco2017": (
+        Archive(
+            f"{COCO}/annotations/annotations_trainval2017.zip",
+            "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+        ),
+        Archive(
+            f"{COCO}/zips/val2017.zip",
+            "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+            "images",
+        ),
+        Archive(
+            f"{COCO}/zips/train2017.zip",
+            "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+            "images",
+        ),
+    ),
+    "voc2007": (
+        Archive(
+            f"{VOC}/VOCtrainval_06-Nov-2007.tar", "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508"
+        ),
+        Archive(f"{VOC}/VOCtest_06-Nov-2007.tar", "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892"),
+    ),
+    "voc2012": (
+        Archive(
+            f"{VOC}/VOCtrainval_11-May-2012.tar", "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb"
+        ),
+    ),
+}
+MOST_EXPANSION = 100  # an archive that would unpack to more times its size is a bomb; pictures hardly shrink at all
+ALWAYS_ALLOWED = 1 << 24  # bytes, whatever the size of the archive
+BLOCK = 512  # bytes that a file counts at least, so that a host of empty ones is a bomb too
+
+
+def download_dataset(archives: list[Archive], root: Path) -> None:
+    """Fetches archives and unpacks them below root; they are deleted when all are unpacked.
+
+    One that an interrupted call left whole is not fetched again. Raises FileNotFoundError where one cannot be fetched,
+    ValueError where its SHA-256 differs, or it is not safe to unpack; then nothing of it is unpacked.
+    """
+    store = root / ".downloads"
+    store.mkdir(parents=True, exist_ok=True)
+    for archive in archives:
+        file = store / archive.sha256
+        if not (file.is_file() and _sha256(file) == archive.sha256):
+            download(archive.url, file, archive.sha256)
+        LOGGER.info(f"unpacking {archive.url} into {root / archive.folder}")
+        unpack(file, root / archive.folder, archive.url)
+    shutil.rmtree(store)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def unpack(archive: Path, folder: Path, name: str = "") -> None:
+    """Unpacks a zip or tar file into a folder, all of it or nothing; files that are there are replaced.
+
+    Raises ValueError for what is not a plain file or folder (such as a link), for a name that would lie outside the
+    folder, and for more than MOST_EXPANSION times the size of the archive or than the disk has room for.
+    """
+    name = name or str(archive)
+    folder.mkdir(parents=True, exist_ok=True)
+    most = min(max(MOST_EXPANSION * archive.stat().st_size, ALWAYS_ALLOWED), shutil.disk_usage(folder).free)
+    unpacked = Path(tempfile.mkdtemp(prefix=".unpacked", dir=archive.parent))
+    try:
+        total = 0
+        for member, size, file in _members(archive, name):
+            total += BLOCK + size
+            if total > most:
+                raise ValueError(
+                    f"{name}: unpacks to more than {most} bytes, its {MOST_EXPANSION}-fold or all free space"
+                )
+            if _unsafe(member):
+                raise ValueError(f"{name}: {member!r} would be written outside the folder; nothing is unpacked")
+            _write_member(unpacked / member, file, name)
+        _move_files(unpacked, folder)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{name}: not a sound archive: {error}") from None
+    finally:
+        shutil.rmtree(unpacked)
+
+
+def _members(archive: Path, name: str) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    """Name, size in bytes and content of all that an archive holds; no content for a folder."""
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if not (member.isfile() or member.isdir()):
+                    raise ValueError(f"{name}: {member.name!r} is a link or device; nothing is unpacked")
+                yield member.name, member.size, tar.extractfile(member)
+    elif zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as bundle:
+            for entry in bundle.infolist():
+                if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise ValueError(f"{name}: {entry.filename!r} is a link or device; nothing is unpacked")
+                if entry.flag_bits & 1:
+                    raise ValueError(f"{name}: {entry.filename!r} is encrypted; nothing is unpacked")
+                yield entry.filename, entry.file_size, None if entry.is_dir() else bundle.open(entry)
+    else:
+        raise ValueError(f"{name}: neither a zip nor a tar file")
+
+
+def _write_member(path: Path, content: IO[bytes] | None, name: str) -> None:
+    try:
+        if content is None:
+            path.mkdir(parents=True, exist_ok=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with content, open(path, "xb") as file:
+            shutil.copyfileobj(content, file, 1 << 20)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{name}: holds {path.name!r} twice; nothing is unpacked") from None
+
+
+def _move_files(source: Path, folder: Path) -> None:
+    for parent, _, files in os.walk(source):
+        place = folder / os.path.relpath(parent, source)
+        place.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            os.replace(os.path.join(parent, file), place / file)

@@ -3,9 +3,9 @@
 Whatever is random is split in two: `draw_*(rng, ...)` takes a generator and returns the numbers, another function
 applies numbers to a picture. The same numbers give the same picture on every machine.
 
-Pictures are uint8 (height, width, 3) in BGR order and never changed in place. Labels are (n, 5): class, then a box
-whose format each function names. Polygons are a list of n arrays (k, 2), one per label row, empty (k = 0) where the
-row has only a box; an empty list says the same for all rows.
+Pictures are uint8 (height, width, C), with C = 3 in BGR order, and never changed in place. Labels are (n, 5): class,
+then a box whose format each function names. Polygons are a list of n arrays (k, 2), one per label row, empty (k = 0)
+where the row has only a box; an empty list says the same for all rows.
 """
 
 import math
@@ -23,9 +23,10 @@ from utils.boxes import (
     resample_polygons,
     xywhn_to_xyxy,
 )
+from utils.data.images import by_fours
 
 GREY = 114  # of every pixel that no picture covers
-FILL = (GREY, GREY, GREY)
+FILL = (GREY, GREY, GREY, GREY)
 STRIP = 64  # rows that are recoloured at a time
 ALMOST_HALF = -0.499  # added before rounding to the nearest, rounds down
 
@@ -73,7 +74,7 @@ def letterbox_geometry(
 def letterbox(
     image: np.ndarray,
     new_shape: int | tuple[int, int] = 640,
-    color: tuple[int, int, int] = FILL,
+    color: tuple[int, ...] = FILL,
     auto: bool = True,
     stretch: bool = False,
     scaleup: bool = True,
@@ -91,8 +92,8 @@ def letterbox(
     """
     place = letterbox_geometry(image.shape[:2], new_shape, auto, stretch, scaleup, stride)
     if image.shape[:2] != place.inner:
-        image = cv2.resize(image, place.inner[::-1], interpolation=cv2.INTER_LINEAR)
-    image = cv2.copyMakeBorder(image, *place.border, cv2.BORDER_CONSTANT, value=color)
+        image = by_fours(lambda part: cv2.resize(part, place.inner[::-1], interpolation=cv2.INTER_LINEAR), image)
+    image = by_fours(lambda part: cv2.copyMakeBorder(part, *place.border, cv2.BORDER_CONSTANT, value=color), image)
     return image, place.ratio, place.pad
 
 
@@ -103,18 +104,22 @@ def letterbox_planes(
     scaleup: bool = True,
     stride: int = 32,
 ) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
-    """`letterbox` in grey, as networks take it: uint8 (3, height, width) in RGB order, ratio and padding.
+    """`letterbox` in grey, as networks take it: uint8 (C, height, width), of three in RGB order, ratio and padding.
 
     The one way from a BGR picture to a network's input, for evaluation and for detection.
     """
     place = letterbox_geometry(image.shape[:2], new_shape, auto, scaleup=scaleup, stride=stride)
     height, width = place.inner
     if image.shape[:2] != place.inner:
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        image = by_fours(lambda part: cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR), image)
     top, bottom, left, right = place.border
-    planes = np.full((3, top + height + bottom, left + width + right), GREY, np.uint8)
-    blue, green, red = planes[::-1, top : top + height, left : left + width]
-    cv2.split(image, [blue, green, red])
+    planes = np.full((image.shape[2], top + height + bottom, left + width + right), GREY, np.uint8)
+    inner = planes[:, top : top + height, left : left + width]
+    if len(planes) == 3:
+        blue, green, red = inner[::-1]
+        cv2.split(image, [blue, green, red])
+    else:
+        inner[:] = image.transpose(2, 0, 1)
     return planes, place.ratio, place.pad
 
 
@@ -184,8 +189,8 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, new_shape: tuple[int, int]
         return image
     height, width = new_shape
     if _is_affine(matrix):
-        return cv2.warpAffine(image, matrix[:2], (width, height), borderValue=FILL)
-    return cv2.warpPerspective(image, matrix, (width, height), borderValue=FILL)
+        return by_fours(lambda part: cv2.warpAffine(part, matrix[:2], (width, height), borderValue=FILL), image)
+    return by_fours(lambda part: cv2.warpPerspective(part, matrix, (width, height), borderValue=FILL), image)
 
 
 def _is_affine(matrix: np.ndarray) -> bool:
@@ -309,7 +314,7 @@ def mosaic9_tiles(shapes: list[tuple[int, int]], corner: tuple[int, int], size: 
 
 def mosaic_canvas(images: list[np.ndarray], tiles: list[Tile], size: int) -> np.ndarray:
     """Pictures pasted on a grey canvas of 2 size x 2 size pixels."""
-    canvas = np.full((2 * size, 2 * size, 3), GREY, dtype=np.uint8)
+    canvas = np.full((2 * size, 2 * size, images[0].shape[2]), GREY, dtype=np.uint8)
     for image, ((x1, y1, x2, y2), (left, top)) in zip(images, tiles):
         canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]
     return canvas
@@ -362,7 +367,8 @@ def warp_mosaic(images: list[np.ndarray | None], tiles: list[Tile], matrix: np.n
     assert _is_affine(matrix)
     upright = matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0
     shrink = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
-    frame = np.full((size, size, 3), GREY, dtype=np.uint8)
+    channels = next((image.shape[2] for image in images if image is not None), 3)
+    frame = np.full((size, size, channels), GREY, dtype=np.uint8)
     for image, tile, span in zip(images, tiles, tile_spans(tiles, matrix, size)):
         if span is None:
             continue
@@ -377,20 +383,28 @@ def warp_mosaic(images: list[np.ndarray | None], tiles: list[Tile], matrix: np.n
             continue
         to_part = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ to_frame
         # a margin, so that nothing of the fill is blended in along the seams
-        image = cv2.copyMakeBorder(image, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+        image = by_fours(lambda part: cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE), image)
         to_part = to_part @ np.array([[1, 0, -1], [0, 1, -1], [0, 0, 1]])
-        patch = cv2.warpAffine(image, to_part[:2], (right - left, bottom - top))
+        patch = _warp(image, to_part, (right - left, bottom - top))
         mask = np.zeros(patch.shape[:2], np.uint8)
         corners = _corners(tile, matrix) - (left, top)
         cv2.fillConvexPoly(mask, np.round(corners * 16).astype(np.int32), 255, shift=4)
-        cv2.copyTo(patch, mask, part)
+        if channels == 3:
+            cv2.copyTo(patch, mask, part)
+        else:
+            np.copyto(part, patch, where=mask[:, :, None] > 0)
     return frame
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], **options) -> np.ndarray:
+    return by_fours(lambda part: cv2.warpAffine(part, matrix[:2], size, **options), image)
 
 
 def _half(image: np.ndarray) -> np.ndarray:
     """Each pixel the mean of 2 x 2; the last row or column of an odd number is dropped."""
     height, width = (side // 2 for side in image.shape[:2])
-    return cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+    even = image[: 2 * height, : 2 * width]
+    return by_fours(lambda part: cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), even)
 
 
 REACH = 40  # pixels that a resize may begin before, and end behind, what is seen of it
@@ -408,15 +422,15 @@ def _resize_into(part: np.ndarray, image: np.ndarray, matrix: np.ndarray, left: 
     y = _whole_range(matrix[1, 1], matrix[1, 2], top, top + height)
     if x is None or y is None:
         to_part = matrix[:2] - [[0, 0, left], [0, 0, top]]
-        part[:] = cv2.warpAffine(image, to_part, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        part[:] = _warp(image, to_part, (width, height), borderMode=cv2.BORDER_REPLICATE)
         return
     (x1, x2, x_from, x_to), (y1, y2, y_from, y_to) = x, y
     rows, columns = image.shape[:2]
     inside = image[max(y1, 0) : min(y2, rows), max(x1, 0) : min(x2, columns)]
     beyond = max(-y1, 0), max(y2 - rows, 0), max(-x1, 0), max(x2 - columns, 0)
     if any(beyond):
-        inside = cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_REPLICATE)
-    resized = cv2.resize(inside, (x_to - x_from, y_to - y_from))
+        inside = by_fours(lambda part: cv2.copyMakeBorder(part, *beyond, cv2.BORDER_REPLICATE), inside)
+    resized = by_fours(lambda part: cv2.resize(part, (x_to - x_from, y_to - y_from)), inside)
     part[:] = resized[top - y_from :, left - x_from :][:height, :width]
 
 
@@ -481,7 +495,7 @@ def copy_paste(
             polygons.append(np.stack([width - polygons[row][:, 0], polygons[row][:, 1]], 1))
             cv2.drawContours(mask, [polygons[row].astype(np.int32)], -1, 255, cv2.FILLED)
     if mask.any():
-        pasted = cv2.flip(cv2.bitwise_and(image, image, mask=mask), 1)
+        pasted = np.where(mask[..., None] > 0, image, 0)[:, ::-1]
         # as in v6.1 channel by channel: a channel that is 0 in the object lets the background through
         image = np.where(pasted > 0, pasted, image)
     return image, labels, polygons
@@ -496,8 +510,8 @@ def draw_hsv(rng: np.random.Generator, hue: float, saturation: float, value: flo
 
 
 def adjust_hsv(image: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
-    """Multiplies hue (which wraps around), saturation and value (which saturate)."""
-    if np.all(np.equal(multipliers, 1)):
+    """Multiplies hue (which wraps around), saturation and value (which saturate). Only of pictures in colour."""
+    if image.shape[2] != 3 or np.all(np.equal(multipliers, 1)):
         return image  # there and back through HSV would lose a little
     levels = np.arange(256)
     hue, saturation, value = np.multiply.outer(multipliers, levels)
@@ -507,12 +521,14 @@ def adjust_hsv(image: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
 
 
 def to_planes(image: np.ndarray, multipliers: np.ndarray | None = None) -> np.ndarray:
-    """The picture as networks take it, uint8 (3, height, width) in RGB order, its colours multiplied on the way.
+    """The picture as networks take it, uint8 (C, height, width), of three in RGB order, whose colours are multiplied.
 
     Equal to `adjust_hsv` but for the rounding of one pixel in a hundred, by a level or two: hue, saturation and value
     are multiplied by arithmetic, not by a table, strip by strip while they are in the processor's cache.
     """
-    height, width = image.shape[:2]
+    height, width, channels = image.shape
+    if channels != 3:
+        return np.ascontiguousarray(image.transpose(2, 0, 1))
     planes = np.empty((3, height, width), np.uint8)
     if multipliers is None or np.all(np.equal(multipliers, 1)):
         cv2.split(image, [planes[2], planes[1], planes[0]])
@@ -533,12 +549,12 @@ def to_planes(image: np.ndarray, multipliers: np.ndarray | None = None) -> np.nd
 
 def flip_up_down(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Top to bottom; labels are class and xywh 0-1."""
-    return cv2.flip(image, 0), _mirror(labels, 2)
+    return by_fours(lambda part: cv2.flip(part, 0), image), _mirror(labels, 2)
 
 
 def flip_left_right(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left to right; labels are class and xywh 0-1."""
-    return cv2.flip(image, 1), _mirror(labels, 1)
+    return by_fours(lambda part: cv2.flip(part, 1), image), _mirror(labels, 1)
 
 
 def _mirror(labels: np.ndarray, column: int) -> np.ndarray:

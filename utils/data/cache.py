@@ -1,6 +1,7 @@
 """Decoded images kept for reuse: in memory, one copy for all processes of a machine, or in the user's cache folder."""
 
 import hashlib
+import math
 import mmap
 import os
 import platform
@@ -37,7 +38,7 @@ def cache_folder() -> Path:
 
 
 class SharedImages:
-    """uint8 BGR images in one block of memory, which other processes of this user can open; none can change them.
+    """uint8 images in one block of memory, which other processes of this user can open; none can change them.
 
     A block is found by its key, lives as long as a process has it open, and leaves nothing behind, however they end.
     A forked worker inherits it, a spawned one opens it again, and so does the next process that asks for the same key.
@@ -57,9 +58,11 @@ class SharedImages:
         shapes: np.ndarray,
         fill: Callable[[list[np.ndarray]], None],
         fits: Callable[[int], bool] = lambda size: True,
+        channels: int = 3,
     ):
         self._shapes = shapes
-        self._starts = HEAD + np.cumsum([0, *(shapes.prod(1) * 3)], dtype=np.int64)
+        self._channels = channels
+        self._starts = HEAD + np.cumsum([0, *(shapes.prod(1) * channels)], dtype=np.int64)
         self._mark = hashlib.sha256(f"images {VERSION} {key}".encode()).digest()
         name = cache_folder() / "memory" / f"{platform.node()}-{self._mark.hex()[:32]}"
         try:
@@ -76,10 +79,9 @@ class SharedImages:
             self._make(fill, fits)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """(height, width, 3) image i, which cannot be written to."""
-        height, width = self._shapes[i].tolist()
-        image = np.frombuffer(self._memory, np.uint8, height * width * 3, int(self._starts[i]))
-        return image.reshape(height, width, 3)
+        """(height, width, channels) image i, which cannot be written to."""
+        shape = (*self._shapes[i].tolist(), self._channels)
+        return np.frombuffer(self._memory, np.uint8, math.prod(shape), int(self._starts[i])).reshape(shape)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name not in ("_memory", "_file")}
@@ -102,7 +104,7 @@ class SharedImages:
         self._file.truncate(size)
         block = np.frombuffer(mmap.mmap(self._file.fileno(), size), np.uint8)
         parts = [block[a:b] for a, b in zip(self._starts, self._starts[1:])]
-        fill([part.reshape(*shape, 3) for part, shape in zip(parts, self._shapes.tolist())])
+        fill([part.reshape(*shape, self._channels) for part, shape in zip(parts, self._shapes.tolist())])
         block[: len(self._mark)] = np.frombuffer(self._mark, np.uint8)  # last: the block is whole
         self._memory = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
 
@@ -157,8 +159,9 @@ class ImagesOnDisk:
     kind: how the pixels were made, where it matters; part of an entry's name.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, channels: int = 3):
         self.kind = kind
+        self.channels = channels
         self.folder = cache_folder() / f"images-{VERSION}"
         self._writable = True
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -173,7 +176,8 @@ class ImagesOnDisk:
             pixels = np.fromfile(self._path(data), np.uint8)
         except OSError:
             return None
-        return pixels.reshape(*shape, 3) if pixels.size == shape[0] * shape[1] * 3 else None
+        shape = (*shape, self.channels)
+        return pixels.reshape(shape) if pixels.size == math.prod(shape) else None
 
     def save(self, data: np.ndarray, image: np.ndarray) -> None:
         """Keeps the image made of a file's bytes; a disk that takes no more is a warning, once."""

@@ -2,7 +2,7 @@
 
 The contracts of the data, cited elsewhere as "the contracts of utils/data/dataset.py":
 
-    images   uint8   (B, C, H, W)   RGB, letterboxed
+    images   uint8   (B, C, H, W)   RGB (or grey, or more channels, as the data set YAML says), letterboxed
     targets  float32 (T, 6)         image index in batch, class, x, y, w, h: centre form, 0-1 of the letterboxed image
     shapes   per image              ((h0, w0), ((gain_h, gain_w), (pad_w, pad_h))); None for a mosaic
     raw      list of (B, A, h, w, 5+nc)   logits, at strides 8, 16, 32
@@ -53,8 +53,8 @@ from utils.data.augmentations import (
     warp_mosaic,
 )
 from utils.data.cache import DISK_SHARE, GIB, SHARE, ImagesOnDisk, SharedImages, free_memory
-from utils.data.images import decode_image
-from utils.data.labels import Annotations, files_digest, image_to_label_path, parse_labels, scan
+from utils.data.images import by_fours, decode_image
+from utils.data.labels import Annotations, Entry, files_digest, image_to_label_path, parse_labels, scan
 from utils.log import LOGGER
 
 FRACTION_STREAM = 3  # keeps this random stream apart from those of the samples, seeded by (seed, epoch, index)
@@ -68,7 +68,7 @@ class DetectionDataset(torch.utils.data.Dataset):
     """Images of a dataset entry with their boxes.
 
     Args:
-        path: folder of images, list file, or list of those (see `utils.data.images.list_images`).
+        path: folder of images, list file, or list of those, or a split in another format (see `utils.data.labels`).
         image_size: longer side of a sample in pixels; square samples unless `rect`.
         batch_size: only for `rect`, whose shapes are chosen batch by batch.
         augment: mosaic, warps, colours and flips, as `hyp` says.
@@ -85,6 +85,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         fraction: share of the images, above 0 and at most 1, that is used; which ones, the seed decides.
         mosaic_until: from this epoch on no mosaic, and so neither mixup nor copy-paste, which need one; None for never.
         strict, rehash: see `utils.data.labels.scan`.
+        channels: of a picture (see `utils.data.images.read_image`); hue and saturation vary only in colour.
 
     Attributes:
         image_files: n paths.
@@ -99,7 +100,7 @@ class DetectionDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        path: str | list[str],
+        path: Entry,
         image_size: int = 640,
         batch_size: int = 16,
         augment: bool = False,
@@ -116,6 +117,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         mosaic_until: int | None = None,
         strict: bool = False,
         rehash: bool = False,
+        channels: int = 3,
     ):
         if augment and hyp is None:
             raise ValueError("augment needs the augmentation hyperparameters: give hyp")
@@ -129,6 +131,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.rect = rect
         self.mosaic = augment and not rect
         self.mosaic_until = math.inf if mosaic_until is None else mosaic_until
+        self.channels = channels
         self.seed = seed
         self.prefix = prefix
         self.epoch = 0
@@ -137,7 +140,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self._in_memory: SharedImages | None = None
         self._on_disk: ImagesOnDisk | None = None
 
-        annotations = scan(path, prefix, strict=strict, rehash=rehash)
+        annotations = self.annotate(path, strict, rehash)
         if augment and not annotations.counts["found"]:
             raise ValueError(
                 f"{path}: no label files, so there is nothing to learn; the label of {annotations.images[0]} "
@@ -165,10 +168,27 @@ class DetectionDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.image_files)
 
+    def annotate(self, path: Entry, strict: bool, rehash: bool) -> Annotations:
+        """All images of an entry with their labels."""
+        return scan(path, self.prefix, strict=strict, rehash=rehash)
+
     def labels_of(self, i: int) -> np.ndarray:
         """float32 (m, 5) labels of image i: class, x, y, w, h, 0-1."""
         starts = self._annotations.starts
         return self.labels[starts[i] : starts[i + 1]]
+
+    def polygons_of(self, i: int) -> list[np.ndarray]:
+        """m polygons float32 (k, 2) of image i: x, y, 0-1; k = 0 where there is only a box."""
+        return self._annotations.polygons_of(i)
+
+    def partners(self, rng: np.random.Generator, group: tuple | None = None, size: int | None = None):
+        """Random images, of all or of a group, to join another in a mosaic: one, or `size` of them."""
+        drawn = rng.integers(len(group or self), size=size)
+        return np.array(group)[drawn] if group else drawn
+
+    def frame(self, index: int) -> int | tuple[int, int]:
+        """Side, or (height, width), of the letterboxed picture of an image."""
+        return tuple(self.batch_shapes[self.batch_index[index]].tolist()) if self.rect else self.image_size
 
     def set_epoch(self, epoch: int) -> None:
         """Epoch of samples asked for by index alone; does not reach workers that already run."""
@@ -187,7 +207,7 @@ class DetectionDataset(torch.utils.data.Dataset):
             self._of_batch = None
 
     def __getitem__(self, key: int | tuple) -> Sample:
-        """Sample `index`, or (epoch, index): image uint8 (3, H, W) RGB, targets float32 (m, 6) with column 0 still 0,
+        """Sample `index`, or (epoch, index): image uint8 (C, H, W), targets float32 (m, 6) with column 0 still 0,
         path, and shapes. (epoch, index, group): the other images of its mosaic come from those numbered in `group`.
         """
         epoch, index, group = (*key, None)[:3] if isinstance(key, tuple) else (self.epoch, key, None)
@@ -195,7 +215,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         if self.mosaic and epoch < self.mosaic_until and rng.random() < self.hyp["mosaic"]:
             image, labels = self._mosaic(index, rng, group)
             if rng.random() < self.hyp["mixup"]:
-                other = self._mosaic(self._draw_images(rng, group), rng, group)
+                other = self._mosaic(int(self.partners(rng, group)), rng, group)
                 image, labels = mixup(image, labels, *other, draw_mixup(rng))
             shapes = None
         else:
@@ -215,14 +235,13 @@ class DetectionDataset(torch.utils.data.Dataset):
         targets[:, 1:] = torch.from_numpy(labels)
         return torch.from_numpy(image), targets, self.image_files[index], shapes
 
-    # --- parts of a sample: image BGR (planes if not augmenting), and labels as class and pixel xyxy ------------------
+    # --- parts of a sample: image (h, w, C), planes if not augmenting, and labels as class and pixel xyxy -------------
 
     def _letterboxed(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Shapes]:
         image, (h0, w0) = self.load_image(index)
         height, width = image.shape[:2]
-        frame = tuple(self.batch_shapes[self.batch_index[index]].tolist()) if self.rect else self.image_size
         fit = letterbox if self.augment else letterbox_planes
-        image, ratio, pad = fit(image, frame, auto=False, scaleup=self.augment)
+        image, ratio, pad = fit(image, self.frame(index), auto=False, scaleup=self.augment)
         shapes = (h0, w0), ((height / h0, width / w0), pad)
         labels = self.labels_of(index)
         boxes = xywhn_to_xyxy(labels[:, 1:], ratio[0] * width, ratio[1] * height, *pad)
@@ -238,13 +257,13 @@ class DetectionDataset(torch.utils.data.Dataset):
         """
         size = self.image_size
         nine = self.hyp.get("mosaic9", 0) and rng.random() < self.hyp["mosaic9"]
-        indices = rng.permutation([index, *self._draw_images(rng, group, 8 if nine else 3)])
+        indices = rng.permutation([index, *self.partners(rng, group, 8 if nine else 3)])
         sizes = [self.loaded_shape(i) for i in indices]
         if nine:
             tiles = mosaic9_tiles(sizes, draw_mosaic9_corner(rng, size), size)
         else:
             tiles = mosaic_tiles(sizes, draw_mosaic_centre(rng, size), size)
-        polygons = [self._annotations.polygons_of(i) for i in indices]
+        polygons = [self.polygons_of(i) for i in indices]
         labels, polygons = mosaic_labels([self.labels_of(i) for i in indices], polygons, sizes, tiles, size)
         picked = [] if nine else draw_copy_paste(rng, polygons, self.hyp["copy_paste"])
         warp = self._draw_warp(rng)
@@ -258,11 +277,6 @@ class DetectionDataset(torch.utils.data.Dataset):
         # a tile that lies outside of the frame is not even read
         images = [self.load_image(i)[0] if span else None for i, span in zip(indices, tile_spans(tiles, matrix, size))]
         return warp_mosaic(images, tiles, matrix, size), labels
-
-    def _draw_images(self, rng: np.random.Generator, group: tuple | None, size: int | None = None):
-        """Numbers of random images, of all or of a group."""
-        drawn = rng.integers(len(group or self), size=size)
-        return np.array(group)[drawn] if group else drawn
 
     def _draw_warp(self, rng: np.random.Generator):
         ranges = ("degrees", "translate", "scale", "shear", "perspective")
@@ -278,7 +292,7 @@ class DetectionDataset(torch.utils.data.Dataset):
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def load_image(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """Image i, uint8 (h, w, 3) BGR with its longer side at the image size, and the (height, width) it had.
+        """Image i, uint8 (h, w, C) with its longer side at the image size, and the (height, width) it had.
 
         It may be shared with others and is not to be written to.
         """
@@ -311,7 +325,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         w0, h0 = self._annotations.sizes[i].tolist()
         gain = self.image_size / max(h0, w0)
         # evaluation averages over all pixels, as v6.1; training may let the decoder do part of it
-        image = decode_image(data, self.image_files[i], shrink=1 / gain if self.augment else 1)
+        image = decode_image(data, self.image_files[i], self.channels, shrink=1 / gain if self.augment else 1)
         factor = round(h0 / image.shape[0])
         if factor == 0 or image.shape[:2] != (-(-h0 // factor), -(-w0 // factor)):
             now = f"{image.shape[1]} x {image.shape[0]}"
@@ -323,20 +337,20 @@ class DetectionDataset(torch.utils.data.Dataset):
         if factor > 1:
             # by exactly so much, then cut: the last pixel may stand for less than the others do
             gains = {"fx": factor * width / w0, "fy": factor * height / h0}
-            image = np.ascontiguousarray(cv2.resize(image, None, **gains)[:height, :width])
+            image = np.ascontiguousarray(cv2.resize(image, None, **gains)[:height, :width])  # in colour, always
         elif image.shape[:2] != (height, width):
             # area averaging is the truer reduction, linear the faster: training sees the fast one, as in v6.1
             method = cv2.INTER_LINEAR if self.augment or gain > 1 else cv2.INTER_AREA
-            image = cv2.resize(image, (width, height), interpolation=method)
+            image = by_fours(lambda part: cv2.resize(part, (width, height), interpolation=method), image)
         return image
 
     def _keep_images(self, cache: str | None) -> None:
         """Prepares `load_image` to keep images in memory, on disk, or not, as `cache` says and room allows."""
         shapes = np.array([self.loaded_shape(i) for i in range(len(self))])
-        needed = int(shapes.prod(1).sum() * 3)
-        method = "linear" if self.augment else "area"
+        needed = int(shapes.prod(1).sum() * self.channels)
+        method = f"{'linear' if self.augment else 'area'}-{self.channels}"
         if cache == "disk":
-            on_disk = ImagesOnDisk(f"{self.image_size}-{method}")
+            on_disk = ImagesOnDisk(f"{self.image_size}-{method}", self.channels)
             free = shutil.disk_usage(on_disk.folder).free
             if self._enough(needed, free, DISK_SHARE, f"space in {on_disk.folder}", warn=True):
                 self._on_disk = on_disk
@@ -344,7 +358,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         elif cache in SHARE:
             key = f"{self.image_size} {method} {files_digest(self.image_files)}"
             try:
-                self._in_memory = SharedImages(key, shapes, self._fill, lambda size: self._fits(size, cache))
+                self._in_memory = SharedImages(key, shapes, self._fill, lambda n: self._fits(n, cache), self.channels)
             except MemoryError:
                 pass  # has been said
 
@@ -395,8 +409,9 @@ class DetectionDataset(torch.utils.data.Dataset):
         row = int(np.argmax(self.labels[:, 0] >= nc))
         image = self.image_files[int(np.searchsorted(self._annotations.starts, row, side="right")) - 1]
         label_file = image_to_label_path(image)
-        parse_labels(Path(label_file).read_text(encoding="utf-8"), label_file, nc)  # raises, naming the line
-        raise ValueError(f"{label_file}: class {self.labels[row, 0]:g} but there are {nc} classes")
+        if os.path.isfile(label_file):
+            parse_labels(Path(label_file).read_text(encoding="utf-8"), label_file, nc)  # raises, naming the line
+        raise ValueError(f"{image}: class {self.labels[row, 0]:g} but there are {nc} classes")
 
 
 def rect_shapes(shapes: np.ndarray, batch_size: int, image_size: int, stride: int, pad: float) -> np.ndarray:

@@ -5,33 +5,61 @@
     val: images/val
     nc: 3
     names: [red, white, platelet]     # or {0: red, 1: white, 2: platelet}
+    channels: 3                       # of a picture: 1 for grey, 3 for colour (also without the key), or more
 
-Two optional keys say what to do where images are missing: `draw: shapes` has them drawn; `download:` is shown to the
-user and never executed.
+A split may also be COCO JSON, whose classes are matched by name (without nc and names those of the JSON are taken):
+
+    train: annotations/instances_train2017.json
+    train_images: images/train2017    # where `file_name` starts; `images` says it for all splits; else the root
+
+or Pascal VOC, a list below ImageSets or a folder called Annotations (with `format: voc` any folder of XML files):
+
+    train: VOC2007/ImageSets/Main/trainval.txt
+    difficult: true                   # keep the objects marked as difficult, which v6.1 leaves out
+
+or WebDataset tar shards (`utils.data.shards`): `train: shards/train-{000000..000099}.tar`.
+
+Two optional keys say what to do where images are missing. `draw: shapes` has them drawn. `download` is fetched where
+the user asked for that: the name of a known set (`utils.downloads.KNOWN_SETS`), archives, or a list of both:
+
+    download:
+      - {url: https://example.com/cells.zip, sha256: 0123...cdef, folder: images}   # folder: below the root
+
+Any other text is shown to the user, and never executed.
 """
 
 import difflib
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from utils.cli import require
+from utils.data.formats import CocoSplit, ShardSplit, VocSplit, coco_names, is_voc_place
+from utils.downloads import KNOWN_SETS, Archive, download_dataset
 from utils.files import ROOT, find_file, read_yaml
 from utils.log import LOGGER
 
+MOST_SHARDS = 1_000_000
 SPLITS = ("train", "val", "test")
 
 
-def load_dataset_yaml(path: str | Path, splits: tuple[str, ...] = ("train", "val")) -> dict[str, Any]:
+def load_dataset_yaml(
+    path: str | Path, splits: tuple[str, ...] = ("train", "val"), download: bool = False
+) -> dict[str, Any]:
     """Reads a dataset YAML and checks that the images of every asked split are in place.
 
-    Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, or
-    None where the YAML leaves it out), `nc` an int and `names` a list of nc strings.
+    download: fetch them where they are not and the YAML says from where, with checksums.
+
+    Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, a
+    split in another format, or None where the YAML leaves it out), `nc` an int, `names` a list of nc strings and
+    `channels` an int.
 
     Raises FileNotFoundError where the YAML or a path it names is missing, ValueError where its text is wrong.
     """
     file = _find(path)
     data = read_yaml(file)
-    nc, names = _classes(data, file)
+    channels = _whole(data.get("channels", 3), "channels", "channels of a picture", file)
     entries = {split: _entry(data, split, file) for split in SPLITS}
     for split in splits:
         if split not in SPLITS:
@@ -40,14 +68,23 @@ def load_dataset_yaml(path: str | Path, splits: tuple[str, ...] = ("train", "val
             raise ValueError(f"{file}: key '{split}' is missing; give a folder of images or a list file")
 
     wanted = [place for split in splits for place in _as_list(entries[split])]
+    annotations = [place for place in wanted if _is_json(place)]
+    if data.get("names") is not None or not annotations:
+        _classes(data, file)  # tells of a fault before any image is looked for
     roots = _candidate_roots(data, file)
     root = _choose_root(roots, wanted)
     if "draw" in data and _missing(root, wanted):
         _draw(data["draw"], root, file)
+    archives = _archives(data.get("download"), file)
+    if download and archives and _missing(root, wanted):
+        download_dataset(archives, root)
     _check_present(data, roots, root, {split: entries[split] for split in splits}, file)
 
-    absolute = {split: _under(root, entry) for split, entry in entries.items()}
-    return {**data, "path": str(root), **absolute, "nc": nc, "names": names}
+    if data.get("names") is None and annotations:
+        data["names"] = coco_names(root / annotations[-1])  # of val, the smaller file
+    nc, names = _classes(data, file)
+    absolute = {split: _in_its_format(data, split, _under(root, entries[split]), root, names, file) for split in SPLITS}
+    return {**data, "path": str(root), **absolute, "nc": nc, "names": names, "channels": channels}
 
 
 def _find(path: str | Path) -> Path:
@@ -69,12 +106,18 @@ def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
     nc, names = data.get("nc"), data.get("names")
     if nc is None and names is None:
         raise ValueError(f"{file}: keys 'nc' and 'names' are missing; give the number of classes and their names")
-    if nc is not None and (not isinstance(nc, int) or isinstance(nc, bool) or nc < 1):
-        raise ValueError(f"{file}: nc must be a whole number of classes, 1 or more, got {nc!r}")
+    if nc is not None:
+        _whole(nc, "nc", "classes", file)
     names = [f"class{i}" for i in range(nc)] if names is None else _list_of_names(names, file)
     if nc is not None and len(names) != nc:
         raise ValueError(f"{file}: nc is {nc} but names has {len(names)} entries; they must agree")
     return len(names), names
+
+
+def _whole(value: Any, key: str, what: str, file: Path) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{file}: {key} must be a whole number of {what}, 1 or more, got {value!r}")
+    return value
 
 
 def _list_of_names(names: Any, file: Path) -> list[str]:
@@ -100,7 +143,59 @@ def _entry(data: dict[str, Any], split: str, file: Path) -> str | list[str] | No
         return None
     if not all(isinstance(place, str) for place in _as_list(entry)):
         raise ValueError(f"{file}: {split} must be a path or a list of paths, got {entry!r}")
+    if any(_is_shard(place) for place in _as_list(entry)):
+        return [path for place in _as_list(entry) for path in _expand_braces(place, f"{file}: {split}")]
     return entry
+
+
+def _expand_braces(place: str, where: str) -> list[str]:
+    """`a-{0..2}.tar` -> a-0.tar, a-1.tar, a-2.tar."""
+    require("webdataset", f"{where}: a set of tar shards")
+    from braceexpand import UnbalancedBracesError, braceexpand
+
+    try:
+        paths = list(islice(braceexpand(place), MOST_SHARDS + 1))
+    except UnbalancedBracesError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if len(paths) > MOST_SHARDS:
+        raise ValueError(f"{where}: {place} stands for more than {MOST_SHARDS} shards")
+    return paths
+
+
+def _in_its_format(data: dict[str, Any], split: str, entry: Any, root: Path, names: list[str], file: Path) -> Any:
+    """The entry as it is, or the split in another format that it stands for."""
+    if entry is None:
+        return None
+    if data.get("format") not in (None, "voc"):
+        raise ValueError(f"{file}: format must be 'voc' or be left out, got {data['format']!r}")
+    if not isinstance(difficult := data.get("difficult", False), bool):
+        raise ValueError(f"{file}: difficult must be true or false, got {difficult!r}")
+    places = tuple(_as_list(entry))
+    as_coco = {_is_json(place) for place in places}
+    as_shards = {_is_shard(place) for place in places}
+    as_voc = {data.get("format") == "voc" or is_voc_place(place) for place in places}
+    if max(len(as_coco), len(as_shards), len(as_voc)) > 1:
+        raise ValueError(f"{file}: {split} mixes formats of labels: {', '.join(places)}")
+    if True in as_shards:
+        return ShardSplit(places)
+    key = f"{split}_images" if f"{split}_images" in data else "images"
+    images = data.get(key)
+    if images is not None and not isinstance(images, str):
+        raise ValueError(f"{file}: {key} must be a folder, got {images!r}")
+    folder = root / images if images else None
+    if True in as_coco:
+        return CocoSplit(places, str(folder or root), tuple(names))
+    if True in as_voc:
+        return VocSplit(places, str(folder) if folder else None, tuple(names), difficult)
+    return entry
+
+
+def _is_shard(place: str) -> bool:
+    return place.lower().endswith(".tar")
+
+
+def _is_json(place: str) -> bool:
+    return place.lower().endswith(".json")
 
 
 def _as_list(entry: Any) -> list:
@@ -140,7 +235,9 @@ def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries:
             message = f"{file}: {split} names {lost}, which does not exist"
             if len(roots) > 1 and not Path(str(data.get("path") or "")).is_absolute():
                 message += f" (path {data.get('path')!r} was looked for in {ROOT} and in {file.parent})"
-            if data.get("download"):
+            if _archives(data.get("download"), file):
+                message += "; --download fetches the images"
+            elif data.get("download"):
                 message += (
                     "; the file says how to get the images, which is left to you. "
                     f"After reading it, run this yourself:\n{str(data['download']).strip()}"
@@ -148,6 +245,27 @@ def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries:
             else:
                 message += f"; put the images there or correct '{split}' or 'path'"
             raise FileNotFoundError(message)
+
+
+def _archives(download: Any, file: Path) -> list[Archive]:
+    """What can be fetched; nothing where `download` is left out or a text for the user."""
+    if isinstance(download, str) and download.strip() not in KNOWN_SETS:
+        return []
+    archives: list[Archive] = []
+    for source in [] if download is None else _as_list(download):
+        if isinstance(source, str) and source.strip() in KNOWN_SETS:
+            archives += KNOWN_SETS[source.strip()]
+        elif isinstance(source, dict) and {"url", "sha256"} <= set(source) <= {"url", "sha256", "folder"}:
+            try:
+                archives.append(Archive(**{key: str(value) for key, value in source.items()}))
+            except ValueError as error:
+                raise ValueError(f"{file}: download: {error}") from None
+        else:
+            raise ValueError(
+                f"{file}: download must be the name of a known set ({', '.join(KNOWN_SETS)}), url and sha256 (and "
+                f"folder) of an archive, a list of these, or a text for the user; got {source!r:.80}"
+            )
+    return archives
 
 
 def _draw(name: Any, root: Path, file: Path) -> None:

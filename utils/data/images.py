@@ -1,6 +1,8 @@
 """Image files: which there are, whether they are sound, and their pixels. Nothing here writes to them."""
 
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -63,20 +65,22 @@ def _listed_files(list_file: Path) -> list[str]:
     return [str(list_file.parent / line[2:]) if line.startswith("./") else line for line in lines]
 
 
-def check_image(path: str | Path) -> tuple[tuple[int, int], list[str]]:
+def check_image(path: str | Path, data: bytes | None = None) -> tuple[tuple[int, int], list[str]]:
     """Checks an image file: a sound JPEG or PNG without decoding its pixels, other kinds by reading them.
+
+    data: the file's bytes, where they are not to be had at path.
 
     Returns the (width, height) that `read_image` will give, and remarks on what is odd.
     Raises ValueError, naming the file, for what cannot be trained on.
     """
     remarks = []
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") if data is None else io.BytesIO(data) as file:
             image = Image.open(file)
             width, height = _upright_size(image)
             image.verify()
             if image.format == "JPEG" and not _ends_as_jpeg(file):
-                Image.open(path).load()  # raises where the picture itself is cut short
+                Image.open(file).load()  # raises where the picture itself is cut short
                 remarks.append(f"{path}: bytes after the end of the JPEG picture; read without them")
     except _IMAGE_ERRORS as error:
         raise ValueError(f"{path}: not a readable image: {error}") from None
@@ -86,11 +90,13 @@ def check_image(path: str | Path) -> tuple[tuple[int, int], list[str]]:
         raise ValueError(f"{path}: pixels of 32 bits cannot be read; save the image with 8 or 16 bits")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{path}: image is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
-    if image.format not in ("JPEG", "MPO", "PNG"):
-        # neither checksums nor an end mark would show a file cut short; OpenCV passes over damaged strips of a TIFF
-        _decode_with_pillow(path)
-    if image.format not in ("JPEG", "MPO", "PNG") or _exif_without_orientation(image):
-        found = read_image(path).shape
+    sound = image.format in ("JPEG", "MPO", "PNG")
+    if not sound or _exif_without_orientation(image):
+        content = np.fromfile(path, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+        if not sound:
+            # neither checksums nor an end mark show a file cut short; OpenCV passes over damaged strips of a TIFF
+            _decode_with_pillow(content, path, "RGB")
+        found = decode_image(content, path).shape
         if found[:2] != (height, width):  # over damaged EXIF data the two libraries differ
             raise ValueError(f"{path}: size or EXIF data is damaged: {width} x {height} or {found[1]} x {found[0]}?")
     return (width, height), remarks
@@ -116,39 +122,77 @@ def _ends_as_jpeg(file) -> bool:
     return file.read() == b"\xff\xd9"
 
 
-def read_image(path: str | Path, shrink: float = 1) -> np.ndarray:
-    """Pixels of an image file: uint8 (height, width, 3) in BGR order, turned upright as its EXIF data asks.
+def read_image(path: str | Path, channels: int = 3, shrink: float = 1) -> np.ndarray:
+    """Pixels of an image file: uint8 (height, width, channels), turned upright as its EXIF data asks.
 
-    Grey becomes three equal channels, transparency is dropped, 16 bits are scaled to 8. Raises FileNotFoundError, or
-    ValueError where the file cannot be decoded.
+    channels: 1 for grey; 3 for colour in BGR order, where grey becomes three equal channels and transparency is
+        dropped; another number for files that hold just as many, in one picture or in grey pages (TIFF), in order.
+    shrink: by how much the sides may come out smaller. A JPEG in colour is then decoded at 1/2, 1/4 or 1/8, whichever
+        is still as large as asked for, its sides rounded up: much faster, each pixel the mean of those it stands for.
 
-    shrink: by how much the sides may come out smaller. A JPEG is then decoded at 1/2, 1/4 or 1/8, whichever is still
-        as large as asked for, its sides rounded up: much faster, and each pixel the mean of those it stands for.
+    16 bits are scaled to 8. Raises FileNotFoundError, or ValueError where the file cannot be decoded.
     """
     # not cv2.imread, which on Windows opens no path with letters outside the local code page
-    return decode_image(np.fromfile(path, dtype=np.uint8), path, shrink)
+    return decode_image(np.fromfile(path, dtype=np.uint8), path, channels, shrink)
 
 
-def decode_image(data: np.ndarray, path: str | Path, shrink: float = 1) -> np.ndarray:
-    """`read_image` of the bytes of a file, uint8 (n,); its path is for messages, and for Pillow."""
-    flags = cv2.IMREAD_COLOR
-    if shrink >= 2 and data[:2].tobytes() == b"\xff\xd8":  # of other kinds OpenCV would drop pixels
-        flags = next(flag for factor, flag in _REDUCED.items() if shrink >= factor)
+def decode_image(data: np.ndarray, path: str | Path, channels: int = 3, shrink: float = 1) -> np.ndarray:
+    """As `read_image`, from the bytes of a file, uint8 (n,); path is only for messages."""
+    if channels not in (1, 3):
+        return _decode_pages(data, path, channels)
+    flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    if channels == 3 and shrink >= 2 and data[:2].tobytes() == b"\xff\xd8":  # of other kinds OpenCV would drop pixels
+        flag = next(flag for factor, flag in _REDUCED.items() if shrink >= factor)
     try:
-        image = cv2.imdecode(data, flags) if data.size else None
+        image = cv2.imdecode(data, flag) if data.size else None
     except cv2.error:  # for a header that promises more pixels than OpenCV takes
         image = None
-    return _read_with_pillow(path) if image is None else image
+    if image is None:
+        image = _decode_with_pillow(data, path, "RGB" if channels == 3 else "L")
+    return image.reshape(*image.shape[:2], channels)
 
 
-def _read_with_pillow(path: str | Path) -> np.ndarray:
+def _decode_with_pillow(data: np.ndarray, path: str | Path, mode: str) -> np.ndarray:
     """The kinds that OpenCV does not decode."""
-    return np.ascontiguousarray(np.asarray(_decode_with_pillow(path))[..., ::-1])
-
-
-def _decode_with_pillow(path: str | Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert(mode))
     except _IMAGE_ERRORS as error:
         raise ValueError(f"{path}: image cannot be decoded: {error}") from None
+    return np.ascontiguousarray(pixels[..., ::-1]) if mode == "RGB" else pixels
+
+
+def _decode_pages(data: np.ndarray, path: str | Path, channels: int) -> np.ndarray:
+    """A picture of neither one nor three channels: all that the file holds, page by page."""
+    try:
+        pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1] if data.size else ()
+    except cv2.error:
+        pages = ()
+    if not pages:
+        raise ValueError(f"{path}: image cannot be decoded")
+    shapes = {page.shape[:2] for page in pages}
+    if len(shapes) > 1:
+        raise ValueError(f"{path}: pages differ in size: {sorted(shapes)}; they must be channels of one picture")
+    image = np.dstack(pages)
+    if image.shape[2] != channels:
+        raise ValueError(
+            f"{path}: image has {image.shape[2]} channels, but the data set YAML says channels: {channels}"
+        )
+    with Image.open(io.BytesIO(data)) as header:
+        if header.getexif().get(ORIENTATION, 1) != 1:  # which OpenCV obeys only for grey and colour
+            raise ValueError(f"{path}: an image of {channels} channels must be stored upright, not turned by EXIF data")
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise ValueError(f"{path}: pixels must have 8 or 16 bits, got {image.dtype}")
+    return image
+
+
+def by_fours(operation: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+    """An operation of OpenCV on a picture (h, w, C) of any C; several of its versions take four channels at most, and
+    all drop the axis of a single one.
+    """
+    if 1 < image.shape[2] <= 4:
+        return operation(image)
+    parts = [operation(np.ascontiguousarray(image[..., c : c + 4])) for c in range(0, image.shape[2], 4)]
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], 2)

@@ -3,9 +3,10 @@
     class x y width height              centre form, each 0-1
     class x1 y1 x2 y2 x3 y3 ...         polygon; its box is the smallest that holds every corner
 
-`scan` verifies every image and label of a dataset entry, keeps them in contiguous arrays, and remembers the result in
-`<labels folder>.cache` until the path, size or time of change of any file differs. The cache is one line of checksums,
-then a numpy archive without objects, so a foreign one can do no harm.
+COCO JSON and Pascal VOC XML are read by `utils.data.formats`. `scan` verifies every image and label of a dataset entry,
+keeps them in contiguous arrays, and remembers the result in `<labels folder>.cache` until the path, size or time of
+change of any file differs. The cache is one line of checksums, then a numpy archive without objects, so a foreign one
+can do no harm.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils.data.formats import CocoSplit, Labels, Listing, Read, ShardSplit, UnknownClassError, VocSplit
 from utils.data.images import check_image, list_images
 from utils.files import atomic_write
 from utils.log import LOGGER
@@ -30,6 +32,7 @@ CACHE_VERSION = 1
 CACHED_ARRAYS = ("sizes", "labels", "starts", "points", "point_starts")
 MESSAGES_SHOWN = 20
 LEFT_OUT = "; the image is left out"  # how the message about a corrupt image ends
+Entry = str | list[str] | CocoSplit | VocSplit | ShardSplit  # of a data set, as `utils.data.dataset_yaml` gives it
 COLUMNS = ("class", "x", "y", "width", "height")
 
 
@@ -47,6 +50,19 @@ def image_to_label_path(path: str | Path) -> str:
 def _labels_folder(path: str) -> str:
     images, labels = f"{os.sep}images{os.sep}", f"{os.sep}labels{os.sep}"
     return labels.join(path.rsplit(images, 1))
+
+
+def list_pairs(entry: Entry) -> Listing:
+    """The images of a dataset entry, sorted, with their label files; raises what `list_images` and `open` raise."""
+    if isinstance(entry, CocoSplit | VocSplit):
+        return entry.open()
+    images = list_images(entry)
+    return Listing(images, [image_to_label_path(path) for path in images], read_labels)
+
+
+def read_labels(image: str, label_file: str, size: tuple[int, int]) -> Labels:
+    """The labels of an image from its text file."""
+    return parse_labels(_read_text(label_file), label_file)
 
 
 def parse_labels(text: str, path: str | Path, nc: int | None = None) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
@@ -168,8 +184,10 @@ class Pair:
     messages: list[str] = field(default_factory=list)
 
 
-def verify_pair(image_path: str, label_path: str) -> Pair:
-    """Checks an image and reads its labels. Faults end up in `messages`, none is raised, no file is written."""
+def verify_pair(image_path: str, label_path: str, read: Read = read_labels) -> Pair:
+    """Checks an image and reads its labels. Faults end up in `messages`, none is raised but UnknownClassError, no file
+    is written.
+    """
     pair = Pair()
     try:
         pair.size, remarks = check_image(image_path)
@@ -177,9 +195,11 @@ def verify_pair(image_path: str, label_path: str) -> Pair:
         pair.found = os.path.isfile(label_path)
         pair.missing = not pair.found
         if pair.found:
-            pair.labels, pair.polygons, remarks = parse_labels(_read_text(label_path), label_path)
+            pair.labels, pair.polygons, remarks = read(image_path, label_path, pair.size)
             pair.messages += remarks
             pair.empty = len(pair.labels) == 0
+    except UnknownClassError:
+        raise
     except (ValueError, OSError) as error:
         pair.corrupt = True
         pair.messages.append(f"{error}{LEFT_OUT}")
@@ -249,25 +269,39 @@ def _ragged_rows(starts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def scan(
-    entry: str | list[str], prefix: str = "", use_cache: bool = True, strict: bool = False, rehash: bool = False
+    entry: Entry, prefix: str = "", use_cache: bool = True, strict: bool = False, rehash: bool = False
 ) -> Annotations:
-    """Verifies all images and labels of a dataset entry (see `list_images`), or takes the result from the cache.
+    """Verifies all images and labels of a dataset entry (see `list_pairs`), or takes the result from the cache.
 
     Images without labels stay as background; corrupt ones are left out and reported. Raises ValueError where no image
-    is usable, and what `list_images` raises.
+    is usable, and what `list_pairs` raises.
 
     Args:
         use_cache: False neither reads nor writes the cache file.
         strict: a corrupt image or label file is a ValueError that names them.
         rehash: every file is read again, though neither its size nor its time of change differs from the cache's.
     """
-    images = list_images(entry)
-    label_files = [image_to_label_path(path) for path in images]
-    digest = files_digest([*images, *label_files])
+    listing = list_pairs(entry)
+    files = [*listing.images, *dict.fromkeys(listing.label_files)]
+    return cached(entry, files, lambda: _verify_all(listing, prefix), prefix, use_cache, strict, rehash)
+
+
+def cached(
+    entry: Entry,
+    files: list[str],
+    check: Callable[[], Annotations],
+    prefix: str = "",
+    use_cache: bool = True,
+    strict: bool = False,
+    rehash: bool = False,
+) -> Annotations:
+    """What check() finds in the files of an entry, or the same from the cache; the counts are reported either way."""
+    kind = [] if isinstance(entry, str | list) else [repr(entry)]  # names and options that decide what is read
+    digest = files_digest([*kind, *files])
     path = cache_path(entry)
     annotations = _load_cache(path, digest) if use_cache and not rehash else None
     if annotations is None:
-        annotations = _verify_all(images, label_files, prefix)
+        annotations = check()
         if use_cache and annotations.images and annotations.counts["found"]:  # else it is a mistake to be mended
             _save_cache(path, digest, annotations)
     if strict and annotations.counts["corrupt"]:
@@ -276,14 +310,19 @@ def scan(
     return annotations
 
 
-def _verify_all(images: list[str], label_files: list[str], prefix: str) -> Annotations:
+def _verify_all(listing: Listing, prefix: str) -> Annotations:
+    images, label_files = listing.images, listing.label_files
     workers = min(8, os.cpu_count() or 1)
     quiet = not LOGGER.isEnabledFor(logging.INFO)
     with ThreadPool(workers) as pool:
         # threads, not processes: most of the time goes into reading files, and nothing has to be sent across
-        work = pool.imap(lambda files: verify_pair(*files), zip(images, label_files), chunksize=16)
+        work = pool.imap(lambda files: verify_pair(*files, listing.read), zip(images, label_files), chunksize=16)
         pairs = list(tqdm(work, f"{prefix}checking labels", len(images), disable=quiet))
+    return gather(images, pairs)
 
+
+def gather(images: list[str], pairs: list[Pair]) -> Annotations:
+    """Images, each with what was found of it, in arrays; the corrupt ones are left out."""
     used = [(path, pair) for path, pair in zip(images, pairs) if not pair.corrupt]
     labels = [pair.labels for _, pair in used]
     # a box has no corners, so that boxes and polygons can stand in one list
@@ -301,7 +340,7 @@ def _verify_all(images: list[str], label_files: list[str], prefix: str) -> Annot
     )
 
 
-def _refuse(annotations: Annotations, entry: str | list[str]) -> None:
+def _refuse(annotations: Annotations, entry: Entry) -> None:
     faults = [message.removesuffix(LEFT_OUT) for message in annotations.messages if message.endswith(LEFT_OUT)]
     if len(faults) > MESSAGES_SHOWN:
         faults[MESSAGES_SHOWN:] = [f"... and {len(faults) - MESSAGES_SHOWN} more"]
@@ -309,7 +348,7 @@ def _refuse(annotations: Annotations, entry: str | list[str]) -> None:
     raise ValueError("\n".join([f"{entry}: {count} cannot be used, which --strict forbids:", *faults]))
 
 
-def _report(annotations: Annotations, entry: str | list[str], prefix: str) -> None:
+def _report(annotations: Annotations, entry: Entry, prefix: str) -> None:
     counts, messages = annotations.counts, annotations.messages
     LOGGER.info(
         f"{prefix}{entry}: {counts['total']} images; label files: {counts['found']} found, "
@@ -330,9 +369,11 @@ def _report(annotations: Annotations, entry: str | list[str], prefix: str) -> No
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 
-def cache_path(entry: str | list[str]) -> Path:
+def cache_path(entry: Entry) -> Path:
     """`images/train` -> `labels/train.cache`, `train.txt` -> `train.cache`; several entries get a name of their own."""
-    places = [os.path.normpath(place) for place in (entry if isinstance(entry, list) else [entry])]
+    places = [
+        os.path.normpath(place) for place in ([entry] if isinstance(entry, str) else getattr(entry, "places", entry))
+    ]
     first = places[0]
     stem = _labels_folder(first + os.sep).rstrip(os.sep) if os.path.isdir(first) else os.path.splitext(first)[0]
     if len(places) > 1:

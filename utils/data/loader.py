@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from utils.data.dataset import DetectionDataset, Sample
+from utils.data.formats import ShardSplit
+from utils.data.labels import Entry
+from utils.data.shards import ShardDataset, ShardLoader
 from utils.log import LOGGER
 
 # Numbers that keep these random streams apart from those of the samples, which are seeded by (seed, epoch, index)
@@ -21,7 +24,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, tuple[str, ...], tuple]
 
 
 def create_dataloader(
-    path: str | list[str],
+    path: Entry,
     image_size: int,
     batch_size: int,
     stride: int,
@@ -44,8 +47,10 @@ def create_dataloader(
     share: bool = False,
     strict: bool = False,
     rehash: bool = False,
-) -> tuple[torch.utils.data.DataLoader, DetectionDataset]:
-    """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`).
+    channels: int = 3,
+) -> tuple[torch.utils.data.DataLoader | ShardLoader, DetectionDataset]:
+    """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`; of tar
+    shards see `utils.data.shards`, for which `cache`, `quad` and `rect` mean nothing).
 
     Call `loader.sampler.set_epoch(epoch)` before each epoch. The last batch may be smaller.
 
@@ -55,32 +60,47 @@ def create_dataloader(
         workers: processes at most; they live as long as the loader.
         quad: every four images make one of twice the side, so a batch has a quarter of the images.
         shuffle: not together with `rect`, whose batches are made by aspect ratio.
-        cache, fraction, mosaic_until, strict, rehash: see `DetectionDataset`.
+        cache, fraction, mosaic_until, strict, rehash, channels: see `DetectionDataset`.
         share: mosaics borrow their other images from the same batch, so that each file is decoded once, not four
             times. A batch then shows fewer different images; not what v6.1 does.
     """
     if rect and shuffle:
         LOGGER.warning(f"{prefix}shuffle is ignored: rect makes its batches by aspect ratio")
         shuffle = False
+    workers = min((os.cpu_count() or 1) // world_size, workers)
+    settings = {
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _one_opencv_thread,
+        "generator": torch.Generator().manual_seed(seed),  # else each epoch takes a number from the global generator
+    }
+    if isinstance(path, ShardSplit):
+        if quad or (rect and augment) or cache not in (None, "auto", "off"):
+            LOGGER.warning(f"{prefix}cache, quad and rect are ignored: shards are read from front to back")
+        dataset = ShardDataset(
+            path, image_size, stride, pad, augment=augment, hyp=hyp, single_cls=single_cls, nc=nc, seed=seed,
+            prefix=prefix, fraction=fraction, mosaic_until=mosaic_until, strict=strict, rehash=rehash,
+            channels=channels,
+        )  # fmt: skip
+        return ShardLoader(
+            dataset, path.files, batch_size, collate, max(rank, 0), world_size, workers, **settings
+        ), dataset
     dataset = DetectionDataset(
         path, image_size, batch_size, augment, hyp, rect, cache, single_cls, stride, pad, nc, seed, prefix,
-        fraction, mosaic_until, strict, rehash,
+        fraction, mosaic_until, strict, rehash, channels,
     )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
     sampler = EpochSampler(
         len(dataset), shuffle, seed, max(rank, 0), world_size, batch_size if rect else 1, batch_size if share else 0
     )
-    workers = min((os.cpu_count() or 1) // world_size, batch_size if batch_size > 1 else 0, workers)
+    workers = min(batch_size if batch_size > 1 else 0, workers)
     loader = torch.utils.data.DataLoader(
         QuadDataset(dataset) if quad else dataset,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_one_opencv_thread,
-        generator=torch.Generator().manual_seed(seed),  # else each epoch takes a number from the global generator
         persistent_workers=workers > 0,
+        **settings,
     )
     return loader, dataset
 
@@ -164,7 +184,7 @@ def draw_images(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples to images (B, 3, H, W), targets (T, 6) with the image's number in column 0, paths and shapes."""
+    """Samples to images (B, C, H, W), targets (T, 6) with the image's number in column 0, paths and shapes."""
     images, targets, paths, shapes = zip(*samples)
     numbers = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(t) for t in targets]))
     targets = torch.cat(targets)

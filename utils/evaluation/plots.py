@@ -274,7 +274,7 @@ def plot_batch(
 ) -> None:
     """Writes a mosaic of the first images of a batch with their boxes, filled column by column.
 
-    images:      (B, 3, H, W) RGB, uint8, or floating point 0-1.
+    images:      (B, C, H, W) RGB, grey, or of more channels (the first is drawn), uint8, or floating point 0-1.
     targets:     (T, 6) labels: image index, class, x, y, w, h as 0-1 of the image; or (T, 7) predictions, confidence
                  last, of which those above conf_thres are drawn.
     image_paths: file of each image, to write its name on its tile.
@@ -303,7 +303,9 @@ def plot_batch(
 
 
 def _to_pixels(image: torch.Tensor) -> np.ndarray:
-    """A picture (3, H, W), uint8 or floating point 0-1, as uint8 (H, W, 3)."""
+    """A picture (C, H, W), uint8 or floating point 0-1, as uint8 (H, W, 3)."""
+    if len(image) != 3:
+        image = image[:1].expand(3, -1, -1)
     if image.is_floating_point():
         image = (image.float() * 255).round().clamp(0, 255).byte()
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())

@@ -47,6 +47,15 @@ def noise_image():
 
 
 @pytest.fixture
+def hyp():
+    """Augmentation of every kind that needs no whole canvas."""
+    return {
+        "mosaic": 0.7, "mixup": 0.3, "copy_paste": 0.3, "degrees": 5.0, "translate": 0.1, "scale": 0.5, "shear": 2.0,
+        "perspective": 0.0, "hsv_h": 0.1, "hsv_s": 0.7, "hsv_v": 0.4, "flipud": 0.3, "fliplr": 0.5,
+    }  # fmt: skip
+
+
+@pytest.fixture
 def same_pixels(parity_inputs):
     """`same_pixels(image, recorded, env, tolerance, name)`: equal to the byte with the recording's OpenCV."""
 

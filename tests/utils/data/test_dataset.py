@@ -334,7 +334,7 @@ def test_a_batch_that_shares_reads_each_file_once(mixed_set, extra, monkeypatch)
     group, read = (1, 4, 6, 2), []
     real = dataset_module.decode_image
     monkeypatch.setattr(
-        dataset_module, "decode_image", lambda data, path, **k: read.append(path) or real(data, path, **k)
+        dataset_module, "decode_image", lambda data, path, *a, **k: read.append(path) or real(data, path, *a, **k)
     )
     keys = [(0, i, group) for i in group]
     batch = dataset.__getitems__(keys)

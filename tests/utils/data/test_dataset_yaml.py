@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from utils.data.dataset_yaml import load_dataset_yaml
-from utils.files import ROOT
+from utils.data.formats import CocoSplit, VocSplit
+from utils.downloads import KNOWN_SETS
+from utils.files import ROOT, read_yaml
 
 
 @pytest.fixture
@@ -44,6 +46,11 @@ CLASSES = "nc: 2\nnames: [red, white]\n"
 def test_classes(dataset, text, names):
     data = load_dataset_yaml(dataset(PLACES + text))
     assert data["names"] == names and data["nc"] == len(names)
+
+
+def test_channels(dataset):
+    assert load_dataset_yaml(dataset(PLACES + CLASSES))["channels"] == 3
+    assert load_dataset_yaml(dataset(PLACES + CLASSES + "channels: 1\n"))["channels"] == 1
 
 
 def test_paths_become_absolute(dataset, tmp_path):
@@ -94,6 +101,8 @@ def test_only_asked_splits_must_exist(dataset):
         (PLACES + "nc: two\n", "nc must be a whole number of classes, 1 or more, got 'two'"),
         (PLACES + "nc: 0\n", "nc must be"),
         (PLACES + "nc: true\n", "nc must be"),
+        (PLACES + CLASSES + "channels: 0\n", "channels must be a whole number of channels of a picture, .* got 0"),
+        (PLACES + CLASSES + "channels: rgb\n", "channels must be .* got 'rgb'"),
         (PLACES + "names: {1: a, 2: b}\n", r"the keys of names must be 0 to 1, got \[1, 2\]"),
         (PLACES + "names: red\n", "names must be a list"),
         (PLACES + "names: []\n", "names must be a list"),
@@ -194,3 +203,57 @@ def test_impossible_places_are_missing_places(dataset, place):
     for text in (f"train: {place}\nval: images/val\n", f"path: {place}\n" + PLACES):
         with pytest.raises((ValueError, FileNotFoundError), match=r"cells\.yaml: (train names|path must)"):
             load_dataset_yaml(dataset(text + CLASSES))
+
+
+# --- the YAMLs in data/ -----------------------------------------------------------------------------------------------
+
+CLASS_COUNTS = {
+    "Argoverse": 8, "GlobalWheat2020": 1, "Objects365": 365, "SKU-110K": 1, "VOC": 20, "VisDrone": 10, "coco": 80,
+    "coco128": 80, "xView": 60,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASS_COUNTS)
+def test_known_sets_have_their_classes_and_say_where_their_images_are(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("utils.data.dataset_yaml.ROOT", tmp_path)  # whose datasets are not here
+    data = read_yaml(ROOT / "data" / f"{name}.yaml")
+    assert data["nc"] == len(set(data["names"])) == CLASS_COUNTS[name]
+    assert data["path"] == f"../datasets/{name}"
+    with pytest.raises(FileNotFoundError, match=f"{name}.yaml: val names .*datasets/{name}/.*, which does not exist"):
+        load_dataset_yaml(ROOT / "data" / f"{name}.yaml", splits=("val",))
+
+
+@pytest.mark.parametrize(
+    "name, like, sets", [("coco-json", "coco", ["coco2017"]), ("VOC-xml", "VOC", ["voc2007", "voc2012"])]
+)
+def test_sets_in_their_own_format(name, like, sets, monkeypatch, tmp_path):
+    monkeypatch.setattr("utils.data.dataset_yaml.ROOT", tmp_path / "project")
+    fetched = []
+
+    def fetch(archives, root):
+        """Places of the published archives, empty."""
+        fetched.extend(archives)
+        for place in (data["train"] if isinstance(data["train"], list) else [data["train"]]) + [data["val"]]:
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            (root / place).touch()
+
+    data = read_yaml(ROOT / "data" / f"{name}.yaml")
+    assert data["names"] == read_yaml(ROOT / f"data/{like}.yaml")["names"]
+    with pytest.raises(FileNotFoundError, match="--download fetches the images"):
+        load_dataset_yaml(ROOT / "data" / f"{name}.yaml")
+    monkeypatch.setattr("utils.data.dataset_yaml.download_dataset", fetch)
+    train = load_dataset_yaml(ROOT / "data" / f"{name}.yaml", download=True)["train"]
+    assert isinstance(train, CocoSplit if like == "coco" else VocSplit)
+    assert fetched == [archive for name in sets for archive in KNOWN_SETS[name]]
+
+
+def test_class_lists_are_those_of_the_sets():
+    """Against the lists that torchvision gives with its weights."""
+    from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights as Coco
+    from torchvision.models.segmentation import FCN_ResNet50_Weights as Voc
+
+    def names(weights):
+        return [name for name in weights.DEFAULT.meta["categories"] if name not in ("__background__", "N/A")]
+
+    assert read_yaml(ROOT / "data/coco.yaml")["names"] == read_yaml(ROOT / "data/coco128.yaml")["names"] == names(Coco)
+    assert read_yaml(ROOT / "data/VOC.yaml")["names"] == names(Voc)

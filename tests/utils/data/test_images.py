@@ -256,7 +256,7 @@ def test_a_jpeg_may_be_decoded_small(tmp_path, shrink, side):
     path = tmp_path / "a.jpg"
     ramp = np.linspace(0, 250, 200)[None, :].repeat(2 * 200 - 3, 0).astype(np.uint8)
     path.write_bytes(cv2.imencode(".jpg", cv2.merge([ramp] * 3))[1].tobytes())
-    image = read_image(path, shrink)
+    image = read_image(path, shrink=shrink)
     factor = 200 // side
     assert image.shape == (-(-397 // factor), side, 3)
     means = ramp[0].reshape(side, factor).mean(1)
