@@ -12,6 +12,8 @@ import pytest
 
 # Before torch is loaded: the tensors here are small, and one thread does not mind what else the machine does.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before OpenCV is: damaged headers that promise a billion pixels would fill the memory.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**24))
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -178,6 +178,11 @@ CONTENTS = st.fixed_dictionaries(
         "draw": VALUES,
     },
 )
+NAMES = st.lists(st.text(max_size=5) | SCALARS, min_size=1, max_size=3)
+NEARLY_GOOD = st.fixed_dictionaries(
+    {"train": st.just("images"), "val": st.just(["images"]), "names": NAMES | NAMES.map(lambda n: dict(enumerate(n)))},
+    optional={"nc": st.integers(1, 3), "path": st.just(".")},
+)
 GOOD = "path: .\ntrain: images\nval: images\nnc: 2\nnames: [red, white]\n"
 SCRAPS = st.sampled_from(
     "&a *a <<: ? : - [ ] { } | > % @ ` ' \" # ! !! !!int !!float !!bool !!set !!binary !!timestamp !!python/none x "
@@ -200,7 +205,7 @@ def _doubled(levels, rule, used):
 
 
 YAMLS = st.one_of(
-    CONTENTS.map(lambda content: yaml.safe_dump(content, allow_unicode=True).encode("utf-8", "surrogatepass")),
+    (CONTENTS | NEARLY_GOOD).map(lambda content: yaml.safe_dump(content, allow_unicode=True).encode()),
     st.lists(st.tuples(st.integers(0, 80), st.integers(0, 4), SCRAPS), min_size=1, max_size=4).map(_spliced),
     st.lists(SCRAPS, max_size=12).map(" ".join).map(str.encode),
     st.sampled_from("[{(?-:>").flatmap(lambda c: st.sampled_from([9, 99, 400]).map(lambda n: (c * n).encode())),
@@ -231,9 +236,8 @@ def test_dataset_yaml(yaml_folder, data):
     names = raw.get("names")
     names = [f"class{i}" for i in range(raw["nc"])] if names is None else names
     names = list(names.values()) if isinstance(names, dict) else names
-    assert sorted(content["names"]) == sorted(map(str, names)) and content["nc"] == len(names) == raw.get(
-        "nc", len(names)
-    )
+    assert sorted(content["names"]) == sorted(map(str, names))
+    assert content["nc"] == len(names) and raw.get("nc") in (None, len(names))
     for split in ("train", "val"):
         entry = content[split]
         assert all(
@@ -271,7 +275,7 @@ def _sound():
 
 
 SOUND = _sound()
-EXACT = ("png", "bmp", "tif", "lzw.tif")
+EXACT = ("png", "palette.png", "grey.png")
 ODD = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF])
 EDITS = st.lists(
     st.tuples(
@@ -282,6 +286,16 @@ EDITS = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+@contextmanager
+def small_pictures(pixels=2**22):
+    """Pillow's limit against decompression bombs, lowered so that a case does not fill the memory."""
+    old, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = old
 
 
 def mutated(name, edits):
@@ -311,11 +325,13 @@ def test_images(tmp_path_factory, name, edits):
     data = mutated(name, edits)
     file.write_bytes(data)
     promised = None
-    with no_hang():
+    with no_hang(), small_pictures():
         try:
             promised, _ = check_image(file)
         except (ValueError, OSError) as error:
             refusal(error, file)
+            if "exceeds limit" in str(error):  # a header that promises gigabytes
+                return
         try:
             pixels = read_image(file)
         except (ValueError, OSError) as error:  # also after a good check, which does not decode JPEG and PNG
@@ -324,7 +340,7 @@ def test_images(tmp_path_factory, name, edits):
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
     if promised:
         assert pixels.shape[1::-1] == promised
-        if name in EXACT:  # formats in which two readers can be compared to the last bit
+        if name in EXACT:  # which checksums guard: two readers see the same
             with Image.open(file) as image:
                 upright = ImageOps.exif_transpose(image).convert("RGB")
             np.testing.assert_array_equal(pixels[..., ::-1], upright)
