@@ -1,11 +1,12 @@
 """Image files: which there are, whether they are sound, and their pixels. Nothing here writes to them."""
 
+import io
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
@@ -29,7 +30,7 @@ def list_images(entry: str | Path | list[str | Path]) -> list[str]:
         if os.path.isdir(place):
             found.update(_files_below(str(place)))
         elif os.path.isfile(place):
-            found.update(_listed_files(Path(place)))
+            found.update(listed_files(Path(place)))
         else:
             raise FileNotFoundError(f"no such folder or list file of images: {place}")
     images = sorted(path for path in found if is_image(path))
@@ -55,7 +56,8 @@ def _files_below(folder: str) -> list[str]:
     return files
 
 
-def _listed_files(list_file: Path) -> list[str]:
+def listed_files(list_file: Path) -> list[str]:
+    """The lines of a text file without empty ones; a leading `./` is replaced by the text file's folder."""
     lines = list_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     return [str(list_file.parent / line[2:]) if line.startswith("./") else line for line in lines]
@@ -112,18 +114,24 @@ def read_image(path: str | Path) -> np.ndarray:
     ValueError where the file cannot be decoded.
     """
     # not cv2.imread, which on Windows opens no path with letters outside the local code page
-    data = np.fromfile(path, dtype=np.uint8)
+    return decode_image(np.fromfile(path, dtype=np.uint8), path)
+
+
+def decode_image(data: np.ndarray, name: str | Path) -> np.ndarray:
+    """As `read_image`, of the bytes (n,) of an image file; name is what errors call it."""
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error:  # for a header that promises more pixels than OpenCV takes
         image = None
-    return _read_with_pillow(path) if image is None else image
+    return _decode_with_pillow(data, name) if image is None else image
 
 
-def _read_with_pillow(path: str | Path) -> np.ndarray:
+def _decode_with_pillow(data: np.ndarray, name: str | Path) -> np.ndarray:
     """The kinds that OpenCV does not decode."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data.tobytes())) as image:
             return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[..., ::-1])
+    except UnidentifiedImageError:  # whose message names the stream of bytes
+        raise ValueError(f"{name}: image cannot be decoded: it begins as no known kind of image file") from None
     except _IMAGE_ERRORS as error:
-        raise ValueError(f"{path}: image cannot be decoded: {error}") from None
+        raise ValueError(f"{name}: image cannot be decoded: {error}") from None
