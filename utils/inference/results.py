@@ -163,7 +163,10 @@ class Worker:
 
 
 class VideoFile:
-    """An MP4 (codec mp4v) of pictures of one shape (height, width). It has its name once it is closed."""
+    """An MP4 (codec mp4v) of pictures of one shape (height, width). It has its name once it is closed.
+
+    The codec has even sides only: of an odd one the last row or column is left out.
+    """
 
     def __init__(self, path: Path, fps: float, shape: tuple[int, int]):
         self.path, self.shape = path, shape

@@ -278,7 +278,7 @@ def in_background(items: Iterable[T], depth: int) -> Iterator[T]:
             yield item
     finally:
         stopped.set()
-        thread.join()
+        thread.join(TIMEOUT)  # not for ever: it may hang in a read, of standard input for one
 
 
 # --- live sources: always the newest frame ----------------------------------------------------------------------------
