@@ -1,11 +1,12 @@
-"""Find objects in pictures.
+"""Find objects in pictures, videos and streams.
 
     python detect.py --weights runs/train/exp/weights/best.pt --source photos/
 
-Pictures with boxes go to runs/detect/exp.
+Pictures and videos with boxes go to runs/detect/exp.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from utils import cli
@@ -13,51 +14,86 @@ from utils import cli
 
 def parse_opt(known: bool = False) -> argparse.Namespace:
     """The command line; with `known` its defaults."""
-    naming = "Results are named as their pictures; where two share a name, it follows their folder's: cam1_7.jpg."
-    parser = argparse.ArgumentParser(description=f"Find objects in pictures. {naming}")
+    naming = "Results are named as their files; where two share a name, it follows their folder's: cam1_7.jpg."
+    parser = argparse.ArgumentParser(description=f"Find objects in pictures, videos and streams. {naming}")
     parser.add_argument("--weights", nargs="+", default=cli.WEIGHTS, help=".pt file; several make an ensemble")
-    parser.add_argument("--download", action="store_true", help="fetch official weights that are not there")
-    parser.add_argument("--source", default="data/images", help="image file, folder or glob (default: %(default)s)")
+    parser.add_argument("--download", action="store_true", help="fetch official weights, or a file that --source names")
+    parser.add_argument(
+        "--source",
+        default="data/images",
+        help="image or video file, folder, glob, .txt list of files; - for an image on standard input; camera number, "
+        "rtsp:// or http:// stream, .streams list of these; screen, or 'screen x y width height' "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--data", default=cli.DATA, help="data set YAML, for class names that the weights lack")
-    parser.add_argument("--imgsz", "--img", "--img-size", type=int, nargs="+", default=[640], help="height, width")
-    parser.add_argument("--conf-thres", type=float, default=0.25, help="lowest confidence shown (default: %(default)s)")
-    parser.add_argument("--iou-thres", type=float, default=0.45, help="overlap at which NMS drops the weaker box")
-    parser.add_argument("--max-det", type=int, default=1000, help="most boxes in a picture (default: %(default)s)")
-    parser.add_argument("--device", default="", help="cpu, or a GPU number such as 0 (default: a GPU if there is one)")
-    parser.add_argument("--save-txt", action="store_true", help="write a label file per picture")
-    parser.add_argument("--save-conf", action="store_true", help="add the confidence to the label files")
-    parser.add_argument("--save-crop", action="store_true", help="write every box as a picture of its own")
-    parser.add_argument("--nosave", action="store_true", help="write no pictures")
-    parser.add_argument("--classes", nargs="+", type=int, help="numbers of the classes to show, such as 0 or 0 2 3")
-    parser.add_argument("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other")
-    parser.add_argument("--augment", action="store_true", help="test-time augmentation: three sizes, one mirrored")
-    parser.add_argument("--line-thickness", type=int, default=3, help="of boxes, in pixels (default: %(default)s)")
-    parser.add_argument("--hide-labels", action="store_true", help="boxes without text")
-    parser.add_argument("--hide-conf", action="store_true", help="text without confidence")
-    parser.add_argument("--half", action="store_true", help="float16 on CUDA")
+    _add_finding(parser.add_argument_group("what is found"))
+    _add_reading(parser.add_argument_group("how it is read and shown"))
+    _add_results(parser.add_argument_group("what is written"))
     cli.add_run_folder(parser, "runs/detect")
     return cli.parse(parser, known)
 
 
+def _add_finding(group) -> None:
+    group.add_argument("--imgsz", "--img", "--img-size", type=int, nargs="+", default=[640], help="height, width")
+    group.add_argument("--conf-thres", type=float, default=0.25, help="lowest confidence shown (default: %(default)s)")
+    group.add_argument("--iou-thres", type=float, default=0.45, help="overlap at which NMS drops the weaker box")
+    group.add_argument("--max-det", type=int, default=1000, help="most boxes in a picture (default: %(default)s)")
+    group.add_argument("--device", default="", help="cpu, or a GPU number such as 0 (default: a GPU if there is one)")
+    group.add_argument("--classes", nargs="+", type=int, help="numbers of the classes to show, such as 0 or 0 2 3")
+    group.add_argument("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other")
+    group.add_argument("--augment", action="store_true", help="test-time augmentation: three sizes, one mirrored")
+    group.add_argument("--half", action="store_true", help="float16 on CUDA")
+    group.add_argument(
+        "--tile",
+        nargs="?",
+        type=float,
+        const=0.25,
+        help="look also at tiles of --imgsz in full resolution, for small objects in large pictures; the share of a "
+        "tile that neighbours overlap, which should be no less than an object (alone: %(const)s)",
+    )
+
+
+def _add_reading(group) -> None:
+    group.add_argument("--batch-size", type=int, default=1, help="pictures or frames at once (default: %(default)s)")
+    group.add_argument("--vid-stride", type=int, default=1, help="of a video or stream take every n-th frame only")
+    group.add_argument("--view-img", action="store_true", help="show results in a window; q ends. Streams always do")
+    group.add_argument(
+        "--line-thickness", type=int, help="of boxes, in pixels (default: 3, more in pictures above 1000 pixels)"
+    )
+    group.add_argument("--hide-labels", action="store_true", help="boxes without text")
+    group.add_argument("--hide-conf", action="store_true", help="text without confidence")
+
+
+def _add_results(group) -> None:
+    group.add_argument("--save-txt", action="store_true", help="write a label file per picture")
+    group.add_argument("--save-conf", action="store_true", help="add the confidence to the label files")
+    group.add_argument("--save-crop", action="store_true", help="write every box as a picture of its own")
+    group.add_argument("--save-json", action="store_true", help="write all boxes to predictions.json, as COCO has them")
+    group.add_argument("--save-csv", action="store_true", help="write all boxes to predictions.csv")
+    group.add_argument("--nosave", action="store_true", help="write no pictures and videos")
+    group.add_argument(
+        "--visualize", action="store_true", help="write what each layer makes of a picture, and the gates of SOCA"
+    )
+    group.add_argument("--update", action="store_true", help="strip the weights' files of their training state")
+
+
 OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help before torch is imported
 
-import torch  # noqa: E402
+import contextlib  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 
 from models.backend import Backend, find_weights  # noqa: E402
-from utils.boxes import check_image_size, scale_boxes  # noqa: E402
-from utils.device import Timer, select_device  # noqa: E402
-from utils.evaluation.plots import Annotator, class_name, colors  # noqa: E402
+from models.yolo import checkpoint_classes  # noqa: E402
+from utils import checkpoint  # noqa: E402
+from utils.boxes import check_image_size  # noqa: E402
+from utils.data.augmentations import letterbox  # noqa: E402
+from utils.device import select_device  # noqa: E402
 from utils.files import increment_path  # noqa: E402
-from utils.inference.nms import non_max_suppression  # noqa: E402
-from utils.inference.outputs import (  # noqa: E402
-    crop,
-    result_stems,
-    summary,
-    write_crop,
-    write_image,
-    write_labels,
-)
-from utils.inference.sources import list_sources, read_sources, to_input  # noqa: E402
+from utils.inference.features import FeatureRecorder  # noqa: E402
+from utils.inference.finder import Finder  # noqa: E402
+from utils.inference.outputs import summary  # noqa: E402
+from utils.inference.results import Results, Wanted, has_display  # noqa: E402
+from utils.inference.sources import STREAM, Frame, Source, list_sources, read_batches  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 
 
@@ -70,6 +106,7 @@ def run(
     iou_thres=0.45,
     max_det=1000,
     device="",
+    view_img=False,
     save_txt=False,
     save_conf=False,
     save_crop=False,
@@ -77,63 +114,123 @@ def run(
     classes=None,
     agnostic_nms=False,
     augment=False,
+    visualize=False,
+    update=False,
     project="runs/detect",
     name="exp",
     exist_ok=False,
-    line_thickness=3,
+    line_thickness=None,
     hide_labels=False,
     hide_conf=False,
     half=False,
     download=False,
+    batch_size=1,
+    vid_stride=1,
+    tile=None,
+    save_json=False,
+    save_csv=False,
 ) -> Path:
-    """Finds objects in the pictures of `source`, as the command line does, and returns the folder of results.
+    """Finds objects in what `source` names, as the command line does, and returns the folder of results.
 
-    Each result is named as its picture, see `result_stems` for pictures of the same name.
+    Each result is named as its file, see `result_stems` for files of the same name.
     """
     imgsz, classes = _check_options(imgsz, conf_thres, iou_thres, max_det, classes, line_thickness)
-    files = list_sources(source)
+    _check_reading(batch_size, vid_stride, tile)
+    sources = list_sources(source, download)
+    streams = sources[0].kind == STREAM
+    if view_img and not has_display():
+        raise ValueError("--view-img: no window can be opened here; leave it out, the results are written to a folder")
     device = select_device(device)
     weights = [find_weights(w, download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
     model = Backend(weights, device, half).eval()
-    names = model.names
-    if wrong := [c for c in classes or () if not 0 <= c < len(names)]:
-        raise ValueError(f"--classes: {weights[0]} has classes 0 to {len(names) - 1}, got {wrong}")
+    if wrong := [c for c in classes or () if not 0 <= c < len(model.names)]:
+        raise ValueError(f"--classes: {weights[0]} has classes 0 to {len(model.names) - 1}, got {wrong}")
+    if visualize:
+        _check_visualize(model, streams)
+        batch_size = 1
     size = check_image_size(imgsz, model.stride)
-    stems = dict(zip(files, result_stems(files)))
-    save_dir, seen = None, 0
-    timers = [Timer(device) for _ in range(3)]
-
-    for path, image in read_sources(files):
-        if save_dir is None:  # only now is there something to save
-            save_dir = increment_path(Path(project) / name, exist_ok, mkdir=True)
-        with timers[0]:
-            pixels, frame = to_input(image, size, model.stride)
-            pixels = pixels.to(device).to(model.dtype) / 255
-        with timers[1], torch.inference_mode():
-            decoded = model(pixels, augment=augment)[0]
-        with timers[2]:
-            boxes = non_max_suppression(decoded, conf_thres, iou_thres, classes, agnostic_nms, max_det=max_det)[0]
-        # whole pixels, as the pictures and label files of v6.1 have them
-        boxes = torch.cat((scale_boxes(boxes[:, :4], frame, image.shape[:2]).round(), boxes[:, 4:]), 1).cpu()
-        seen += 1
-        found = f"{frame[0]}x{frame[1]} {summary(boxes, names)}, {timers[1].last:.3f} s"
-        LOGGER.info(f"{seen}/{len(files)} {path}: {found}")
-
-        if save_txt:
-            (save_dir / "labels").mkdir(exist_ok=True)
-            write_labels(save_dir / "labels" / f"{stems[path]}.txt", boxes.flip(0), image.shape[:2], save_conf)
-        if save_crop:
-            for box in boxes.flip(0):
-                picture = crop(image, box[:4])
-                if picture.size:
-                    write_crop(save_dir / "crops", names[int(box[5])], stems[path], picture)
-        if not nosave:
-            drawn = draw(image, boxes, names, line_thickness, hide_labels, hide_conf)
-            write_image(save_dir / f"{stems[path]}{path.suffix}", drawn)
-
-    times = ", ".join(f"{1000 * t.total / seen:.1f} ms {what}" for t, what in zip(timers, ("read", "network", "NMS")))
-    LOGGER.info(f"{seen} pictures, per picture: {times}; results in {save_dir}")
+    finder = Finder(
+        model, size, device, augment, tile,
+        conf_thres=conf_thres, iou_thres=iou_thres, classes=classes, agnostic=agnostic_nms, max_det=max_det,
+    )  # fmt: skip
+    wanted = Wanted(
+        images=not nosave and not (streams and str(source).endswith(".txt")),  # of which v6.1 writes none
+        txt=save_txt, conf=save_conf, crop=save_crop, json=save_json, csv=save_csv,
+        view=view_img or (streams and has_display()),
+        line_thickness=line_thickness, hide_labels=hide_labels, hide_conf=hide_conf,
+    )  # fmt: skip
+    with contextlib.closing(read_batches(sources, batch_size, vid_stride)) as batches, cli.stopped_by_signals():
+        first = next(batches, None)  # only with it is there something to save
+        save_dir = increment_path(Path(project) / name, exist_ok, mkdir=True)
+        with Results(save_dir, sources, model.names, wanted) as results:
+            detect(first, batches, finder, results, visualize)
+    if update:
+        for file in weights:
+            checkpoint.strip(file, classes=checkpoint_classes())
     return save_dir
+
+
+def detect(
+    first: list[Frame], batches: Iterator[list[Frame]], finder: Finder, results: Results, visualize: bool
+) -> None:
+    """Hands what is found in each frame to the results, until there are no more or q was pressed in the window."""
+    seen = 0
+    try:
+        with progress_bar(results.sources) as advance:
+            batch: list[Frame] | None = first
+            while batch and not results.quit:
+                with features(batch[0], finder, results) if visualize else contextlib.nullcontext():
+                    found, shapes = finder([frame.image for frame in batch])
+                for frame, boxes, shape in zip(batch, found, shapes):
+                    seen += 1
+                    words = summary(boxes, results.names)
+                    LOGGER.info(
+                        f"{place(frame, results.sources)}: {shape[0]}x{shape[1]} {words}, {finder.seconds:.3f} s"
+                    )
+                    results.add(frame, boxes)
+                    advance(frame)
+                batch = next(batches, None)
+    finally:
+        if seen:
+            steps = zip(finder.timers, ("frame", "network", "NMS"))
+            times = ", ".join(f"{1000 * timer.total / seen:.1f} ms {what}" for timer, what in steps)
+            LOGGER.info(f"{seen} pictures, per picture: {times}; results in {results.folder}")
+
+
+def place(frame: Frame, sources: list[Source]) -> str:
+    """Which frame it is, in words: `2/3 film.mp4 (7/90)`."""
+    text = f"{frame.source + 1}/{len(sources)} {sources[frame.source].title}"
+    if frame.number is None:
+        return text
+    return f"{text} ({frame.number}/{frame.count})" if frame.count else f"{text} ({frame.number})"
+
+
+@contextlib.contextmanager
+def progress_bar(sources: list[Source]) -> Iterator:
+    """A bar with the time left, below the log lines of a terminal; what it gives is called with each frame done."""
+    if not sys.stderr.isatty() or sources[0].kind == STREAM:
+        yield lambda frame: None
+        return
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    known = set()
+    with logging_redirect_tqdm([LOGGER]), tqdm(total=len(sources), unit="frame", dynamic_ncols=True) as bar:
+
+        def advance(frame: Frame) -> None:
+            if frame.source not in known:  # how long a video is is known once it is open
+                known.add(frame.source)
+                bar.total += max(frame.count, 1) - 1
+            bar.update()
+
+        yield advance
+
+
+def features(frame: Frame, finder: Finder, results: Results) -> FeatureRecorder:
+    """Records the layers while the network looks at this frame, in a folder named as the frame."""
+    folder = increment_path(results.folder / results.stem(frame), mkdir=True)
+    picture = letterbox(frame.image, finder.size, stride=finder.model.stride)[0]
+    return FeatureRecorder(finder.model.model, folder, picture)
 
 
 def _check_options(
@@ -143,20 +240,25 @@ def _check_options(
     cli.check_range("--conf-thres", conf_thres, 0, 1)
     cli.check_range("--iou-thres", iou_thres, 0, 1)
     cli.check_range("--max-det", max_det, 1)
-    cli.check_range("--line-thickness", line_thickness, 0)
+    cli.check_range("--line-thickness", line_thickness or 0, 0)
     sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
     if len(sides) not in (1, 2):
         raise ValueError(f"--imgsz takes one number, or height and width, got {sides}")
     return (sides * 2)[:2], [classes] if isinstance(classes, int) else classes
 
 
-def draw(image, boxes, names, line_thickness=3, hide_labels=False, hide_conf=False):
-    """A BGR picture (H, W, 3) with boxes (n, 6) drawn, the most confident on top."""
-    annotator = Annotator(image, line_thickness, example="".join(names))
-    for *box, confidence, c in boxes.flip(0).tolist():
-        text = "" if hide_labels else class_name(names, int(c)) + ("" if hide_conf else f" {confidence:.2f}")
-        annotator.box_label(box, text, colors(int(c), bgr=True))
-    return annotator.result()
+def _check_reading(batch_size: int, vid_stride: int, tile: float | None) -> None:
+    cli.check_range("--batch-size", batch_size, 1)
+    cli.check_range("--vid-stride", vid_stride, 1)
+    if tile is not None:
+        cli.check_range("--tile", tile, 0, 0.9)
+
+
+def _check_visualize(model: Backend, streams: bool) -> None:
+    if streams:
+        raise ValueError("--visualize writes files for every layer of every frame; give pictures or a video, no stream")
+    if not hasattr(model.model, "model"):
+        raise ValueError("--visualize looks into one model; give one file as --weights")
 
 
 def main(opt: argparse.Namespace) -> None:

@@ -20,10 +20,11 @@ ORDER = [
     "utils.training.schedule", "utils.training.ema", "utils.training.sampling", "utils.training.autoanchor",
     "utils.training.guard", "utils.training.records", "utils.training.autobatch", "utils.training.loggers",
     "utils.training.search", "utils.training.run",
-    "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
+    "utils.inference.drawing", "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
+    "utils.inference.finder", "utils.inference.features", "utils.inference.results",
     "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
     "models.second_order", "models.common", "models.experimental", "models.yolo", "models.transfer", "models.backend",
-    "train", "val", "detect",
+    "models.autoshape", "hubconf", "train", "val", "detect",
 ]  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def module_name(path: Path) -> str:
 
 def sources() -> list[Path]:
     files = [p for room in ("models", "utils") for p in (ROOT / room).rglob("*.py") if p.name != "__init__.py"]
-    return files + [ROOT / f"{verb}.py" for verb in ("train", "val", "detect")]
+    return files + [ROOT / f"{verb}.py" for verb in ("hubconf", "train", "val", "detect")]
 
 
 def imported(path: Path) -> set[str]:

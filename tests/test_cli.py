@@ -659,7 +659,7 @@ def test_only_unreadable_pictures(refused, here):
     folder.mkdir()
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_text("none")
-    refused("detect", "--source", folder, says=["b.jpg: image cannot be decoded", "nor can the other 1 pictures"])
+    refused("detect", "--source", folder, says=["b.jpg: image cannot be decoded", "nor can the other 1 files"])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (3, 5)])
@@ -675,28 +675,37 @@ def test_a_picture_of_any_shape_is_detected_in(command, usual, bright, here, sha
     [
         ("", "--source is empty"),
         ("there is none", "--source there is none: no such file or folder"),
-        ("empty folder", "no image files in this folder; an image file ends in bmp"),
-        ("*.jpg", "--source *.jpg: no image files match"),
-        ("list.txt", "give pictures"),
-        ("film.mp4", "give pictures"),
-        ("moving.gif", "give pictures"),
-        ("0", "give pictures"),
-        ("rtsp://camera/1", "give pictures"),
-        ("https://example.com/a.jpg", "give pictures"),
+        ("empty folder", "no image or video files in this folder; an image file ends in bmp"),
+        ("*.jpg", "--source *.jpg: no image or video files match"),
+        ("empty.txt", "empty.txt: the list is empty"),
+        ("lost.txt", "No such file or directory: 'gone.jpg'"),
+        ("mixed.txt", "lists files or streams, not both: 0 is unlike gone.jpg, its first line"),
+        ("mixed.streams", "a list of streams holds URLs, camera numbers and videos, got gone.jpg"),
+        ("gone.streams", "--source gone.mp4: cannot be opened; is it a video?"),
+        ("film.mp4", "film.mp4: video cannot be decoded, or has no frames"),
+        ("moving.gif", "moving.gif: video cannot be decoded, or has no frames"),
+        ("99", "--source 99: cannot be opened; is a camera of this number connected, and free?"),
+        ("rtsp://me:secret@127.0.0.1:9/1", "--source rtsp://127.0.0.1:9/1: cannot be opened; is the address right"),
+        ("https://me:secret@example.com/a.jpg", "--source https://example.com/a.jpg: not fetched; --download saves"),
+        ("ftp://example.com/a.jpg", "an address starts with http, https"),
+        ("https://www.youtube.com/watch?v=x", "a page, not a stream"),
+        ("screen 1 2", "expected `screen`, or `screen x y width height` in pixels"),
+        ("screen 1 2 0 5", "expected `screen`, or `screen x y width height` in pixels"),
     ],
 )
 def test_a_source_that_is_none(refused, here, source, says):
     (here / "empty folder").mkdir()
-    for name in ("list.txt", "film.mp4", "moving.gif"):
-        (here / name).write_text("x")
-    refused("detect", "--source", source, says=says)
+    lists = {"empty.txt": "\n", "lost.txt": "gone.jpg", "mixed.txt": "gone.jpg\n0", "mixed.streams": "0\ngone.jpg"}
+    for name, text in {**lists, "gone.streams": "gone.mp4", "film.mp4": "x", "moving.gif": "x"}.items():
+        (here / name).write_text(text)
+    assert "secret" not in refused("detect", "--source", source, says=says)
 
 
-def test_videos_in_a_folder_are_named(command, usual, bright, here):
+def test_videos_that_cannot_be_read_are_named(command, usual, bright, here):
     write_set(here, {"a.png": (picture(), None), "b.png": (picture(), None)})
     (here / "images/train/film.mp4").write_text("x")
     code, err = command("detect", *usual["detect"], "--source", "images/train")
-    assert code == 0 and "1 videos are left out, film.mp4 first" in err and "2 pictures" in err
+    assert code == 0 and "left out: images/train/film.mp4: video cannot be decoded" in err and "2 pictures" in err
 
 
 def test_the_default_source_is_the_repositorys(monkeypatch, tmp_path, command, usual, bright):

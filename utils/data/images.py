@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
@@ -33,7 +33,7 @@ def list_images(entry: str | Path | list[str | Path]) -> list[str]:
         if os.path.isdir(place):
             found.update(_files_below(str(place)))
         elif os.path.isfile(place):
-            found.update(_listed_files(Path(place)))
+            found.update(listed_files(Path(place)))
         else:
             raise FileNotFoundError(f"no such folder or list file of images: {place}")
     images = sorted(path for path in found if is_image(path))
@@ -59,7 +59,8 @@ def _files_below(folder: str) -> list[str]:
     return files
 
 
-def _listed_files(list_file: Path) -> list[str]:
+def listed_files(list_file: Path) -> list[str]:
+    """The lines of a text file without empty ones; a leading `./` is replaced by the text file's folder."""
     lines = list_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     return [str(list_file.parent / line[2:]) if line.startswith("./") else line for line in lines]
@@ -157,6 +158,8 @@ def _decode_with_pillow(data: np.ndarray, path: str | Path, mode: str) -> np.nda
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(ImageOps.exif_transpose(image).convert(mode))
+    except UnidentifiedImageError:  # whose message names the stream of bytes
+        raise ValueError(f"{path}: image cannot be decoded: it begins as no known kind of image file") from None
     except _IMAGE_ERRORS as error:
         raise ValueError(f"{path}: image cannot be decoded: {error}") from None
     return np.ascontiguousarray(pixels[..., ::-1]) if mode == "RGB" else pixels

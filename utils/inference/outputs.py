@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from utils.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_xywh, xyxy_to_xywhn
+from utils.data.images import VIDEO_SUFFIXES
 from utils.files import atomic_write, increment_path
 
 
@@ -19,8 +20,10 @@ def result_stems(files: Sequence[str | Path]) -> list[str]:
     """The name, without suffix, of each picture's results: its own where no other picture has it, and never one twice.
 
     Pictures that share a name are told apart by their folders, below the one they share (`cam1/7.jpg` -> `cam1_7`), and
-    by a number where that does not help (`a.jpg`, `a.png` -> `a`, `a_2`).
+    by a number where that does not help (`a.jpg`, `a.png` -> `a`, `a_2`). A video whose frames' names, `a_1`, another
+    file has is told apart by its suffix: `a.mp4` -> `a_mp4`.
     """
+    files = _apart_from_frames([Path(file) for file in files])
     paths = [Path(os.path.abspath(file)) for file in files]
     columns = zip(*(path.parent.parts for path in paths))
     shared = max(sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, columns)), 1)
@@ -38,6 +41,16 @@ def result_stems(files: Sequence[str | Path]) -> list[str]:
             taken.add(name.lower())
         stems.append(name)
     return stems
+
+
+def _apart_from_frames(files: list[Path]) -> list[Path]:
+    numbered = {stem.rpartition("_")[0].lower() for f in files if (stem := f.stem).rpartition("_")[2].isdecimal()}
+    return [
+        f.with_name(f"{f.stem}_{f.suffix[1:]}{f.suffix}")
+        if f.stem.lower() in numbered and f.suffix[1:].lower() in VIDEO_SUFFIXES
+        else f
+        for f in files
+    ]
 
 
 def label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> list[str]:

@@ -1,0 +1,96 @@
+"""Detectors through torch.hub, from this folder and without a network:
+
+model = torch.hub.load("path/to/this/folder", "custom", path="best.pt", source="local")
+model(["street.jpg", image]).print()
+"""
+
+import contextlib as _contextlib
+import logging as _logging
+from collections.abc import Callable as _Callable
+
+# modules, not names: whatever can be called here is offered as a model
+from models import autoshape as _autoshape
+from models import backend as _backend
+from models import transfer as _transfer
+from models import yolo as _yolo
+from utils import device as _device
+from utils import log as _log
+
+dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "PIL"]  # that torch.hub asks for
+
+
+def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None):
+    """A trained detector.
+
+    Args:
+        path: its checkpoint, or a list of them (ensemble).
+        autoshape: wrapped so that it takes pictures of any kind and returns Detections; otherwise a Backend, which
+            takes tensors.
+        verbose: whether loading is logged.
+        device: "cpu", a GPU as "0" or "cuda:0", "mps"; the first GPU where there is one when None.
+
+    Raises FileNotFoundError where there is no such file.
+    """
+    with _quiet(not verbose):
+        paths = [_backend.find_weights(p) for p in (path if isinstance(path, list | tuple) else [path])]
+        model = _backend.Backend(paths, _device.select_device(device or "")).eval()
+    return _autoshape.AutoShape(model) if autoshape else model
+
+
+def _entry(name: str, cfg: str, weights: str, about: str) -> _Callable:
+    def build(pretrained=True, channels=3, classes=80, autoshape=True, verbose=True, device=None, download=False):
+        with _quiet(not verbose):
+            file = _backend.find_weights(weights, download) if pretrained else None
+            if file and (channels, classes) == (3, 80) and cfg == weights.replace(".pt", ".yaml"):
+                model = _backend.Backend(file, _device.select_device(device or "")).eval()
+            else:
+                model = _yolo.Model(cfg, channels, classes)
+                if file:
+                    source = _backend.load_model(file, fuse=False)
+                    _transfer.transfer(source, model)
+                    if len(source.names) == len(model.names):
+                        model.names = source.names
+                model.to(_device.select_device(device or ""))
+        return _autoshape.AutoShape(model) if autoshape else model
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""{about}
+
+    Args:
+        pretrained: with the weights {weights}, which must be there: in the current folder or the repository's. Of
+            another number of channels or classes than theirs they give what fits; see models/transfer.py.
+        channels, classes: of the pictures, and to tell apart.
+        autoshape: wrapped so that it takes pictures of any kind and returns Detections; for training leave it out.
+        verbose: whether building is logged.
+        device: "cpu", a GPU as "0" or "cuda:0", "mps"; the first GPU where there is one when None.
+        download: fetch the official weights where they are not there.
+
+    Raises FileNotFoundError where there are no such weights.
+    """
+    return build
+
+
+@_contextlib.contextmanager
+def _quiet(on: bool):
+    level = _log.LOGGER.level
+    if on:
+        _log.LOGGER.setLevel(_logging.WARNING)
+    try:
+        yield
+    finally:
+        _log.LOGGER.setLevel(level)
+
+
+def _official(name: str) -> _Callable:
+    return _entry(name, f"{name}.yaml", f"{name}.pt", f"{name} of v6.1.")
+
+
+yolov5n, yolov5s, yolov5m, yolov5l, yolov5x = (_official(f"yolov5{size}") for size in "nsmlx")
+yolov5n6, yolov5s6, yolov5m6, yolov5l6, yolov5x6 = (_official(f"yolov5{size}6") for size in "nsmlx")
+soca = _entry(
+    "soca",
+    "SOCA.yaml",
+    "yolov5s.pt",
+    "yolov5s with second-order channel attention, to be trained: it begins as good as yolov5s.pt, since SOCA starts "
+    "as identity.\n\n    Load one that is trained by `custom`.",
+)

@@ -1,0 +1,256 @@
+"""Boxes and captions on pictures: colours of classes, a font that has the letters, and who draws them.
+
+Pillow and matplotlib's list of fonts are imported where they are used. No function changes its arguments.
+
+`names` is everywhere a list of class names or a dict from class number to name; a class without one shows its number.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from utils.log import LOGGER
+
+Names = Sequence[str] | Mapping[int, str]
+Colour = tuple[int, int, int]
+
+PALETTE = (
+    "FF3838 FF9D97 FF701F FFB21D CFD231 48F90A 92CC17 3DDB86 1A9334 00D4BB "
+    "2C99A8 00C2FF 344593 6473FF 0018EC 8438FF 520085 CB38FF FF95C8 FF37C7"
+).split()
+BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (128, 128, 128)
+
+
+# --- colours, names, fonts --------------------------------------------------------------------------------------------
+
+
+class Colors:
+    """The 20 colours of classes: `colors(3)` is RGB, `colors(3, bgr=True)` is for images as OpenCV reads them."""
+
+    def __init__(self):
+        self.palette = [tuple(bytes.fromhex(colour)) for colour in PALETTE]
+
+    def __call__(self, i: int, bgr: bool = False) -> Colour:
+        colour = self.palette[int(i) % len(self.palette)]
+        return colour[::-1] if bgr else colour
+
+
+colors = Colors()
+
+
+def class_name(names: Names | None, i: int, limit: int = 40) -> str:
+    """Name of class i in at most `limit` characters; its number when it has none."""
+    known = names is not None and (i in names if isinstance(names, Mapping) else i < len(names))
+    return shorten(str(names[i]) if known else str(i), limit)
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text, its end replaced by `..` where it has more than `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 2] + ".."
+
+
+def visible(text: str) -> frozenset[str]:
+    """The characters of a text that a font must have."""
+    return frozenset(c for c in text if c.isprintable() and not c.isspace())
+
+
+@lru_cache(maxsize=256)
+def find_font(characters: frozenset[str]) -> tuple[str, str]:
+    """(file, family) of a font that has these characters: DejaVu Sans, which matplotlib brings, or an installed one.
+
+    Nothing is downloaded. When no font has them all it is the one that has most, and one warning says so.
+    """
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    needed = {ord(c) for c in characters}
+    default = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), "DejaVu Sans"
+    fewest_missing, best = len(needed - FT2Font(default[0]).get_charmap().keys()), default
+    if not fewest_missing:
+        return default
+
+    from matplotlib.font_manager import fontManager
+
+    # The font of last resort has a placeholder for everything and a picture of nothing.
+    installed = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
+    for font in sorted(installed, key=lambda f: (f.style != "normal", abs(_weight(f.weight) - 400), f.name, f.fname)):
+        try:
+            missing = len(needed - FT2Font(font.fname).get_charmap().keys())
+        except (OSError, RuntimeError):  # removed since the list was made, or in a format that cannot be scaled
+            continue
+        if missing < fewest_missing:
+            fewest_missing, best = missing, (font.fname, font.name)
+        if not missing:
+            return best
+    _warn_missing_characters()
+    return best
+
+
+def _weight(weight: int | str) -> int:
+    return weight if isinstance(weight, int) else 700 if "bold" in weight else 400
+
+
+@lru_cache(maxsize=1)  # once
+def _warn_missing_characters() -> None:
+    LOGGER.warning(
+        "no installed font has all characters of the class and file names, so pictures show boxes in their place; "
+        "install a font of that script (such as Noto Sans CJK), or use ASCII names"
+    )
+
+
+# --- boxes on an image ------------------------------------------------------------------------------------------------
+
+
+class Annotator:
+    """Draws boxes with captions on a copy of an image; captions stay inside it.
+
+    image:      uint8 (H, W, 3); colours are given in the image's own channel order.
+    line_width: pixels; chosen from the image size when None.
+    font_size:  pixels, for text drawn with Pillow; chosen from the image size when None.
+    pil:        draw with Pillow from the start. OpenCV is faster but has ASCII only; text that needs more makes the
+                rest of the picture be drawn with Pillow.
+    example:    text that will come, such as all the class names joined, to choose the font by.
+    """
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        line_width: int | None = None,
+        font_size: int | None = None,
+        pil: bool = False,
+        example: str = "abc",
+    ):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"image must be uint8 with shape (H, W, 3), got {image.dtype} {image.shape}")
+        self.height, self.width = image.shape[:2]
+        self.line_width = line_width or max(round(sum(image.shape) / 2 * 0.003), 2)
+        self.font_size = font_size or max(round((self.height + self.width) / 2 * 0.035), 12)
+        self._array = np.array(image, order="C")
+        self._image = self._draw = self._font = None  # of Pillow, once it draws
+        self._characters = visible(example)  # that the font must have
+        if pil or not example.isascii():
+            self._use_pillow()
+
+    def box_label(
+        self, box: Sequence[float], label: str = "", color: Colour = GREY, txt_color: Colour | None = None
+    ) -> None:
+        """One xyxy box in pixels, and its label on a filled strip above it, or inside where there is no room above."""
+        self.rectangle(box, color)
+        if label:
+            self.caption(box, label, color, txt_color)
+
+    def rectangle(self, box: Sequence[float], color: Colour = GREY) -> None:
+        """The outline of one xyxy box in pixels."""
+        x1, y1, x2, y2 = self._corners(box)
+        if self._draw:
+            ordered = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+            self._draw.rectangle(ordered, outline=color, width=self.line_width)
+        else:
+            cv2.rectangle(self._array, (x1, y1), (x2, y2), color, self.line_width)
+
+    def caption(self, box: Sequence[float], text: str, color: Colour = GREY, txt_color: Colour | None = None) -> None:
+        """Text on a filled strip at the top of one xyxy box, by default in black or white, as is easier to read."""
+        x1, y1 = self._corners(box)[:2]
+        text, width, height = self._fit(text)
+        y = y1 - height if y1 >= height else y1
+        self._strip(x1, y, text, width, height, color, txt_color)
+
+    def text(self, xy: tuple[float, float], text: str, txt_color: Colour = WHITE, color: Colour = BLACK) -> None:
+        """Text on a filled strip whose upper left corner is at xy in pixels."""
+        text, width, height = self._fit(text)
+        self._strip(int(xy[0]), int(xy[1]), text, width, height, color, txt_color)
+
+    def result(self) -> np.ndarray:
+        """The annotated picture, uint8 (H, W, 3)."""
+        return np.array(self._image) if self._image else self._array
+
+    def _corners(self, box: Sequence[float]) -> tuple[int, int, int, int]:
+        # Far outside is as good as just outside, and OpenCV refuses numbers beyond 16 bits.
+        x1, y1, x2, y2 = (float(v) for v in box)
+        far = self.line_width + 1
+        x1, x2 = (int(min(max(x, -far), self.width + far)) for x in (x1, x2))
+        y1, y2 = (int(min(max(y, -far), self.height + far)) for y in (y1, y2))
+        return x1, y1, x2, y2
+
+    def _use_pillow(self) -> None:
+        from PIL import Image, ImageDraw, ImageFont
+
+        if not self._image:
+            self._image = Image.fromarray(self._array)
+            self._draw = ImageDraw.Draw(self._image)
+        self._font = ImageFont.truetype(find_font(self._characters)[0], self.font_size)
+
+    def _fit(self, text: str) -> tuple[str, int, int]:
+        """The text, shortened until it is no wider than the image, and the width and height of its strip."""
+        if not text.isascii() and not (self._font and visible(text) <= self._characters):
+            self._characters |= visible(text)
+            self._use_pillow()
+        width, height = self._measure(text)
+        shorter = text
+        while width > self.width and len(shorter) > 1:
+            shorter = shorter[:-1]
+            width, height = self._measure(shorter + "..")
+        return text if shorter == text else shorter + "..", width, height
+
+    def _measure(self, text: str) -> tuple[int, int]:
+        margin = 2 + self.line_width
+        if self._font:
+            return math.ceil(self._font.getlength(text)) + margin, sum(self._font.getmetrics()) + 1
+        (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, *self._stroke())
+        return width + margin, sum(self._ascent_descent()) + 1
+
+    def _ascent_descent(self) -> tuple[int, int]:
+        """Pixels of OpenCV's text above and below its base line, the same whatever letters the text has."""
+        (_, ascent), descent = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, *self._stroke())
+        return ascent, descent
+
+    def _stroke(self) -> tuple[float, int]:
+        """Font scale and thickness for OpenCV."""
+        return self.line_width / 3, max(self.line_width - 1, 1)
+
+    def _strip(
+        self, x: int, y: int, text: str, width: int, height: int, color: Colour, txt_color: Colour | None
+    ) -> None:
+        x, y = max(min(x, self.width - width), 0), max(min(y, self.height - height), 0)
+        txt_color = txt_color or _readable_on(color)
+        indent = 1 + self.line_width // 2
+        if self._draw:
+            self._draw.rectangle([x, y, x + width - 1, y + height - 1], fill=color)
+            self._draw.text((x + indent, y), text, fill=txt_color, font=self._font)
+            return
+        scale, thickness = self._stroke()
+        cv2.rectangle(self._array, (x, y), (x + width - 1, y + height - 1), color, cv2.FILLED)
+        origin = x + indent, y + self._ascent_descent()[0]
+        cv2.putText(self._array, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, txt_color, thickness, cv2.LINE_AA)
+
+
+def _readable_on(color: Colour) -> Colour:
+    # Red and blue weigh the same, so that the channel order does not matter.
+    return BLACK if 0.2 * color[0] + 0.6 * color[1] + 0.2 * color[2] > 150 else WHITE
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: torch.Tensor,
+    names: Names,
+    line_width: int | None = None,
+    hide_labels: bool = False,
+    hide_conf: bool = False,
+    bgr: bool = True,
+) -> np.ndarray:
+    """A copy of a picture (H, W, 3) uint8 with its boxes, the most confident on top.
+
+    boxes: (n, 6 or more): x1, y1, x2, y2 in pixels, confidence, class, perhaps the number of its track; the most
+        confident first.
+    bgr:   the picture's channel order; RGB where False.
+    """
+    annotator = Annotator(image, line_width, example="".join(class_name(names, i) for i in range(len(names))))
+    for *box, confidence, c in boxes[:, :6].flip(0).tolist():
+        text = "" if hide_labels else class_name(names, int(c)) + ("" if hide_conf else f" {confidence:.2f}")
+        annotator.box_label(box, text, colors(int(c), bgr=bgr))
+    return annotator.result()

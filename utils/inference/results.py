@@ -1,0 +1,262 @@
+"""What detect leaves behind: pictures, videos, label files, crops, one JSON or CSV file of all boxes, a window."""
+
+import csv
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from utils.boxes import xyxy_to_xywh
+from utils.inference.drawing import draw_boxes
+from utils.inference.outputs import crop, result_stems, write_crop, write_image, write_labels
+from utils.inference.sources import VIDEO, Frame, Source
+
+WINDOWS = ("darwin", "win32")  # systems that always have a display, as far as can be told
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which results, and how boxes are drawn. The names are those of detect's options."""
+
+    images: bool = True
+    txt: bool = False
+    conf: bool = False
+    crop: bool = False
+    json: bool = False
+    csv: bool = False
+    view: bool = False
+    line_thickness: int | None = None
+    hide_labels: bool = False
+    hide_conf: bool = False
+
+
+class Results:
+    """Writes the results of frames in the order they come, in a thread of its own unless they are also shown.
+
+    Use it in a `with`: at its end, reached or not, videos and tables are closed, so that they can be read.
+
+    Args:
+        folder: the run's folder; it is there.
+        sources: what the frames' numbers of sources stand for.
+        names: of the classes.
+    """
+
+    def __init__(self, folder: Path, sources: Sequence[Source], names: Sequence[str], wanted: Wanted):
+        self.folder, self.sources, self.names, self.wanted = folder, sources, names, wanted
+        self.stems = result_stems([source.result for source in sources])
+        self.videos: dict[int, VideoFile] = {}
+        self.tables = []
+        if wanted.json:
+            self.tables.append(JsonTable(folder / "predictions.json"))
+        if wanted.csv:
+            self.tables.append(CsvTable(folder / "predictions.csv"))
+        if wanted.txt:
+            (folder / "labels").mkdir(exist_ok=True)
+        self.quit = False  # whether q was pressed in the window
+        self._worker = None if wanted.view else Worker(self._write, depth=8)
+
+    def add(self, frame: Frame, boxes: torch.Tensor) -> None:
+        """Takes the boxes (n, 6) found in a frame, in its pixels, confidence, class; a seventh column is the track.
+
+        Raises what went wrong in writing an earlier frame.
+        """
+        if self._worker:
+            self._worker.add(frame, boxes)
+        else:
+            self._write(frame, boxes)
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if self._worker:
+                self._worker.close(quiet=kind is not None)
+        finally:
+            for closed in (*self.videos.values(), *self.tables):
+                closed.close()
+            if self.wanted.view:
+                cv2.destroyAllWindows()
+
+    def stem(self, frame: Frame) -> str:
+        """The name of a frame's label file and crops."""
+        return self.stems[frame.source] + ("" if frame.number is None else f"_{frame.number}")
+
+    def _write(self, frame: Frame, boxes: torch.Tensor) -> None:
+        wanted, source, shape = self.wanted, self.sources[frame.source], frame.image.shape[:2]
+        for table in self.tables:
+            table.add(source.title, self.stem(frame), frame.number, boxes, self.names)
+        # whole pixels, as the pictures and label files of v6.1 have them
+        boxes = torch.cat((boxes[:, :4].round(), boxes[:, 4:]), 1)
+        if wanted.txt:
+            write_labels(self.folder / "labels" / f"{self.stem(frame)}.txt", boxes.flip(0), shape, wanted.conf)
+        if wanted.crop:
+            for box in boxes.flip(0):
+                picture = crop(frame.image, box[:4])
+                if picture.size:
+                    write_crop(self.folder / "crops", self.names[int(box[5])], self.stems[frame.source], picture)
+        if wanted.images or wanted.view:
+            drawn = draw_boxes(
+                frame.image, boxes, self.names, wanted.line_thickness, wanted.hide_labels, wanted.hide_conf
+            )
+            if wanted.images:
+                self._write_drawn(frame, source, drawn)
+            if wanted.view:
+                self.quit = show(source.title, drawn) or self.quit
+
+    def _write_drawn(self, frame: Frame, source: Source, drawn: np.ndarray) -> None:
+        stem = self.stems[frame.source]
+        if frame.number is None:
+            write_image(self.folder / f"{stem}{Path(source.result).suffix}", drawn)
+            return
+        if frame.source not in self.videos:
+            if source.kind == VIDEO:  # videos come one after another
+                self.close_videos()
+            self.videos[frame.source] = VideoFile(self.folder / f"{stem}.mp4", frame.fps, drawn.shape[:2])
+        self.videos[frame.source].add(drawn)
+
+    def close_videos(self) -> None:
+        """Ends the videos that are being written."""
+        while self.videos:
+            self.videos.popitem()[1].close()
+
+
+class Worker:
+    """Does calls one after another in a thread, while at most `depth` more wait for it."""
+
+    def __init__(self, call: Callable, depth: int):
+        self._call, self._waiting, self._error = call, queue.Queue(depth), None
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._thread.start()
+
+    def add(self, *arguments) -> None:
+        """Leaves a call to the thread. Raises what an earlier one raised."""
+        if self._error:
+            raise self._error
+        self._waiting.put(arguments)
+
+    def close(self, quiet: bool = False) -> None:
+        """Waits until all is done. Raises what a call raised, unless `quiet`."""
+        self._waiting.put(None)
+        self._thread.join()
+        if self._error and not quiet:
+            raise self._error
+
+    def _work(self) -> None:
+        while (arguments := self._waiting.get()) is not None:
+            try:
+                if self._error is None:
+                    self._call(*arguments)
+            except BaseException as error:  # it belongs to the caller
+                self._error = error
+
+
+# --- files that grow with every frame ---------------------------------------------------------------------------------
+
+
+class VideoFile:
+    """An MP4 (codec mp4v) of pictures of one shape (height, width). It has its name once it is closed.
+
+    The codec has even sides only: of an odd one the last row or column is left out.
+    """
+
+    def __init__(self, path: Path, fps: float, shape: tuple[int, int]):
+        self.path, self.shape = path, shape
+        self._part = path.with_name(f".{path.stem}.part{path.suffix}")
+        self._writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter_fourcc(*"mp4v"), fps, shape[::-1])
+        if not self._writer.isOpened():
+            raise OSError(f"{path}: cannot be written as a video of {shape[1]} x {shape[0]} at {fps:g} frames a second")
+
+    def add(self, picture: np.ndarray) -> None:
+        """The next picture, BGR uint8; one of another shape, as a camera that turns gives, is resized."""
+        if picture.shape[:2] != self.shape:
+            picture = cv2.resize(picture, self.shape[::-1], interpolation=cv2.INTER_AREA)
+        self._writer.write(picture)
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._writer.release()
+        os.replace(self._part, self.path)
+
+
+class JsonTable:
+    """A JSON array with an object per box: v6.1's and COCO's image_id, category_id, bbox, score; file, name, frame."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "w", encoding="utf-8")
+        self._separator = "[\n"
+
+    def add(self, title: str, stem: str, number: int | None, boxes: torch.Tensor, names: Sequence[str]) -> None:
+        """Rows for boxes (n, 6 or 7) in pixels of their picture."""
+        corner_and_size = xyxy_to_xywh(boxes[:, :4].double())
+        corner_and_size[:, :2] -= corner_and_size[:, 2:] / 2
+        for box, (confidence, c, *track) in zip(corner_and_size.tolist(), boxes[:, 4:].tolist()):
+            row = {
+                "image_id": int(stem) if stem.isascii() and stem.isdecimal() else stem,
+                "category_id": int(c),
+                "bbox": [round(v, 3) for v in box],
+                "score": round(confidence, 5),
+                "name": names[int(c)],
+                "file": title,
+            }
+            row |= {} if number is None else {"frame": number}
+            row |= {"track": int(track[0])} if track else {}
+            self._file.write(self._separator + json.dumps(row, ensure_ascii=False))
+            self._separator = ",\n"
+
+    def close(self) -> None:
+        """Ends the array."""
+        self._file.write("[]\n" if self._separator == "[\n" else "\n]\n")
+        self._file.close()
+
+
+class CsvTable:
+    """A CSV file with a row per box: file, frame, class, name, confidence, xmin, ymin, xmax, ymax, track."""
+
+    COLUMNS = ("file", "frame", "class", "name", "confidence", "xmin", "ymin", "xmax", "ymax", "track")
+
+    def __init__(self, path: Path):
+        self._file = open(path, "w", encoding="utf-8", newline="")
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows.writerow(self.COLUMNS)
+
+    def add(self, title: str, stem: str, number: int | None, boxes: torch.Tensor, names: Sequence[str]) -> None:
+        """Rows for boxes (n, 6 or 7) in pixels of their picture."""
+        for row in boxes.tolist():
+            box, (confidence, c), track = row[:4], row[4:6], [int(v) for v in row[6:]] or [""]
+            start = [title, "" if number is None else number, int(c), names[int(c)], f"{confidence:.5f}"]
+            self._rows.writerow([*start, *(f"{v:.3f}" for v in box), *track])
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+
+# --- a window ---------------------------------------------------------------------------------------------------------
+
+
+def has_display() -> bool:
+    """Whether a window can be opened: there is a screen, and OpenCV was built for it."""
+    # asked first, because without a screen OpenCV's Qt ends the whole process
+    if sys.platform not in WINDOWS and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    try:
+        cv2.namedWindow("test")
+        cv2.destroyWindow("test")
+    except cv2.error:  # the headless build
+        return False
+    return True
+
+
+def show(title: str, picture: np.ndarray) -> bool:
+    """Shows a picture in the window of this title; True if q was pressed."""
+    cv2.imshow(title, picture)
+    return cv2.waitKey(1) & 0xFF == ord("q")
