@@ -120,8 +120,9 @@ from utils import checkpoint, dist  # noqa: E402
 from utils.activations import out_of_place  # noqa: E402
 from utils.boxes import check_image_size, round_up  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
-from utils.data.images import list_images  # noqa: E402
+from utils.data.labels import list_pairs  # noqa: E402
 from utils.data.loader import create_dataloader  # noqa: E402
+from utils.data.shards import ShardSplit, scan_shards  # noqa: E402
 from utils.device import mixed_precision, select_device  # noqa: E402
 from utils.evaluation.evaluator import evaluate, log_evaluation  # noqa: E402
 from utils.evaluation.metrics import fitness  # noqa: E402
@@ -334,13 +335,15 @@ def prepare(
     torch.manual_seed(opt.seed)
     torch.backends.cudnn.deterministic = True
     autocast = mixed_precision(opt.amp, device)
-    data = load_dataset_yaml(opt.data)
+    data = load_dataset_yaml(opt.data, download=opt.download and group is None)
     nc, names = data["nc"], data["names"]
     if opt.single_cls:
         nc, names = 1, names if nc == 1 else ["item"]
 
     # the average has plain batch norm, even of a run with --sync-bn
-    model = (resumed["ema"] or resumed["model"]).float() if resumed else build_model(opt, hyp, nc, names)
+    model = (
+        (resumed["ema"] or resumed["model"]).float() if resumed else build_model(opt, hyp, nc, names, data["channels"])
+    )
     if model.model[-1].nc != nc:
         raise ValueError(
             f"{opt.resume} has {model.model[-1].nc} classes, but {opt.data} has {nc}; only that many can go on"
@@ -397,7 +400,14 @@ def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, nc: int, gr
     processes = group.world_size if group else 1
     if opt.batch_size % processes:
         raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {processes} processes that share it")
-    shared = {"stride": stride, "single_cls": opt.single_cls, "nc": nc, "seed": opt.seed, "workers": opt.workers}
+    shared = {
+        "channels": data["channels"],
+        "stride": stride,
+        "single_cls": opt.single_cls,
+        "nc": nc,
+        "seed": opt.seed,
+        "workers": opt.workers,
+    }
     shared |= {"strict": opt.strict, "rehash": opt.rehash}
     train_loader, _ = create_dataloader(
         data["train"], image_size, opt.batch_size // processes, hyp=hyp, augment=True, rect=opt.rect, shuffle=True,
@@ -415,7 +425,9 @@ def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, nc: int, gr
     return train_loader, val_loader
 
 
-def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int, names: list[str] | None = None) -> Model:
+def build_model(
+    opt: argparse.Namespace, hyp: dict[str, float], nc: int, names: list[str] | None = None, channels: int = 3
+) -> Model:
     """The model to train.
 
     1. --cfg names the architecture; without it the YAML inside the weights does, or the YAML of the weights' name.
@@ -423,6 +435,7 @@ def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int, names: 
     3. --weights not given, and its default not there: from scratch, with a warning. '' : from scratch.
 
     names: classes of the data set; what the weights know of a class of that name is carried over.
+    channels: of its pictures.
     """
     weights, cfg, anchors = opt.weights, opt.cfg, round(hyp.get("anchors", 0))
     there = any((room / weights).is_file() for room in (Path(), ROOT))
@@ -433,17 +446,18 @@ def build_model(opt: argparse.Namespace, hyp: dict[str, float], nc: int, names: 
     if not weights:
         if not cfg:
             raise ValueError("there is nothing to train: give --cfg models/SOCA.yaml, or --weights FILE.pt, or both")
-        model = Model(find_file(cfg, (".yaml", ".yml")), nc=nc, anchors=anchors)
+        model = Model(find_file(cfg, (".yaml", ".yml")), channels, nc, anchors)
     else:
         content = load_checkpoint(find_weights(weights, opt.download))
         source = (content.get("ema") or content["model"]).float()
-        model = Model(find_file(cfg, (".yaml", ".yml")) if cfg else source.yaml, nc=nc, anchors=anchors)
+        same = {**source.yaml, "ch": channels}
+        model = Model(find_file(cfg, (".yaml", ".yml")) if cfg else same, channels, nc, anchors)
         # another architecture, or new anchors, bring their own
         transfer(source, model, own_anchors=bool(cfg or anchors), names=names)
     if not isinstance(model.model[-1], Detect):
         raise ValueError(f"{cfg or weights}: the last row must be Detect, got {type(model.model[-1]).__name__}")
-    if model.yaml["ch"] != 3:
-        raise ValueError(f"{cfg or weights}: ch is {model.yaml['ch']}, but images have 3 channels")
+    if model.yaml["ch"] != channels:
+        raise ValueError(f"{cfg or weights}: ch is {model.yaml['ch']}, but images have {channels} channels")
     return model
 
 
@@ -653,7 +667,9 @@ def check_options(opt: argparse.Namespace) -> None:
 def load_recipe(opt: argparse.Namespace) -> dict[str, float | str]:
     """The hyper-parameters of --hyp; fills in the options that the file may state and the command line did not."""
     if opt.hyp == "auto":
-        images = round(len(list_images(load_dataset_yaml(opt.data)["train"])) * opt.fraction)
+        entry = load_dataset_yaml(opt.data, download=opt.download and dist.rank() < 0)["train"]
+        found = scan_shards(entry) if isinstance(entry, ShardSplit) else list_pairs(entry)
+        images = round(len(found.images) * opt.fraction)
         file, reason = choose_hyp(images, opt.epochs, opt.batch_size if opt.batch_size > 0 else 16, opt.optimizer)
         LOGGER.info(f"hyp: {file.name}, for {reason}")
         opt.hyp = str(file)

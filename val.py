@@ -94,13 +94,13 @@ def run(
     weights = [find_weights(w, download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
     model = Backend(weights, device, half and device.type == "cuda").eval()
     imgsz = check_image_size(imgsz, model.stride)
-    data_file, data = data, load_dataset_yaml(data, splits=(task,))
+    data_file, data = data, load_dataset_yaml(data, (task,), download)
     names = ["item"] if single_cls else data["names"]
     _check_classes(model, names, weights, single_cls, data_file)
 
     loader, dataset = create_dataloader(
         data[task], imgsz, batch_size, model.stride, single_cls, pad=0.5, rect=True, workers=workers, nc=len(names),
-        prefix=f"{task}: ",
+        prefix=f"{task}: ", channels=data["channels"],
     )  # fmt: skip
     save_dir = increment_path(Path(project) / name, exist_ok, mkdir=True)
     observers = [picture_writer(save_dir, names)] if plots else []

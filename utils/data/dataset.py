@@ -225,7 +225,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         boxes = xyxy_to_xywhn(labels[:, 1:], width, height, clip=True, eps=EDGE)
         labels = np.concatenate([labels[:, :1], boxes], 1)
         if self.augment:
-            if self._albumentations and rng.random() < self.hyp["albumentations"]:
+            if self._albumentations and self.channels == 3 and rng.random() < self.hyp["albumentations"]:
                 image = self._albumentations(image, rng)
             multipliers = draw_hsv(rng, *(self.hyp[f"hsv_{channel}"] for channel in "hsv"))
             image, labels = self._flip(image, labels, rng)

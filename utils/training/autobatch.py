@@ -78,7 +78,8 @@ def measure(
 
 def _step(model: nn.Module, size: int, image_size: int, autocast: torch.dtype | None) -> None:
     device = next(model.parameters()).device
-    images = torch.zeros(size, 3, image_size, image_size, device=device).contiguous(memory_format=torch.channels_last)
+    shape = size, getattr(model, "yaml", {}).get("ch", 3), image_size, image_size
+    images = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         maps = model(images)
     sum(m.float().sum() for m in maps).backward()
