@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import common, experimental
+from models import attention, common, experimental
 from models.common import Conv
 from models.insert import insert_rows
 from models.registry import Row, detects, lookup, register
@@ -410,7 +410,7 @@ def scale_image(image: torch.Tensor, ratio: float, multiple: int = 32, keep_shap
 
 def checkpoint_classes() -> set[type]:
     """The module classes of this project that a checkpoint may hold."""
-    rooms = (common, experimental, sys.modules[__name__])
+    rooms = (common, attention, experimental, sys.modules[__name__])
     found = {c for room in rooms for c in vars(room).values() if isinstance(c, type) and issubclass(c, nn.Module)}
     return {c for c in found if c.__module__.startswith("models.")}
 

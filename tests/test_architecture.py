@@ -22,8 +22,8 @@ ORDER = [
     "utils.training.search", "utils.training.run",
     "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
     "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
-    "models.insert", "models.second_order", "models.common", "models.experimental", "models.yolo", "models.transfer",
-    "models.backend",
+    "models.insert", "models.second_order", "models.common", "models.attention", "models.experimental", "models.yolo",
+    "models.transfer", "models.backend",
     "train", "val", "detect",
 ]  # fmt: skip
 

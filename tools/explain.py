@@ -62,7 +62,8 @@ def explain(model: Model, image_size: int = 640) -> list[Line]:
         lines.append(
             Line(
                 layer.i, layer.f, layer.type.rpartition(".")[2], y.shape[1] if one_map else None,
-                2 ** round(math.log2(image_size / y.shape[2])) if one_map else None, layer.np, counter.get_total_flops() - reached,
+                2 ** round(math.log2(image_size / y.shape[2])) if one_map else None,
+                layer.np, counter.get_total_flops() - reached,
             )
         )  # fmt: skip
         reached = counter.get_total_flops()
