@@ -184,6 +184,40 @@ def test_attention_that_is_none(text):
         parse_attention(text)
 
 
+# --- the files of models/places ---------------------------------------------------------------------------------------
+
+READY = {  # base, block, place -> the layers of the blocks, and what Detect takes
+    f"yolov5{size}-{block}-{place}": (size, block, *PLACES[place])
+    for size in "nsmlx"
+    for block in ("SOCA", "SE")
+    for place in ("P5", "backbone", "C3")
+    if (block, place) != ("SOCA", "P5")  # that is SOCA.yaml and its sisters
+}
+
+
+def test_every_ready_file_is_here():
+    assert sorted(p.stem for p in (ROOT / "models" / "places").iterdir()) == sorted(READY)
+
+
+@pytest.mark.parametrize("name", READY)
+def test_ready_files(name, monkeypatch):
+    """Built whole, with weights of 0 where drawing 90 million random ones would take seconds; and run."""
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, **_: tensor.data.zero_())
+    size, block, layers, detect = READY[name]
+    model = Model(ROOT / "models" / "places" / f"{name}.yaml")
+    assert blocks(model, block) == layers
+    assert model.model[-1].f == detect
+    assert model.yaml_file == f"{name}.yaml"
+    assert "base" not in model.yaml
+    plain = read_yaml(ROOT / "models" / f"yolov5{size}.yaml")
+    assert all(model.yaml[key] == plain[key] for key in ("depth_multiple", "width_multiple"))
+    assert all(b.isfinite().all() for b in model.buffers())
+    with torch.no_grad():
+        decoded, raw = model.eval()(torch.rand(1, 3, 64, 64))
+    assert decoded.shape == (1, 3 * (64 + 16 + 4), 85)
+    assert all(m.isfinite().all() for m in raw)
+
+
 # --- wrong rows -------------------------------------------------------------------------------------------------------
 
 
