@@ -10,8 +10,10 @@ from torch import nn
 
 from models import attention
 from models.attention import CBAM, ECA, GCT, LSRAG, NLRG, RLNL, CoordAttention, SimAM
+from models.backend import load_checkpoint
 from models.common import SE, SOCA
 from models.yolo import Model, checkpoint_classes
+from utils import checkpoint
 from utils.training.optimizer import parameter_groups
 
 KEEPING = [SOCA, SE, ECA, CBAM, CoordAttention, SimAM, GCT, RLNL, LSRAG]
@@ -352,6 +354,17 @@ def test_in_a_model(block):
     raw = model.train()(torch.rand(2, 3, 64, 64))
     sum(m.square().sum() for m in raw).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_checkpoints_hold_every_block(tmp_path):
+    rows = [{"after": 2, "module": block.__name__} for block in KEEPING]
+    model = Model({**small(backbone__2=[-1, 1, "NLRG", [64]]), "insert": rows}).eval()
+    checkpoint.save(tmp_path / "all.pt", {"model": model, "ema": None})
+    loaded = load_checkpoint(tmp_path / "all.pt")["model"]
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(x)[0], model(x)[0])
+    assert Model(loaded.yaml).load_state_dict(model.state_dict())  # the YAML inside builds the same
 
 
 def test_nlrg_is_a_stage():
