@@ -31,6 +31,7 @@ def parse_opt(known: bool = False) -> cli.Options:
     group.add_argument("--weights", default=cli.Default(cli.WEIGHTS), help="start from this .pt file; '' for scratch")
     group.add_argument("--download", action="store_true", help="fetch official weights that are not there")
     group.add_argument("--cfg", default="", help="model YAML (default: the one inside the weights)")
+    group.add_argument("--attention", default="", metavar="BLOCK@PLACE", help="put blocks in, such as SOCA@P3+P4+P5")
     group.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
     group.add_argument("--hyp", default="auto", help="hyper-parameter YAML (default: v6.1's, or one for short runs)")
     group.add_argument("--single-cls", action="store_true", help="make one class of all")
@@ -114,6 +115,7 @@ from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from models.backend import find_weights, load_checkpoint, load_model  # noqa: E402
+from models.insert import parse_attention  # noqa: E402
 from models.transfer import transfer  # noqa: E402
 from models.yolo import Detect, Model, checkpoint_classes  # noqa: E402
 from utils import checkpoint, dist  # noqa: E402
@@ -431,6 +433,7 @@ def build_model(
     """The model to train.
 
     1. --cfg names the architecture; without it the YAML inside the weights does, or the YAML of the weights' name.
+       --attention puts blocks into it.
     2. --weights given and there: its tensors are carried over. Given but not there: an error.
     3. --weights not given, and its default not there: from scratch, with a warning. '' : from scratch.
 
@@ -438,6 +441,7 @@ def build_model(
     channels: of its pictures.
     """
     weights, cfg, anchors = opt.weights, opt.cfg, round(hyp.get("anchors", 0))
+    blocks = parse_attention(opt.attention)
     there = any((room / weights).is_file() for room in (Path(), ROOT))
     if isinstance(weights, cli.Default) and not opt.download and not there:
         LOGGER.warning(f"{weights} is not here, so training starts from scratch (--download would fetch it)")
@@ -446,12 +450,12 @@ def build_model(
     if not weights:
         if not cfg:
             raise ValueError("there is nothing to train: give --cfg models/SOCA.yaml, or --weights FILE.pt, or both")
-        model = Model(find_file(cfg, (".yaml", ".yml")), channels, nc, anchors)
+        model = Model(find_file(cfg, (".yaml", ".yml")), channels, nc, anchors, blocks)
     else:
         content = load_checkpoint(find_weights(weights, opt.download))
         source = (content.get("ema") or content["model"]).float()
         same = {**source.yaml, "ch": channels}
-        model = Model(find_file(cfg, (".yaml", ".yml")) if cfg else same, channels, nc, anchors)
+        model = Model(find_file(cfg, (".yaml", ".yml")) if cfg else same, channels, nc, anchors, blocks)
         # another architecture, or new anchors, bring their own
         transfer(source, model, own_anchors=bool(cfg or anchors), names=names)
     if not isinstance(model.model[-1], Detect):
@@ -587,7 +591,7 @@ def run_folder(last: str | Path) -> Path:
 
 def resumed_options(opt: cli.Options) -> tuple[cli.Options, dict]:
     """The options of the run to go on with, changed by those given now; and its checkpoint."""
-    if fixed := opt.given & {"weights", "cfg", "optimizer", "project", "name", "exist_ok", "evolve"}:
+    if fixed := opt.given & {"weights", "cfg", "attention", "optimizer", "project", "name", "exist_ok", "evolve"}:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(fixed))
         raise ValueError(f"--resume goes on with the model, the optimizer and the folder of the run; leave out {flags}")
     path = find_checkpoint(opt.resume)

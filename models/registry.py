@@ -58,9 +58,12 @@ def widens_repeating(row: Row) -> tuple[list, int, int]:
 
 
 def keeps_channels(row: Row) -> tuple[list, int, int]:
-    """Attention: (c1, *args). A row may state the width, `[1024]` or `[1024, 8]`; it must then be the incoming one."""
+    """Attention: (c1, *args). A row may state the width, `[1024]` or `[1024, 8]`; it must then be the incoming one.
+
+    `[None, 8]` gives the other arguments without stating it.
+    """
     c1 = row.channels[0]
-    if row.args and (stated := scaled(_first(row), row)) != c1:
+    if row.args and row.args[0] is not None and (stated := scaled(_first(row), row)) != c1:
         raise ValueError(
             f"takes the {c1} channels that come in, but the row states {row.args[0]} "
             f"(x width_multiple {row.width} = {stated}); write [{math.floor(c1 / row.width)}] or []"

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import common, experimental
+from models import attention, common, experimental
 from models.common import Conv
+from models.insert import insert_rows
 from models.registry import Row, detects, lookup, register
 from utils.boxes import round_up
 from utils.device import Timer, select_device
@@ -117,21 +118,21 @@ class Model(nn.Module):
         ch: input channels, unless the YAML says `ch`.
         nc: number of classes, over the YAML's.
         anchors: number of anchors per level, over the YAML's anchors (which are then placeholders for AutoAnchor).
+        insert: rows {after, module} of blocks to put in, see models/insert.py.
 
     Attributes: model (nn.Sequential of layers, each with i, f, type, np), save (layers whose output is used again),
-    stride (nl,) in pixels, names, yaml (what was built).
+    stride (nl,) in pixels, names, yaml (what was built: a plain YAML, `base` and `insert` written out).
     """
 
-    def __init__(self, cfg="yolov5s.yaml", ch=3, nc=None, anchors=None):
+    def __init__(self, cfg="yolov5s.yaml", ch=3, nc=None, anchors=None, insert=()):
         super().__init__()
-        if isinstance(cfg, dict):
-            self.yaml = deepcopy(cfg)
-            source = "model"
-        else:
-            path = find_file(cfg, (".yaml", ".yml"))
-            self.yaml_file = source = path.name
-            self.yaml = read_yaml(path)
-        _check_keys(self.yaml, source)
+        path = None if isinstance(cfg, dict) else find_file(cfg, (".yaml", ".yml"))
+        source = path.name if path else "model"
+        if path:
+            self.yaml_file = path.name
+        self.yaml = plain_yaml(deepcopy(cfg) if path is None else read_yaml(path), source, path)
+        if insert:
+            self.yaml = insert_rows(self.yaml, insert, layer_strides(self.yaml, source), source)
         ch = self.yaml["ch"] = self.yaml.get("ch", ch)
         if nc and nc != self.yaml["nc"]:
             LOGGER.info(f"{source}: nc {self.yaml['nc']} becomes the data set's {nc}")
@@ -254,6 +255,61 @@ DetectionModel = Model  # its later name
 # --- from YAML to layers ----------------------------------------------------------------------------------------------
 
 
+def plain_yaml(d: dict, source: str = "model", path: Path | None = None, above: tuple[str, ...] = ()) -> dict:
+    """The content of a model YAML with `base` and `insert` written out: v6.1's keys and rows, checked.
+
+    Args:
+        d: content. With `base: FILE` it is that file's, but for the keys given here; then come the rows of `insert`.
+        source: name for error messages.
+        path: of the file, beside which `base` is looked for first.
+        above: files that led here by their `base`.
+    """
+    changes = dict(d)
+    rows = changes.pop("insert", None)
+    base = changes.pop("base", None)
+    if base is not None:
+        d = {**_read_base(base, source, path, above), **_check_changes(changes, source)}
+    else:
+        d = changes
+    _check_keys(d, source)
+    return d if rows is None else insert_rows(d, rows, layer_strides(d, source), source)
+
+
+def _read_base(base: str, source: str, path: Path | None, above: tuple[str, ...]) -> dict:
+    if not isinstance(base, str):
+        raise ValueError(f"{source}: base must name a model YAML, such as yolov5s.yaml, got {base!r}")
+    beside = path.parent / base if path else Path(base)
+    file = beside if beside.is_file() else find_file(base, (".yaml", ".yml"))
+    chain = (*above, str(path.resolve()) if path else source)
+    if str(file.resolve()) in chain:
+        raise ValueError(f"{source}: base {base} leads back to itself")
+    return plain_yaml(read_yaml(file), file.name, file, chain)
+
+
+def _check_changes(changes: dict, source: str) -> dict:
+    known = ("nc", "depth_multiple", "width_multiple", "anchors", "ch", "inplace")
+    if unknown := [key for key in changes if key not in known]:
+        raise ValueError(f"{source}: beside base stand insert, {', '.join(known)}; got {', '.join(map(str, unknown))}")
+    return changes
+
+
+@torch.no_grad()
+def layer_strides(d: dict, source: str = "model") -> list[float | None]:
+    """Image side over map side of each layer of a plain YAML, None where no single map comes out (Detect).
+
+    A model is built for it and thrown away; the global random numbers go on as if it were not.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = Model(d).eval()
+    strides = []
+    for layer in model.model:
+        layer.register_forward_hook(
+            lambda layer, inputs, y: strides.append(PROBE_SIZE / y.shape[2] if isinstance(y, torch.Tensor) else None)
+        )
+    model._probe(d.get("ch", 3), source)
+    return strides
+
+
 def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Sequential, list[int]]:
     """Builds the layers of a model YAML.
 
@@ -354,7 +410,7 @@ def scale_image(image: torch.Tensor, ratio: float, multiple: int = 32, keep_shap
 
 def checkpoint_classes() -> set[type]:
     """The module classes of this project that a checkpoint may hold."""
-    rooms = (common, experimental, sys.modules[__name__])
+    rooms = (common, attention, experimental, sys.modules[__name__])
     found = {c for room in rooms for c in vars(room).values() if isinstance(c, type) and issubclass(c, nn.Module)}
     return {c for c in found if c.__module__.startswith("models.")}
 

@@ -768,9 +768,9 @@ def test_weights_of_another_data_set(refused, variant):
     refused("val", "--data", data, says=["best.pt knows 2 classes, but", "data variant.yaml has 3"])
 
 
-def build(weights, cfg, nc=2, hyp=None, download=False) -> Model:
+def build(weights, cfg, nc=2, hyp=None, download=False, attention="") -> Model:
     """The model that a training would begin with."""
-    options = argparse.Namespace(weights=weights, cfg=str(cfg), download=download, imgsz=64)
+    options = argparse.Namespace(weights=weights, cfg=str(cfg), attention=attention, download=download, imgsz=64)
     return train.build_model(options, hyp or {}, nc)
 
 
@@ -796,6 +796,26 @@ def test_weights_are_carried_where_they_fit_and_that_is_said(world, capsys):
     err = capsys.readouterr().err
     assert carried(err) == (len(source) - 1, len(larger.state_dict()))  # all but the anchors, which --cfg brings
     assert "nothing of the weights fits" not in err
+
+
+def test_attention_put_into_trained_weights(world, capsys):
+    source = load_checkpoint(world.best)["model"].float().state_dict()
+    larger = build(world.best, "", attention="SOCA@backbone")
+    err = capsys.readouterr().err
+    assert carried(err) == (len(source), len(larger.state_dict()))
+    assert "starts as identity" in err
+    assert larger.yaml["backbone"][-1] == [-1, 1, "SOCA", []]
+    from_scratch = build("", world.cfg, attention="SOCA@backbone")
+    assert from_scratch.yaml_file == "tiny model.yaml"
+    assert list(from_scratch.state_dict()) == list(larger.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("attention", "says"),
+    [("SOCA", "must be MODULE@PLACE"), ("SOKA@P3", "did you mean 'SOCA'?"), ("SOCA@P9", "no map of stride 512")],
+)
+def test_attention_that_is_none(refused, attention, says):
+    refused("train", "--attention", attention, says=says)
 
 
 def test_weights_of_which_nothing_fits(world, capsys):

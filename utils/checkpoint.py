@@ -24,7 +24,8 @@ from utils.log import LOGGER
 KEYS = ("epoch", "best_fitness", "model", "ema", "updates", "optimizer", "wandb_id", "date")
 
 _TORCH_LAYERS = [
-    *(nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Dropout, nn.Identity),
+    *(nn.Conv1d, nn.Conv2d, nn.Linear, nn.Dropout, nn.Identity),
+    *(nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm),
     *(nn.Sequential, nn.ModuleList, nn.Upsample, nn.ZeroPad2d, nn.Flatten, nn.Softmax, nn.MultiheadAttention),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ConvTranspose2d, nn.PixelShuffle),
     *(nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.GELU, nn.Mish),

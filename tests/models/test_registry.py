@@ -170,6 +170,8 @@ def test_errors_name_file_section_and_row(tmp_path):
         ([96, 8], 6),
         ([96, 16], 3),
         ([90], 6),  # 45, rounded up to 48 like a convolution's
+        (["None", 16], 3),  # whatever comes in
+        ([None], 6),
     ],
 )
 def test_soca_rows(args, hidden):
@@ -185,7 +187,7 @@ def test_soca_of_another_width(args):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("args", [["many"], [None], [[96]], [96, 8, 3]])
+@pytest.mark.parametrize("args", [["many"], [[96]], [96, 8, 3]])
 def test_soca_with_wrong_arguments(args):
     with pytest.raises(ValueError, match=r"model, backbone row 4 \(layer 4\): SOCA"):
         Model(with_row([-1, 1, "SOCA", args]))

@@ -1,0 +1,101 @@
+"""tools/explain.py: FLOPs against formulas counted by hand, the table, the picture."""
+
+import importlib.util
+import sys
+
+import cv2
+import pytest
+
+from models.second_order import chebyshev_coefficients
+from models.yolo import Model
+from utils.files import ROOT
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("explain", ROOT / "tools" / "explain.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["explain"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["explain"]
+
+
+def stack(*rows: list) -> Model:
+    """Rows on a map of 48 channels at stride 8, and a head that looks at it."""
+    backbone = [[-1, 1, "Conv", [48, 8, 8, 0]], *rows]
+    head = [[[-1], 1, "Detect", ["nc", "anchors"]]]
+    return Model({"nc": 1, "depth_multiple": 1, "width_multiple": 1, "anchors": 1, "backbone": backbone, "head": head})
+
+
+def soca_flops(C: int, M: int, hidden: int) -> int:
+    """28 products of S (C x C) or of Xc Xc^T with a vector, S itself where it is formed, and the gate."""
+    steps = len(chebyshev_coefficients()) - 1
+    statistic = 2 * C * C * M + steps * 2 * C * C if C <= M else steps * 4 * C * M
+    return statistic + 4 * C * hidden
+
+
+@pytest.mark.parametrize("size", [32, 64, 160])  # 16, 64 and 400 positions for 48 channels
+def test_flops_by_hand(tool, size):
+    C, M = 48, (size // 8) ** 2
+    rows = [-1, 1, "SOCA", []], [-1, 1, "SE", []], [-1, 1, "Conv", [C, 3, 1]], [-1, 1, "nn.Identity", []]
+    lines = tool.explain(stack(*rows), size)
+    assert [line.module for line in lines] == ["Conv", "SOCA", "SE", "Conv", "Identity", "Detect"]
+    expected = [2 * M * C * 3 * 64, soca_flops(C, M, 6), 4 * C * 3, 2 * M * C * C * 9, 0, 2 * M * C * 6]
+    assert [line.flops for line in lines] == expected
+
+
+def test_transformers_are_counted(tool):
+    """C3TR: projections, scores and sums over positions; none hides in a fused kernel."""
+    lines = tool.explain(stack([-1, 1, "C3TR", [48]]), 64)
+    M, C, c = 64, 48, 24
+    outer = 2 * M * (2 * C * c + C * C)
+    layer = 2 * M * c * c * (3 + 3 + 1 + 2) + 4 * M * M * c
+    assert lines[1].flops == outer + 2 * M * c * c + layer
+
+
+def test_the_same_sum_as_the_models_own(tool):
+    model = Model("SOCA-n.yaml")
+    lines = tool.explain(model, 128)
+    assert sum(line.flops for line in lines) / 1e9 == pytest.approx(model.gflops(128), rel=1e-9)
+    assert sum(line.parameters for line in lines) == sum(p.numel() for p in model.parameters())
+    assert [line.row for line in lines] == list(range(26))
+    assert lines[24][1:5] == (-1, "SOCA", 256, 32)
+    assert lines[25][1:5] == ([17, 20, 24], "Detect", None, None)
+    assert model.training and not model.model[0]._forward_hooks
+
+
+def test_the_table(tool):
+    text = tool.table(tool.explain(Model("SOCA-n.yaml"), 64)).splitlines()
+    assert text[0].split() == ["row", "from", "module", "channels", "stride", "parameters", "GFLOPs", "%"]
+    assert text[25].split()[:5] == ["24", "-1", "SOCA", "256", "32"]
+    assert text[-1].split()[0] == "total"
+    assert len(text) == 1 + 26 + 1
+    shares = sum(float(row.split()[-1]) for row in text[1:-1])
+    assert shares == pytest.approx(100, abs=0.2)
+
+
+def test_kinds(tool):
+    lines = tool.explain(Model("yolov5n.yaml", insert=[{"after": "P5", "module": "SE"}]), 64)
+    kinds = {line.row: tool.kind(line) for line in lines}
+    assert [row for row, kind in kinds.items() if kind == "attention"] == [24]
+    assert [row for row, kind in kinds.items() if kind == "join"] == [11, 12, 15, 16, 19, 22]
+    assert kinds[25] == "detect"
+
+
+def test_the_command(tool, tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "network.png"
+    arguments = ["yolov5n.yaml", "--attention", "SE@P3", "--imgsz", "64", "--picture", str(picture)]
+    monkeypatch.setattr("sys.argv", ["explain.py", *arguments])
+    tool.main(tool.parse_options())
+    assert "SE " in capsys.readouterr().out
+    pixels = cv2.imread(str(picture))
+    assert pixels.shape[1] > pixels.shape[0] > 400
+    orange = (abs(pixels.astype(int) - (0x2E, 0x57, 0xE4)).sum(2) < 10).sum()  # the colour of attention, once
+    assert orange > 200
+
+
+def test_wrong_pictures(tool, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["explain.py", "yolov5n.yaml", "--picture", "network.doc"])
+    with pytest.raises(ValueError, match=r"--picture must end in \.png, \.svg or \.pdf"):
+        tool.main(tool.parse_options())
