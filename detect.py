@@ -51,6 +51,12 @@ def _add_finding(group) -> None:
         help="look also at tiles of --imgsz in full resolution, for small objects in large pictures; the share of a "
         "tile that neighbours overlap, which should be no less than an object (alone: %(const)s)",
     )
+    group.add_argument(
+        "--track",
+        action="store_true",
+        help="number each object through a video (ByteTrack; needs the package trackers); the number is the last "
+        "column of label files. Pictures are taken for the frames of one video",
+    )
 
 
 def _add_reading(group) -> None:
@@ -58,7 +64,9 @@ def _add_reading(group) -> None:
     group.add_argument("--vid-stride", type=int, default=1, help="of a video or stream take every n-th frame only")
     group.add_argument("--view-img", action="store_true", help="show results in a window; q ends. Streams always do")
     group.add_argument(
-        "--line-thickness", type=int, help="of boxes, in pixels (default: 3, more in pictures above 1000 pixels)"
+        "--line-thickness",
+        type=int,
+        help="of boxes, in pixels (default: 3; more in pictures above 1000 pixels, less below 400)",
     )
     group.add_argument("--hide-labels", action="store_true", help="boxes without text")
     group.add_argument("--hide-conf", action="store_true", help="text without confidence")
@@ -94,6 +102,7 @@ from utils.inference.finder import Finder  # noqa: E402
 from utils.inference.outputs import summary  # noqa: E402
 from utils.inference.results import Results, Wanted, has_display  # noqa: E402
 from utils.inference.sources import STREAM, Frame, Source, list_sources, read_batches  # noqa: E402
+from utils.inference.tracking import Tracking  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 
 
@@ -127,6 +136,7 @@ def run(
     batch_size=1,
     vid_stride=1,
     tile=None,
+    track=False,
     save_json=False,
     save_csv=False,
 ) -> Path:
@@ -140,6 +150,7 @@ def run(
     streams = sources[0].kind == STREAM
     if view_img and not has_display():
         raise ValueError("--view-img: no window can be opened here; leave it out, the results are written to a folder")
+    tracking = Tracking(conf_thres) if track else None
     device = select_device(device)
     weights = [find_weights(w, download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
     model = Backend(weights, device, half).eval()
@@ -163,7 +174,7 @@ def run(
         first = next(batches, None)  # only with it is there something to save
         save_dir = increment_path(Path(project) / name, exist_ok, mkdir=True)
         with Results(save_dir, sources, model.names, wanted) as results:
-            detect(first, batches, finder, results, visualize)
+            detect(first, batches, finder, results, tracking, visualize)
     if update:
         for file in weights:
             checkpoint.strip(file, classes=checkpoint_classes())
@@ -171,7 +182,12 @@ def run(
 
 
 def detect(
-    first: list[Frame], batches: Iterator[list[Frame]], finder: Finder, results: Results, visualize: bool
+    first: list[Frame],
+    batches: Iterator[list[Frame]],
+    finder: Finder,
+    results: Results,
+    tracking: Tracking | None,
+    visualize: bool,
 ) -> None:
     """Hands what is found in each frame to the results, until there are no more or q was pressed in the window."""
     seen = 0
@@ -187,7 +203,7 @@ def detect(
                     LOGGER.info(
                         f"{place(frame, results.sources)}: {shape[0]}x{shape[1]} {words}, {finder.seconds:.3f} s"
                     )
-                    results.add(frame, boxes)
+                    results.add(frame, tracking(frame, boxes) if tracking else boxes)
                     advance(frame)
                 batch = next(batches, None)
     finally:

@@ -21,7 +21,7 @@ ORDER = [
     "utils.training.guard", "utils.training.records", "utils.training.autobatch", "utils.training.loggers",
     "utils.training.search", "utils.training.run",
     "utils.inference.drawing", "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
-    "utils.inference.finder", "utils.inference.features", "utils.inference.results",
+    "utils.inference.finder", "utils.inference.tracking", "utils.inference.features", "utils.inference.results",
     "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
     "models.insert", "models.second_order", "models.common", "models.attention", "models.experimental", "models.yolo",
     "models.transfer", "models.backend", "models.autoshape", "hubconf", "train", "val", "detect",

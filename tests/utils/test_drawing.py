@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from utils.evaluation.plots import plot_labels
 from utils.inference import drawing
@@ -28,9 +29,33 @@ def warnings_said():
 
 
 def test_colours():
-    assert drawing.colors(0) == (0xFF, 0x38, 0x38) and drawing.colors(0, bgr=True) == (0x38, 0x38, 0xFF)
-    assert drawing.colors(19) == drawing.colors(39.0) == (0xFF, 0x37, 0xC7)
+    assert drawing.colors(0) == (0xD5, 0x5E, 0x00) and drawing.colors(0, bgr=True) == (0x00, 0x5E, 0xD5)
+    assert drawing.colors(19) == drawing.colors(39.0) == (0x87, 0x0F, 0x87)
     assert len({drawing.colors(i) for i in range(20)}) == 20
+
+
+# Machado, Oliveira and Fernandes, A physiologically-based model for simulation of color vision deficiency, TVCG 2009,
+# severity 1.0; they apply to linear RGB.
+SIGHT = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_the_colour_blind_can_tell_classes_apart(sight):
+    """Any two of the twenty differ by 15 or more in CIELAB."""
+    rgb = np.array([drawing.colors(i) for i in range(20)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.array(SIGHT[sight]).T).clip(0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = seen @ to_xyz.T / (0.95047, 1, 1.08883)
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+    distance = np.linalg.norm(lab[:, None] - lab[None], axis=2)
+    assert distance[~np.eye(20, dtype=bool)].min() >= 15
 
 
 @pytest.mark.parametrize(
@@ -133,3 +158,57 @@ def test_text_contrasts_with_its_strip():
 def test_only_colour_images_can_be_annotated(image):
     with pytest.raises(ValueError, match=r"must be uint8 with shape \(H, W, 3\)"):
         drawing.Annotator(image)
+
+
+@pytest.mark.parametrize(
+    ("shape", "usual", "width"),
+    [((64, 96), 3, 1), ((250, 300), 3, 2), ((480, 640), 3, 3), ((480, 640), 2, 2), ((3000, 4000), 3, 10)],
+)
+def test_lines_grow_with_the_picture(shape, usual, width):
+    assert drawing.automatic_line_width(shape, usual) == width
+
+
+@pytest.mark.parametrize("side", [100, 320, 640, 2000, 6000])
+@pytest.mark.parametrize("name", ["person", "Größe"])
+def test_captions_can_be_read_and_leave_the_picture_visible(side, name):
+    """Text is 8 to 16 pixels high where the picture is shown at 640, and never below 8 as it is."""
+    image = np.zeros((side, side, 3), np.uint8)
+    line = drawing.automatic_line_width(image.shape, 3)
+    annotator = drawing.Annotator(image, line, example=name)
+    height = annotator._fit(name)[2]
+    assert 8 <= height and 10 <= height * 640 / side <= (40 if side > 300 else 100)
+
+
+def test_captions_keep_off_each_other():
+    """Three boxes in one place: above, below, inside; each strip is whole."""
+    names, box = ["aa", "bb", "cc"], [100.0, 100, 220, 160]
+    boxes = torch.tensor([[*box, 0.9, 0], [*box, 0.8, 1], [*box, 0.7, 2]])
+    drawn = drawing.draw_boxes(np.full((300, 300, 3), 128, np.uint8), boxes, names, 1, bgr=False)
+    strips = []
+    for c in range(3):
+        rows = ((drawn == drawing.colors(c)).all(2).sum(1) > 20).nonzero()[0]
+        strips.append(rows[(rows != 100) & (rows != 160)])
+    assert strips[0].max() < 100 and strips[1].min() > 160 and 100 < strips[2].min() <= strips[2].max() < 160
+
+
+def test_the_most_confident_is_on_top():
+    """Where texts find no room, and where outlines cross."""
+    boxes = torch.tensor([[10.0, 10, 30, 20, 0.9, 0], [10, 10, 30, 20, 0.8, 1]])
+    drawn = drawing.draw_boxes(np.zeros((24, 40, 3), np.uint8), boxes, ["a", "b"], 1, bgr=False)
+    assert (drawn == drawing.colors(0)).all(2).sum() > (drawn == drawing.colors(1)).all(2).sum()
+
+
+def test_tracks_and_hidden_parts():
+    image = np.zeros((200, 300, 3), np.uint8)
+    boxes = torch.tensor([[20.0, 50, 200, 150, 0.9, 0, 12]])
+    changed = [
+        (drawing.draw_boxes(image, shown, ["ab"], 2, **options) != image).any(2).sum()
+        for shown, options in (
+            (boxes, {}),
+            (boxes[:, :6], {}),
+            (boxes, {"hide_conf": True}),
+            (boxes, {"hide_labels": True}),
+        )
+    ]
+    assert changed[0] > changed[1] > changed[2] > changed[3] > 0
+    assert not image.any()

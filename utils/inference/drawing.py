@@ -19,10 +19,14 @@ from utils.log import LOGGER
 Names = Sequence[str] | Mapping[int, str]
 Colour = tuple[int, int, int]
 
+# Okabe and Ito's seven (jfly.uni-koeln.de/color, 2008) and thirteen more, each chosen to lie as far as can be from
+# those before it, for normal sight and three kinds of colour blindness (Machado et al., 2009): the nearest two of the
+# twenty differ by 15 in CIELAB as the worst of these sees them. In v6.1's palette it is 3.
 PALETTE = (
-    "FF3838 FF9D97 FF701F FFB21D CFD231 48F90A 92CC17 3DDB86 1A9334 00D4BB "
-    "2C99A8 00C2FF 344593 6473FF 0018EC 8438FF 520085 CB38FF FF95C8 FF37C7"
+    "D55E00 56B4E9 009E73 F0E442 0072B2 E69F00 CC79A7 8700F0 C3F0C3 693C1E "
+    "69FF87 9678FF 960069 FF005A 4B3CB4 FFB4D2 87C387 C3A54B A5004B 870F87"
 ).split()
+SMALLEST_SCALE = 0.4  # of OpenCV's font, at which it can still be read
 BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (128, 128, 128)
 
 
@@ -30,7 +34,10 @@ BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (128, 128, 128)
 
 
 class Colors:
-    """The 20 colours of classes: `colors(3)` is RGB, `colors(3, bgr=True)` is for images as OpenCV reads them."""
+    """The 20 colours of classes: `colors(3)` is RGB, `colors(3, bgr=True)` is for images as OpenCV reads them.
+
+    The colour-blind can tell them apart, see PALETTE.
+    """
 
     def __init__(self):
         self.palette = [tuple(bytes.fromhex(colour)) for colour in PALETTE]
@@ -106,6 +113,12 @@ def _warn_missing_characters() -> None:
 # --- boxes on an image ------------------------------------------------------------------------------------------------
 
 
+def automatic_line_width(shape: tuple[int, int], usual: int = 2) -> int:
+    """Pixels for the lines in a picture (height, width): `usual`, more in a large one, less in a very small one."""
+    side = sum(shape[:2]) / 2
+    return max(round(side * 0.003), min(usual, 1 + int(side // 200)))
+
+
 class Annotator:
     """Draws boxes with captions on a copy of an image; captions stay inside it.
 
@@ -128,8 +141,8 @@ class Annotator:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"image must be uint8 with shape (H, W, 3), got {image.dtype} {image.shape}")
         self.height, self.width = image.shape[:2]
-        self.line_width = line_width or max(round(sum(image.shape) / 2 * 0.003), 2)
-        self.font_size = font_size or max(round((self.height + self.width) / 2 * 0.035), 12)
+        self.line_width = line_width or automatic_line_width((self.height, self.width))
+        self.font_size = font_size or max(round((self.height + self.width) / 2 * 0.035), 10)
         self._array = np.array(image, order="C")
         self._image = self._draw = self._font = None  # of Pillow, once it draws
         self._characters = visible(example)  # that the font must have
@@ -159,6 +172,24 @@ class Annotator:
         text, width, height = self._fit(text)
         y = y1 - height if y1 >= height else y1
         self._strip(x1, y, text, width, height, color, txt_color)
+
+    def captions(self, boxes: Sequence[Sequence[float]], texts: Sequence[str], fills: Sequence[Colour]) -> None:
+        """Texts on strips at xyxy boxes in pixels: above, below or inside, where they hide least of earlier texts."""
+        taken, placed = np.zeros((0, 4)), []
+        for box, text, color in zip(boxes, texts, fills):
+            x1, y1, _, y2 = self._corners(box)
+            text, width, height = self._fit(text)
+            x = max(min(x1, self.width - width), 0)
+            heights = [y for y in (y1 - height, y2 + 1, y1) if 0 <= y <= self.height - height] or [max(y1, 0)]
+            strips = np.array([[x, y, x + width, y + height] for y in heights])
+            low = np.maximum(strips[:, None, :2], taken[None, :, :2])
+            high = np.minimum(strips[:, None, 2:], taken[None, :, 2:])
+            hidden = (high - low).clip(0).prod(2).sum(1)  # pixels of earlier texts
+            best = int(hidden.argmin())
+            taken = np.concatenate([taken, strips[best : best + 1]])
+            placed.append((x, heights[best], text, width, height, color, None))
+        for strip in reversed(placed):
+            self._strip(*strip)
 
     def text(self, xy: tuple[float, float], text: str, txt_color: Colour = WHITE, color: Colour = BLACK) -> None:
         """Text on a filled strip whose upper left corner is at xy in pixels."""
@@ -211,7 +242,8 @@ class Annotator:
 
     def _stroke(self) -> tuple[float, int]:
         """Font scale and thickness for OpenCV."""
-        return self.line_width / 3, max(self.line_width - 1, 1)
+        scale = max(min(self.line_width / 3, (self.height + self.width) / 1600), SMALLEST_SCALE)
+        return scale, max(self.line_width - 1, 1) if scale > 0.6 else 1
 
     def _strip(
         self, x: int, y: int, text: str, width: int, height: int, color: Colour, txt_color: Colour | None
@@ -243,14 +275,21 @@ def draw_boxes(
     hide_conf: bool = False,
     bgr: bool = True,
 ) -> np.ndarray:
-    """A copy of a picture (H, W, 3) uint8 with its boxes, the most confident on top.
+    """A copy of a picture (H, W, 3) uint8 with its boxes, the most confident on top, and captions over all of them.
 
-    boxes: (n, 6 or more): x1, y1, x2, y2 in pixels, confidence, class, perhaps the number of its track; the most
-        confident first.
+    boxes: (n, 6 or more): x1, y1, x2, y2 in pixels, confidence, class, perhaps the number of its track, 0 for
+        none; the most confident first.
     bgr:   the picture's channel order; RGB where False.
     """
-    annotator = Annotator(image, line_width, example="".join(class_name(names, i) for i in range(len(names))))
-    for *box, confidence, c in boxes[:, :6].flip(0).tolist():
-        text = "" if hide_labels else class_name(names, int(c)) + ("" if hide_conf else f" {confidence:.2f}")
-        annotator.box_label(box, text, colors(int(c), bgr=bgr))
+    letters = "".join(class_name(names, i) for i in range(len(names))) + "#.0123456789"
+    annotator = Annotator(image, line_width, example=letters)
+    rows = boxes[:, :6].tolist()
+    fills = [colors(int(row[5]), bgr=bgr) for row in rows]
+    for row, color in reversed(list(zip(rows, fills))):
+        annotator.rectangle(row[:4], color)
+    if not hide_labels:
+        tracks = [f" #{int(t)}" if t else "" for t in boxes[:, 6].tolist()] if boxes.shape[1] > 6 else [""] * len(rows)
+        scores = ["" if hide_conf else f" {row[4]:.2f}" for row in rows]
+        texts = [class_name(names, int(row[5])) + track + score for row, track, score in zip(rows, tracks, scores)]
+        annotator.captions([row[:4] for row in rows], texts, fills)
     return annotator.result()

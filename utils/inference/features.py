@@ -14,6 +14,7 @@ from utils.inference.outputs import write_image
 
 MAPS = 32  # of a layer at most are drawn
 COLUMNS = 8
+FAINT = 0.01  # of a weight in 0-1
 CELL = 160  # pixels of a drawn map's longer side, at least
 
 
@@ -101,12 +102,15 @@ def draw_bars(gate: np.ndarray) -> np.ndarray:
 
 
 def draw_emphasis(maps: np.ndarray, gate: np.ndarray, picture: np.ndarray) -> np.ndarray:
-    """Where lies what a gate favours: the sum over channels of (weight - mean weight) |map|, over a grey picture.
+    """Where lies what a gate favours: the mean weight there, each channel counting by its |map|, less that of all.
 
-    maps (C, h, w) and gate (C,) as the attention sees and weighs them. Red is more than the mean, blue less.
+    maps (C, h, w) and gate (C,) as the attention sees and weighs them. Over the picture in grey, red is more than the
+    mean, blue less, the strongest in full colour; differences below FAINT stay faint.
     """
-    favoured = np.einsum("c,chw->hw", gate - gate.mean(), np.abs(maps))
-    favoured /= max(np.abs(favoured).max(), 1e-12)
+    size = np.abs(maps)
+    favoured = np.einsum("c,chw->hw", gate, size) / np.maximum(size.sum(0), 1e-12)
+    favoured -= np.einsum("c,chw->", gate, size) / max(size.sum(), 1e-12)
+    favoured /= max(np.abs(favoured).max(), FAINT)
     favoured = cv2.resize(favoured.astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(-1, 1)
     grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR).astype(np.float32)
     colour = np.where(favoured[..., None] > 0, np.float32([0, 0, 255]), np.float32([255, 0, 0]))

@@ -95,8 +95,15 @@ def _suppress(boxes: torch.Tensor, iou_thres: float, agnostic: bool, max_det: in
 
     # What is kept depends only on what is more confident, so the head of a long list is often enough.
     head = 10 * max_det
-    kept = nms(corners[:head], confidence[:head], iou_thres)
+    kept = _nms(corners[:head], confidence[:head], iou_thres)
     while len(kept) < max_det and head < len(boxes):
         head *= 2
-        kept = nms(corners[:head], confidence[:head], iou_thres)
+        kept = _nms(corners[:head], confidence[:head], iou_thres)
     return boxes[kept[:max_det]]
+
+
+def _nms(corners: torch.Tensor, confidence: torch.Tensor, iou_thres: float) -> torch.Tensor:
+    try:
+        return nms(corners, confidence, iou_thres)
+    except NotImplementedError:  # torchvision has it for the CPU and CUDA, not for every device
+        return nms(corners.cpu(), confidence.cpu(), iou_thres).to(corners.device)

@@ -54,13 +54,15 @@ def _apart_from_frames(files: list[Path]) -> list[Path]:
 
 
 def label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> list[str]:
-    """Lines of a label file: class x y w h [confidence], 0-1 of the image, six digits each.
+    """Lines of a label file: class x y w h [confidence] [track], 0-1 of the image, six digits each.
 
-    boxes: (n, 6): x1, y1, x2, y2 in pixels of an image of shape (height, width), confidence, class.
+    boxes: (n, 6 or 7): x1, y1, x2, y2 in pixels of an image of shape (height, width), confidence, class, track.
     """
     boxes = boxes.cpu().double()
-    columns = torch.cat((boxes[:, 5:6], xyxy_to_xywhn(boxes[:, :4], shape[1], shape[0]), boxes[:, 4:5]), 1)
-    return [" ".join(f"{v:g}" for v in row[: 6 if save_conf else 5]) + "\n" for row in columns.tolist()]
+    confidence = boxes[:, 4:5] if save_conf else boxes[:, :0]
+    xywhn = xyxy_to_xywhn(boxes[:, :4], shape[1], shape[0])
+    columns = torch.cat((boxes[:, 5:6], xywhn, confidence, boxes[:, 6:]), 1)
+    return [" ".join(f"{v:g}" for v in row) + "\n" for row in columns.tolist()]
 
 
 def write_labels(path: str | Path, boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from utils.boxes import xyxy_to_xywh
-from utils.inference.drawing import draw_boxes
+from utils.inference.drawing import automatic_line_width, draw_boxes
 from utils.inference.outputs import crop, result_stems, write_crop, write_image, write_labels
 from utils.inference.sources import VIDEO, Frame, Source
 
@@ -104,9 +104,8 @@ class Results:
                 if picture.size:
                     write_crop(self.folder / "crops", self.names[int(box[5])], self.stems[frame.source], picture)
         if wanted.images or wanted.view:
-            drawn = draw_boxes(
-                frame.image, boxes, self.names, wanted.line_thickness, wanted.hide_labels, wanted.hide_conf
-            )
+            width = wanted.line_thickness or automatic_line_width(shape, usual=3)
+            drawn = draw_boxes(frame.image, boxes, self.names, width, wanted.hide_labels, wanted.hide_conf)
             if wanted.images:
                 self._write_drawn(frame, source, drawn)
             if wanted.view:
@@ -208,7 +207,7 @@ class JsonTable:
                 "file": title,
             }
             row |= {} if number is None else {"frame": number}
-            row |= {"track": int(track[0])} if track else {}
+            row |= {"track": int(track[0])} if track and track[0] else {}
             self._file.write(self._separator + json.dumps(row, ensure_ascii=False))
             self._separator = ",\n"
 
@@ -231,7 +230,7 @@ class CsvTable:
     def add(self, title: str, stem: str, number: int | None, boxes: torch.Tensor, names: Sequence[str]) -> None:
         """Rows for boxes (n, 6 or 7) in pixels of their picture."""
         for row in boxes.tolist():
-            box, (confidence, c), track = row[:4], row[4:6], [int(v) for v in row[6:]] or [""]
+            box, (confidence, c), track = row[:4], row[4:6], [int(v) or "" for v in row[6:]] or [""]
             start = [title, "" if number is None else number, int(c), names[int(c)], f"{confidence:.5f}"]
             self._rows.writerow([*start, *(f"{v:.3f}" for v in box), *track])
 
