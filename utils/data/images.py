@@ -122,11 +122,29 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     # not cv2.imread, which on Windows opens no path with letters outside the local code page
     data = np.fromfile(path, dtype=np.uint8)
+    _check_png(memoryview(data), path)
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error:  # for a header that promises more pixels than OpenCV takes
         image = None
     return _read_with_pillow(path) if image is None else image
+
+
+def _check_png(data: memoryview, path: str | Path) -> None:
+    """ValueError for a PNG that promises more pixels than Pillow takes, or a part longer than the file.
+
+    OpenCV would make room for them, gigabytes, before it looks.
+    """
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{path}: the header promises {width} x {height} pixels, too many to be decoded")
+    place = 8
+    while place < len(data) and data[place + 4 : place + 8] != b"IEND":
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    if place > len(data):
+        raise ValueError(f"{path}: image cannot be decoded: a part of the PNG is longer than the file")
 
 
 def _read_with_pillow(path: str | Path) -> np.ndarray:
