@@ -139,6 +139,7 @@ def read_image(path: str | Path, channels: int = 3, shrink: float = 1) -> np.nda
 
 def decode_image(data: np.ndarray, path: str | Path, channels: int = 3, shrink: float = 1) -> np.ndarray:
     """As `read_image`, from the bytes of a file, uint8 (n,); path is only for messages."""
+    _check_png(memoryview(data), path)
     if channels not in (1, 3):
         return _decode_pages(data, path, channels)
     flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE

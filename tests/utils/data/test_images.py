@@ -248,6 +248,14 @@ def test_damaged_strips_of_a_tiff_are_refused(tmp_path):
         check_image(tmp_path / "a.tif")
 
 
+def test_png_that_promises_gigabytes_is_refused_before_they_are_taken(tmp_path):
+    data = bytearray(pillow_bytes(random_picture(), "PNG"))
+    data[16:24] = bytes([0, 0, 127, 255, 0, 0, 127, 255])
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.png: the header promises 32767 x 32767 pixels"):
+        read_image(tmp_path / "a.png")
+
+
 # --- decoded small ----------------------------------------------------------------------------------------------------
 
 
