@@ -154,6 +154,23 @@ def decode_image(data: np.ndarray, path: str | Path, channels: int = 3, shrink: 
     return image.reshape(*image.shape[:2], channels)
 
 
+def _check_png(data: memoryview, path: str | Path) -> None:
+    """ValueError for a PNG that promises more pixels than Pillow takes, or a part longer than the file.
+
+    OpenCV would make room for them, gigabytes, before it looks.
+    """
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{path}: the header promises {width} x {height} pixels, too many to be decoded")
+    place = 8
+    while place < len(data) and data[place + 4 : place + 8] != b"IEND":
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    if place > len(data):
+        raise ValueError(f"{path}: image cannot be decoded: a part of the PNG is longer than the file")
+
+
 def _decode_with_pillow(data: np.ndarray, path: str | Path, mode: str) -> np.ndarray:
     """The kinds that OpenCV does not decode."""
     try:
