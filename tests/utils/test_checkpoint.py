@@ -207,9 +207,11 @@ def test_modules_that_were_not_offered(model, path):
 
 
 def test_reading_leaves_no_class_allowed(path):
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     read(path)
-    assert torch.serialization.get_safe_globals() == before
+    # torch's own order may change, and its distributed part may be loaded meanwhile
+    added = set(torch.serialization.get_safe_globals()) - before
+    assert not [item for item in added if not getattr(item, "__module__", "").startswith("torch.distributed")]
 
 
 # --- files that are no checkpoints ------------------------------------------------------------------------------------
