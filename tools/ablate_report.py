@@ -216,7 +216,7 @@ def as_csv(ablation: Ablation) -> str:
         for arm in ablation.arms:
             result = ablation.results.get((arm, seed))
             if result is None:
-                writer.writerow([arm, seed, "not done"])
+                writer.writerow([arm, seed, "not done", *[""] * (4 + len(METRICS) * len(ablation.splits))])
                 continue
             about = [result["epochs"], f"{result['seconds']:.0f}", result["device"], result["torch"]]
             figures = [f"{value:.5f}" for split in ablation.splits for value in result[split]]
