@@ -23,8 +23,9 @@ ORDER = [
     "utils.inference.drawing", "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
     "utils.inference.finder", "utils.inference.tracking", "utils.inference.features", "utils.inference.results",
     "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
-    "models.insert", "models.second_order", "models.common", "models.attention", "models.experimental", "models.yolo",
-    "models.transfer", "models.backend", "models.autoshape", "hubconf", "train", "val", "detect",
+    "models.insert", "models.second_order", "models.common", "models.attention", "models.attention_view",
+    "models.experimental", "models.yolo", "models.transfer", "models.backend", "models.autoshape", "hubconf", "train",
+    "val", "detect",
 ]  # fmt: skip
 
 
