@@ -84,7 +84,7 @@ def second_order_statistic(x: torch.Tensor, iterations: int = ITERATIONS) -> tor
     exporting = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
     with torch.autocast(x.device.type, enabled=False):
         maps = x if x.dtype == torch.float64 else x.float()
-        flat = _central(maps).flatten(2)  # (N, C, M)
+        flat = central(maps).flatten(2)  # (N, C, M)
         if exporting:
             centred, largest_mean = _centre(flat)
             scale, root = _scales(centred.square().sum((1, 2)), largest_mean, flat.shape)
@@ -94,7 +94,8 @@ def second_order_statistic(x: torch.Tensor, iterations: int = ITERATIONS) -> tor
     return s.to(x.dtype)
 
 
-def _central(x: torch.Tensor) -> torch.Tensor:
+def central(x: torch.Tensor) -> torch.Tensor:
+    """The positions of x (..., H, W) that count: of a side beyond 1000 the central 1000."""
     H, W = x.shape[-2:]
     if H > MAX_SIDE:
         x = x.narrow(-2, (H - MAX_SIDE) // 2, MAX_SIDE)

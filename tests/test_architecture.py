@@ -27,9 +27,9 @@ ORDER = [
     "utils.export.program", "utils.export.quantise", "utils.export.onnx_nms", "utils.export.onnx_file",
     "utils.export.openvino_model", "utils.export.tensorrt_engine", "utils.export.proof", "utils.export.exporter",
     "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
-    "models.insert", "models.second_order", "models.common", "models.attention", "models.experimental", "models.yolo",
-    "models.transfer", "models.backend", "models.autoshape", "hubconf", "train", "val", "detect",
-    "export",
+    "models.insert", "models.second_order", "models.common", "models.attention", "models.attention_view",
+    "models.experimental", "models.yolo", "models.transfer", "models.backend", "models.autoshape", "hubconf", "train",
+    "val", "detect", "export",
 ]  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """Files that export.py writes give what PyTorch gives, say what they are, and are refused where they do not."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +7,8 @@ import torch
 from small_world import SMALLEST
 
 from models.yolo import Model
-from utils.export import exporter
 from utils.export.exporter import Job, export
-from utils.export.formats import BY_ARGUMENT, ExportError, Options, Suppression
-from utils.export.graph import Decoded, EndToEnd
+from utils.export.formats import BY_ARGUMENT, Options, Suppression
 from utils.inference.nms import non_max_suppression
 from utils.inference.runtimes import Metadata, runtime_for
 
