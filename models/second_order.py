@@ -128,7 +128,7 @@ def _scales(squares: torch.Tensor, largest_mean: torch.Tensor, shape: torch.Size
 def _step(F: torch.Tensor, S: torch.Tensor | None, v: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """4 A v - d, for rows v and d (N, 1, C); A is S where it was formed, else F F^T."""
     if S is None:
-        return torch.baddbmm(d, v @ F, F.mT, beta=-1, alpha=4)
+        return torch.baddbmm(d, v @ F, F.transpose(1, 2), beta=-1, alpha=4)
     return torch.baddbmm(d, v, S, beta=-1, alpha=4)
 
 
@@ -298,7 +298,7 @@ def covariance(x: torch.Tensor) -> torch.Tensor:
     """x (N, C, H, W) -> covariance of its channels over positions (N, C, C), divided by H W."""
     flat = x.flatten(2)
     centred = flat - flat.mean(2, keepdim=True)
-    return centred @ centred.mT / flat.shape[2]
+    return centred @ centred.transpose(1, 2) / flat.shape[2]
 
 
 def newton_schulz_sqrt(S: torch.Tensor, iterations: int = ITERATIONS) -> torch.Tensor:
