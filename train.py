@@ -24,8 +24,8 @@ GONE = {  # options of v6.1 that are no more, and what serves instead
 }
 
 
-def parse_opt(known: bool = False) -> cli.Options:
-    """The command line; with `known` its defaults."""
+def parse_opt(known: bool = False, argv: list[str] | None = None) -> cli.Options:
+    """The command line, or the words of one in argv; with `known` its defaults."""
     parser = argparse.ArgumentParser(description="Train a detector.")
     group = parser.add_argument_group("what to train on what")
     group.add_argument("--weights", default=cli.Default(cli.WEIGHTS), help="start from this .pt file; '' for scratch")
@@ -99,7 +99,7 @@ def parse_opt(known: bool = False) -> cli.Options:
     group.add_argument("--log", "--loggers", default="", help="also log to these: tensorboard,wandb,mlflow")
     cli.add_run_folder(parser, "runs/train")
     cli.add_gone(parser, GONE)
-    return cli.parse(parser, known)
+    return cli.parse(parser, known, argv)
 
 
 OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help before torch is imported
