@@ -15,7 +15,12 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     """The command line; with `known` its defaults."""
     parser = argparse.ArgumentParser(description="Measure a trained detector on a labelled data set.")
     parser.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
-    parser.add_argument("--weights", nargs="+", default=cli.WEIGHTS, help=".pt file; several make an ensemble")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=cli.WEIGHTS,
+        help=".pt file, or one that export.py wrote; several .pt make an ensemble",
+    )
     parser.add_argument("--download", action="store_true", help="fetch official weights that are not there")
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default: %(default)s)")
     parser.add_argument("--imgsz", "--img", "--img-size", type=int, default=640, help="longer side in pixels")
@@ -32,6 +37,7 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     parser.add_argument("--save-conf", action="store_true", help="add the confidence to the label files")
     parser.add_argument("--save-json", action="store_true", help="write predictions as COCO JSON")
     parser.add_argument("--half", action="store_true", help="float16 on CUDA")
+    parser.add_argument("--dnn", action="store_true", help="run an ONNX file by OpenCV")
     cli.add_run_folder(parser, "runs/val")
     return cli.parse(parser, known)
 
@@ -42,8 +48,7 @@ import json  # noqa: E402
 
 import torch  # noqa: E402
 
-from models.backend import Backend, find_weights  # noqa: E402
-from utils.boxes import check_image_size  # noqa: E402
+from models.backend import Backend, find_weights, frame_size  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
 from utils.data.loader import create_dataloader  # noqa: E402
 from utils.device import select_device  # noqa: E402
@@ -82,6 +87,7 @@ def run(
     half=True,
     plots=True,
     download=False,
+    dnn=False,
 ) -> tuple[tuple[float, ...], "torch.Tensor", tuple[float, ...]]:
     """Measures a detector, as the command line does. Half precision is the default here, on CUDA only, as in v6.1.
 
@@ -92,15 +98,17 @@ def run(
     _check_options(batch_size, workers, conf_thres, iou_thres)
     device = select_device(device, batch_size)
     weights = [find_weights(w, download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
-    model = Backend(weights, device, half and device.type == "cuda").eval()
-    imgsz = check_image_size(imgsz, model.stride)
+    model = Backend(weights, device, half and device.type == "cuda", dnn, data).eval()
+    model.warn_of_suppression(conf_thres, iou_thres)
+    imgsz = frame_size(model, imgsz)
+    rect = model.fixed is None  # else frames of the one size, with the padding of a square
     data_file, data = data, load_dataset_yaml(data, (task,), download)
     names = ["item"] if single_cls else data["names"]
     _check_classes(model, names, weights, single_cls, data_file)
 
     loader, dataset = create_dataloader(
-        data[task], imgsz, batch_size, model.stride, single_cls, pad=0.5, rect=True, workers=workers, nc=len(names),
-        prefix=f"{task}: ", channels=data["channels"],
+        data[task], imgsz if rect else max(imgsz), batch_size, model.stride, single_cls, pad=0.5 if rect else 0.0,
+        rect=rect, workers=workers, nc=len(names), prefix=f"{task}: ", channels=data["channels"],
     )  # fmt: skip
     save_dir = increment_path(Path(project) / name, exist_ok, mkdir=True)
     observers = [picture_writer(save_dir, names)] if plots else []
