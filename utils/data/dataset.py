@@ -284,8 +284,9 @@ class DetectionDataset(torch.utils.data.Dataset):
         matrix = warp_matrix(warp, (2 * size, 2 * size), (size, size))
         labels = warp_labels(labels, polygons, matrix, (size, size), warp.scale)
         # a tile that lies outside of the frame is not even read
-        images = [self.load_image(i)[0] if span else None for i, span in zip(indices, tile_spans(tiles, matrix, size))]
-        return warp_mosaic(images, tiles, matrix, size), labels
+        spans = tile_spans(tiles, matrix, size)
+        images = [self.load_image(i)[0] if span else None for i, span in zip(indices, spans)]
+        return warp_mosaic(images, tiles, spans, matrix, size), labels
 
     def _draw_warp(self, rng: np.random.Generator):
         ranges = ("degrees", "translate", "scale", "shear", "perspective")
