@@ -17,7 +17,7 @@ def write(source: Path, sample: torch.Tensor, target: Path, options: Options) ->
     import openvino
 
     with toolchain("openvino"):
-        model = openvino.convert_model(str(source))
+        model = openvino.Core().read_model(source)
     if options.int8:
         from utils.export.quantise import quantise_openvino
 
