@@ -22,7 +22,8 @@ ORDER = [
     "utils.training.search", "utils.training.run",
     "utils.inference.drawing", "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
     "utils.inference.finder", "utils.inference.tracking", "utils.inference.features", "utils.inference.results",
-    "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
+    "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.coco",
+    "utils.evaluation.errors", "utils.evaluation.report",
     "models.insert", "models.second_order", "models.common", "models.attention", "models.experimental", "models.yolo",
     "models.transfer", "models.backend", "models.autoshape", "hubconf", "train", "val", "detect",
 ]  # fmt: skip
