@@ -24,8 +24,8 @@ GONE = {  # options of v6.1 that are no more, and what serves instead
 }
 
 
-def parse_opt(known: bool = False) -> cli.Options:
-    """The command line; with `known` its defaults."""
+def parse_opt(known: bool = False, argv: list[str] | None = None) -> cli.Options:
+    """The command line, or the words of one in argv; with `known` its defaults."""
     parser = argparse.ArgumentParser(description="Train a detector.")
     group = parser.add_argument_group("what to train on what")
     group.add_argument("--weights", default=cli.Default(cli.WEIGHTS), help="start from this .pt file; '' for scratch")
@@ -99,7 +99,7 @@ def parse_opt(known: bool = False) -> cli.Options:
     group.add_argument("--log", "--loggers", default="", help="also log to these: tensorboard,wandb,mlflow")
     cli.add_run_folder(parser, "runs/train")
     cli.add_gone(parser, GONE)
-    return cli.parse(parser, known)
+    return cli.parse(parser, known, argv)
 
 
 OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help before torch is imported
@@ -114,6 +114,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from models.attention_view import GateRecorder  # noqa: E402
 from models.backend import find_weights, load_checkpoint, load_model  # noqa: E402
 from models.insert import parse_attention  # noqa: E402
 from models.transfer import transfer  # noqa: E402
@@ -281,7 +282,7 @@ def end_epoch(run: Run, epoch: int, losses: list[float], report: Report | None) 
 
     final = epoch + 1 >= epochs or stopper.possible_stop
     if final or not opt.noval:
-        evaluation = validate(run, run.ema.model)
+        evaluation = validate_average(run, epoch)
         log_evaluation(evaluation, verbose=False)
         state.results, state.class_maps = evaluation.results, evaluation.class_maps
     fit = float(fitness(np.array(state.results)[None])[0])
@@ -325,6 +326,16 @@ def validate(run: Run, model: Model, observers=()):
         model.eval(), run.val_loader, run.names, run.device, single_cls=run.opt.single_cls,
         compute_loss=run.validation_loss, autocast=run.autocast, observers=observers,
     )  # fmt: skip
+
+
+def validate_average(run: Run, epoch: int):
+    """Validates the averaged model. A tracker of histograms gets its gates, of all channels for all images of val."""
+    if not run.loggers.wants_histograms:
+        return validate(run, run.ema.model)
+    with GateRecorder(run.ema.model) as recorder:
+        evaluation = validate(run, run.ema.model)
+    run.loggers.log_histograms({f"gate/{name}": gates for name, gates in recorder.gates.items()}, epoch)
+    return evaluation
 
 
 # --- before the first epoch -------------------------------------------------------------------------------------------

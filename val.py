@@ -22,7 +22,12 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     """The command line; with `known` its defaults."""
     parser = argparse.ArgumentParser(description="Measure a trained detector on a labelled data set.")
     parser.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
-    parser.add_argument("--weights", nargs="+", default=cli.WEIGHTS, help=".pt file; several make an ensemble")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=cli.WEIGHTS,
+        help=".pt file, or one that export.py wrote; several .pt make an ensemble",
+    )
     parser.add_argument("--download", action="store_true", help="fetch official weights that are not there")
     parser.add_argument("--batch-size", type=int, default=32, help="images at a time (default: %(default)s)")
     parser.add_argument("--imgsz", "--img", "--img-size", type=int, default=640, help="longer side in pixels")
@@ -42,7 +47,7 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     parser.add_argument("--save-conf", action="store_true", help="add the confidence to the label files")
     parser.add_argument("--save-json", action="store_true", help="write predictions as COCO JSON")
     parser.add_argument("--half", action="store_true", help="float16 on CUDA")
-    parser.add_argument("--dnn", action="store_true", help="run an ONNX file with OpenCV")
+    parser.add_argument("--dnn", action="store_true", help="run an ONNX file by OpenCV")
     _add_reports(parser)
     cli.add_run_folder(parser, "runs/val")
     return cli.parse(parser, known)
@@ -74,8 +79,7 @@ from dataclasses import dataclass, replace  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from models.backend import Backend, find_weights  # noqa: E402
-from utils.boxes import check_image_size  # noqa: E402
+from models.backend import Backend, find_weights, frame_size  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
 from utils.data.loader import create_dataloader  # noqa: E402
 from utils.device import select_device  # noqa: E402
@@ -154,16 +158,16 @@ def _load(opt: argparse.Namespace) -> Job:
     device = select_device(opt.device, opt.batch_size)
     weights = cli.WEIGHTS if opt.weights is None else opt.weights
     weights = [find_weights(w, opt.download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
-    if opt.dnn:
-        raise ValueError(f"--dnn runs an ONNX file with OpenCV; {weights[0]} is none")
-    model = Backend(weights, device, opt.half and device.type == "cuda")
-    imgsz = check_image_size(opt.imgsz, model.stride)
+    model = Backend(weights, device, opt.half and device.type == "cuda", opt.dnn, opt.data)
+    model.warn_of_suppression(opt.conf_thres, opt.iou_thres)
+    imgsz = frame_size(model, opt.imgsz)
+    rect = model.fixed is None and opt.task != "benchmark"  # else frames of one size, with the padding of a square
     data = load_dataset_yaml(opt.data, (split,), opt.download)
     names = ["item"] if opt.single_cls else data["names"]
     _check_classes(model, names, weights, opt.single_cls, opt.data)
     loader, _ = create_dataloader(
-        data[split], imgsz, opt.batch_size, model.stride, opt.single_cls,
-        pad=0.0 if opt.task in ("speed", "benchmark") else 0.5, rect=opt.task != "benchmark", workers=opt.workers,
+        data[split], imgsz if rect else max(np.atleast_1d(imgsz).tolist()), opt.batch_size, model.stride,
+        opt.single_cls, pad=0.5 if rect and opt.task != "speed" else 0.0, rect=rect, workers=opt.workers,
         nc=len(names), prefix=f"{split}: ", channels=data["channels"],
     )  # fmt: skip
     save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)

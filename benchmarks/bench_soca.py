@@ -13,11 +13,7 @@ of them alike; quoted are medians. README.md beside this file keeps dated result
 import argparse
 import logging
 import os
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler is silent
@@ -28,10 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.common import SOCA
 from models.second_order import ITERATIONS, covariance, second_order_statistic
 from models.yolo import Model
-from utils.training.loss import ComputeLoss
+from tools.costs import Timer, inference, machine, peak_bytes, training_step
 
 SHAPES = [(16, 512, 20, 20), (2, 128, 80, 80), (1, 512, 20, 20), (1, 1024, 20, 20)]
-HYP = {"box": 0.05, "cls": 0.5, "cls_pw": 1.0, "obj": 1.0, "obj_pw": 1.0, "anchor_t": 4.0, "fl_gamma": 0.0}
 
 
 # --- the usual way: a centring matrix of M x M, twelve products of C x C ----------------------------------------------
@@ -117,58 +112,7 @@ class UsualSOCA(nn.Module):
         return self.conv_du(s[:, :, None, None]) * x
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class Timer:
-    """Medians of forms run in turn.
-
-    cpu_seconds: count the CPU's work, not the clock on the wall. With one thread that leaves out what a busy machine
-    does meanwhile; with several it counts their waiting for each other as well.
-    """
-
-    def __init__(self, device: torch.device, rounds: int, cpu_seconds: bool):
-        self.device, self.rounds = device, rounds
-        self.now = time.process_time if cpu_seconds else time.perf_counter
-
-    def __call__(self, forms: dict[str, Callable[[], None]], times: int = 1) -> dict[str, float]:
-        """Median seconds of each form in rounds * times rounds, after an untimed one."""
-        seconds = {name: [] for name in forms}
-        for k in range(self.rounds * times + 1):
-            for name, run in forms.items():
-                wait(self.device)
-                start = self.now()
-                run()
-                wait(self.device)
-                if k:
-                    seconds[name].append(self.now() - start)
-        return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def peak_floats(run: Callable[[], None], device: torch.device) -> float:
-    """Floats (4 bytes) held at the worst moment of `run` on top of what was there before."""
-    if device.type == "cuda":
-        wait(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        wait(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 4
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    held = peak = 0
-    # allocations and releases, in the order of time
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak / 4
+# --- the tables -------------------------------------------------------------------------------------------------------
 
 
 def statistic64(x: torch.Tensor) -> torch.Tensor:
@@ -178,7 +122,7 @@ def statistic64(x: torch.Tensor) -> torch.Tensor:
 
 def bench_module(shape: tuple[int, ...], device: torch.device, timer: Timer) -> list[str]:
     """Rows of the first table: each form at one shape."""
-    N, C, H, W = shape
+    N, C = shape[:2]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(device).requires_grad_()
     grad_y = torch.randn(shape, generator=generator).to(device)
@@ -211,54 +155,13 @@ def bench_module(shape: tuple[int, ...], device: torch.device, timer: Timer) -> 
     rows = []
     for name, module in modules.items():
         # output and input gradient are there at the end and not counted
-        peak = peak_floats(lambda m=module: both(m), device) / (N * C * H * W) - (1 if name.startswith("bare") else 2)
+        peak = peak_bytes(lambda m=module: both(m), device) / x.nbytes - (1 if name.startswith("bare") else 2)
         error = f"{float((found[name] - s64).abs().max() / s64.abs().max()):.1e}" if name in found else ""
         rows.append(
             f"| {' x '.join(map(str, shape))} | {name} | {ahead[name] * 1e3:.1f} | {whole[name] * 1e3:.1f} "
             f"| {whole[name] / whole['SOCA']:.2f} | {error} | {peak:.1f} |"
         )
     return rows
-
-
-def training_step(model: Model, device: torch.device, batch: int, size: int) -> Callable[[], None]:
-    """A function that takes one step of training on fixed random images."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(batch, 3, size, size, generator=generator).to(device, memory_format=torch.channels_last)
-    targets = torch.rand(batch * 8, 6, generator=generator)
-    targets[:, 0] = torch.arange(batch * 8) % batch
-    targets[:, 1] = (targets[:, 1] * 80).floor()
-    targets[:, 4:] = targets[:, 4:] * 0.3 + 0.02
-    targets = targets.to(device)
-    model.to(device, memory_format=torch.channels_last).train()
-    compute_loss = ComputeLoss(model.model[-1], HYP)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9)
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-
-    def step() -> None:
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
-            loss = compute_loss(model(images), targets)[0]
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
-    return step
-
-
-def inference(model: Model, device: torch.device, size: int) -> Callable[[], None]:
-    """A function that runs one image through the fused model."""
-    image = torch.rand(1, 3, size, size).to(device, memory_format=torch.channels_last)
-    model.to(device, memory_format=torch.channels_last).eval().fuse()
-    half = device.type == "cuda"
-    if half:
-        model.half()
-        image = image.half()
-
-    def run() -> None:
-        with torch.no_grad():
-            model(image)
-
-    return run
 
 
 def bench_detectors(device: torch.device, timer: Timer) -> list[str]:
@@ -276,17 +179,6 @@ def bench_detectors(device: torch.device, timer: Timer) -> list[str]:
         plain, soca = seconds["yolov5s.yaml"] * 1e3, seconds["SOCA.yaml"] * 1e3
         rows.append(f"| {what} | {plain:.1f} | {soca:.1f} | {soca / plain:.3f} |")
     return rows
-
-
-def machine(device: torch.device) -> str:
-    """One line: what this was measured on."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    model = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine()
-    )
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}{load}"
 
 
 def main() -> None:

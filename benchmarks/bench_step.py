@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench_soca import HYP, Timer, machine
-
 from models.yolo import Model
+from tools.costs import HYP, Timer, machine
 from utils.activations import out_of_place
 from utils.training.ema import ModelEMA
 from utils.training.loss import ComputeLoss

@@ -1,6 +1,7 @@
 """Attention blocks on equal terms: channels first, any map size, the input's type out, nothing random.
 
-SOCA and SE are in models/common.py, whose path old checkpoints hold. Every block keeps its map's shape and so can be
+SOCA and SE are in models/common.py, whose path old checkpoints hold. Adapter is what they are to be compared with: as
+many parameters in the same places, but no attention. Every block keeps its map's shape and so can be
 inserted anywhere (models/insert.py), but for NLRG, which is a stage like C3. Those with `start_as_identity()` let
 nearly everything through where they are new among trained layers.
 
@@ -112,9 +113,13 @@ class CoordAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         H, W = x.shape[2:]
         along_rows = x.mean(3, keepdim=True)  # (N, C, H, 1)
-        along_columns = x.mean(2, keepdim=True).mT  # (N, C, W, 1)
+        along_columns = x.mean(2, keepdim=True).transpose(2, 3)  # (N, C, W, 1)
         rows, columns = self.shared(torch.cat((along_rows, along_columns), 2)).split((H, W), 2)
-        return torch.sigmoid(self.rows(rows)).type_as(x) * torch.sigmoid(self.columns(columns.mT)).type_as(x) * x
+        return (
+            torch.sigmoid(self.rows(rows)).type_as(x)
+            * torch.sigmoid(self.columns(columns.transpose(2, 3))).type_as(x)
+            * x
+        )
 
     def start_as_identity(self) -> None:
         """Opens both gates."""
@@ -177,6 +182,39 @@ class GCT(nn.Module):
         nn.init.zeros_(self.beta)
 
 
+# --- no attention -----------------------------------------------------------------------------------------------------
+
+
+@register(keeps_channels)
+class Adapter(nn.Module):
+    """What a gate's parameters do without attention: its two 1 x 1 convolutions at every position, added to the map.
+
+    Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, section 2.1, as 1 x 1 convolutions:
+    x + up(ReLU(down(x))). It has SE's and SOCA's parameters, number and shapes alike; but it sees one position at a
+    time, measures nothing over the map, and multiplies nothing. So a gain that it shares is one of capacity. `up` is 0
+    at the start, which is the identity.
+
+    Args:
+        channels: C.
+        reduction: the hidden width is C / reduction, rounded, at least 1.
+    """
+
+    def __init__(self, channels: int, reduction: float = 8):
+        super().__init__()
+        hidden = max(1, round(channels / reduction))
+        self.down = nn.Conv2d(channels, hidden, 1)
+        self.up = nn.Conv2d(hidden, channels, 1)
+        self.start_as_identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.up(F.relu(self.down(x))).type_as(x)
+
+    def start_as_identity(self) -> None:
+        """As it is built."""
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+
 # --- SAN's group ------------------------------------------------------------------------------------------------------
 
 
@@ -229,10 +267,10 @@ def _parts(side: int, count: int) -> list[tuple[int, int]]:
 
 def _look(maps: list[torch.Tensor]) -> torch.Tensor:
     """theta, phi, g of a region, each (N, c, h, w) -> sum over positions j of softmax_j(theta_i . phi_j) g_j."""
-    query, key, value = (_wide(m).flatten(2).mT for m in maps)  # (N, h w, c)
+    query, key, value = (_wide(m).flatten(2).transpose(1, 2) for m in maps)  # (N, h w, c)
     with torch.autocast(maps[0].device.type, enabled=False):  # the scores are sums without a scale
         y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    return y.mT.reshape(maps[0].shape).type_as(maps[0])
+    return y.transpose(1, 2).reshape(maps[0].shape).type_as(maps[0])
 
 
 class ResidualBlock(nn.Module):

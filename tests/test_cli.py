@@ -138,11 +138,14 @@ def variant(world):
 class BrightBoxes(torch.nn.Module):
     """Stands in for a trained detector: finds the red and the white box of a picture by their colour."""
 
-    names, stride, dtype = NAMES, 32, torch.float32
+    names, stride, dtype, fixed = NAMES, 32, torch.float32, None
     confidence = (0.5, 0.75)
 
     def __init__(self, *_):
         super().__init__()
+
+    def warn_of_suppression(self, *_):
+        pass
 
     def forward(self, images, augment=False):
         rows = torch.zeros(len(images), 2, 7)
@@ -196,7 +199,6 @@ def labels_in(file: Path) -> np.ndarray:
         ("train", ["--workers", -1], "--workers must be at least 0, got -1"),
         ("val", ["--workers", -1], "--workers must be at least 0, got -1"),
         ("val", ["--report-images", -1], "--report-images must be at least 0, got -1"),
-        ("val", ["--dnn"], "--dnn runs an ONNX file with OpenCV"),
         ("train", ["--label-smoothing", 1], "--label-smoothing must be at least 0 and below 1"),
         ("train", ["--freeze", 99], "--freeze: the model has layers 0 to 7, got [99]"),
         ("train", ["--freeze", 8], "got [8]"),  # would freeze all of them
