@@ -80,7 +80,7 @@ class Detect(nn.Module):
             cell, anchors, stride = self._geometry(scores, anchors, stride)
             xy = (scores[..., :2] * 2 - 0.5 + cell) * stride
             wh = (scores[..., 2:4] * 2) ** 2 * anchors
-            rows.append(torch.cat((xy, wh, scores[..., 4:]), -1).view(len(level), -1, self.no))
+            rows.append(torch.cat((xy, wh, scores[..., 4:]), -1).view(scores.shape[0], -1, self.no))
         return torch.cat(rows, 1)
 
     def _decode_once(self, raw: list[torch.Tensor]) -> torch.Tensor:

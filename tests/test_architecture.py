@@ -84,6 +84,28 @@ def test_help_does_not_load_torch(verb):
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
+SLOW = {"torch._dynamo", "torch._inductor", "sympy", "torchvision", "matplotlib", "pandas"}
+
+
+@pytest.mark.parametrize("name", ["yolov5n.yaml", "SOCA-n.yaml"])
+def test_detecting_imports_nothing_for_nothing(name, tmp_path):
+    """From the command to the picture with boxes; torch._dynamo alone takes as long to import as torch does."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import cv2, numpy, torch
+import detect
+from models.yolo import Model
+from utils import checkpoint
+cv2.imwrite("a.jpg", numpy.full((64, 64, 3), 99, numpy.uint8))
+checkpoint.save("tiny.pt", checkpoint.pack(Model({name!r})))
+out = detect.run("tiny.pt", "a.jpg", imgsz=64, conf_thres=0.0001, device="cpu", save_txt=True)  # finds boxes
+assert sorted(p.name for p in out.rglob("*.*")) == ["a.jpg", "a.txt"]
+assert not (slow := {SLOW!r} & sys.modules.keys()), slow
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
 def test_importing_everything_changes_nothing(tmp_path):
     """No file, folder, socket, print option, thread setting or environment variable is touched by an import."""
     code = f"""
