@@ -44,13 +44,16 @@ def newton_schulz_scalar(a: np.ndarray, iterations: int = ITERATIONS) -> np.ndar
     return y
 
 
-@torch.compiler.assume_constant_result
 def chebyshev_coefficients(iterations: int = ITERATIONS, tail: float = TAIL) -> tuple[float, ...]:
     """c_0 ... c_d with |f(a) - sum c_k T_k(2a - 1)| <= tail on [0, 1]: degree 28 for five steps.
 
     tail: at least 1e-11, where float64's rounding sets in.
     """
     return _coefficients(iterations, tail)
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes as long as torch.
+chebyshev_coefficients._dynamo_marked_constant = True
 
 
 @lru_cache
