@@ -73,6 +73,7 @@ def refused(command, here):
         (["--include", "openvino", "--int8"], "--int8 is calibrated on pictures of yours: give --data"),
         (["--include", "onnx", "--int8", "--data", "x.yaml"], "--int8 has no effect on onnx; leave it out"),
         (["--include", "openvino", "--int8", "--half", "--data", "x.yaml"], "--half and --int8 are two precisions"),
+        (["--include", "tflite", "tfjs"], "--include: tflite and tfjs want different suppression in one network"),
         (["--train", "--nms"], "--train gives raw maps: leave out --nms"),
         (["--train", "--agnostic-nms"], "--train gives raw maps"),
         (["--device", 99], "--device 99"),
@@ -115,15 +116,25 @@ def test_the_defaults_are_v61s(weights, here):
     assert config["shape"] == [1, 3, SIZE, SIZE] and config["stride"] == 32 and config["names"] == ["red", "weiß"]
 
 
-def test_several_weights_and_all_that_can_be(weights, here, command):
+def test_several_weights(weights, here, command):
     (here / "other.pt").write_bytes(weights.read_bytes())
-    code, err = command("export", "--weights", "best.pt", "other.pt", "--include", "all", "--imgsz", 60, SIZE)
-    assert code == 0, err
-    for kind in FORMATS:
-        written = [kind.target(here / name).exists() for name in ("best.pt", "other.pt")]
-        assert written == [kind.obstacle() is None] * 2
-        assert f"--include all leaves out {kind.argument}, which" in err or all(written)
-    assert "image size [60, 64] is not a multiple" in err
+    code, err = command("export", "--weights", "best.pt", "other.pt", "--include", "ONNX", "--imgsz", 60, SIZE)
+    assert code == 0 and "image size [60, 64] is not a multiple" in err
+    assert sorted(os.listdir(here)) == ["best.onnx", "best.pt", "other.onnx", "other.pt"]
+
+
+def test_all_that_can_be_written_here(weights, here, command, monkeypatch):
+    monkeypatch.setattr("utils.export.formats._importable", lambda package: package != "openvino")
+    formats = export.choose_formats("all", None, half=False, int8=False, nms=False, train=False, dynamic=False)
+    arguments = [kind.argument for kind in formats]
+    assert arguments[0] == "torchscript" and "onnx" in arguments and "openvino" not in arguments
+    code, err = command("export", "--weights", "best.pt", "--include", "all", "--imgsz", 0)  # tells before it works
+    assert code == 1 and "--imgsz must be at least 1" in err
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "FORMATS", [BY_ARGUMENT["onnx"], BY_ARGUMENT["openvino"]])
+        code, err = command("export", "--weights", "best.pt", "--include", "all", "--imgsz", SIZE)
+    assert code == 0 and "--include all leaves out openvino, which needs openvino: pip install '.[openvino]'" in err
+    assert sorted(os.listdir(here)) == ["best.onnx", "best.pt"]
 
 
 def test_one_that_fails_does_not_keep_the_others_from_it(weights, here, command, monkeypatch):
@@ -231,6 +242,7 @@ def test_opencv_runs_an_onnx_file(weights, here):
     [
         (["--weights", "best.onnx", "best.onnx"], "an ensemble is made of .pt files only"),
         (["--weights", "best.onnx", "--augment"], "--augment looks at several sizes and needs a .pt file"),
+        (["--weights", "best.onnx", "--update"], "--update strips .pt files of their training state, and best.onnx"),
         (["--weights", "best.pt", "--dnn"], "--dnn runs ONNX files, got"),
         (["--weights", "best.onnx", "--visualize"], "--visualize looks into one model; give one .pt file"),
         (["--weights", "best.zip"], "best.zip: not a kind of file that is run here"),

@@ -2,8 +2,8 @@
 
     python tools/benchmark_formats.py --weights best.pt --data my.yaml --img 640
 
-Each is exported by export.py, which proves it, and measured by val.py. A table goes to the screen, a CSV file and a
-picture of the trade-off to runs/benchmark/exp.
+Each is exported by export.py, which proves it, and measured by val.py. Then all run by turns on the same images, and
+the median is their time. A table goes to the screen, a CSV file and a picture of the trade-off to runs/benchmark/exp.
 """
 
 import argparse
@@ -32,6 +32,8 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu, or a GPU number such as 0 (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="times that each format runs (default: %(default)s)")
+    parser.add_argument("--cpu-seconds", action="store_true", help="processor time, for a machine with other work")
     cli.add_run_folder(parser, "runs/benchmark")
     return cli.parse(parser, known)
 
@@ -41,11 +43,17 @@ OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help befo
 import csv  # noqa: E402
 import io  # noqa: E402
 import shutil  # noqa: E402
+import time  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
+from statistics import median  # noqa: E402
+
+import torch  # noqa: E402
 
 import export  # noqa: E402
 import val  # noqa: E402
-from models.backend import find_weights  # noqa: E402
+from models.backend import Backend, find_weights  # noqa: E402
+from utils.boxes import round_up  # noqa: E402
+from utils.device import select_device  # noqa: E402
 from utils.export.formats import ExportError, Format  # noqa: E402
 from utils.files import atomic_write, increment_path  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
@@ -62,6 +70,7 @@ class Row:
     map: float | None = None  # mAP50-95
     milliseconds: float | None = None  # per image, of the network alone
     reason: str = ""  # why it failed
+    file: Path | None = None
 
 
 def variants(formats: list[Format], precisions) -> list[tuple[str, Format | None]]:
@@ -82,15 +91,37 @@ def measure(row: Row, kind: Format | None, weights: Path, opt: argparse.Namespac
                 include=kind.argument, **flags,
             )  # fmt: skip
             file = Path(made)
-        (_, _, row.map50, row.map, *_), _, speed = val.run(
-            opt.data, file, opt.batch_size, opt.imgsz, device=opt.device, workers=opt.workers, half=False, plots=False,
+        (_, _, row.map50, row.map, *_), _, _ = val.run(
+            opt.data, file, opt.batch_size, opt.imgsz, task="benchmark", device=opt.device, workers=opt.workers,
+            half=False, plots=False,
             project=weights.parent / "val", name=f"{row.name} {row.precision}",
         )  # fmt: skip
-        row.milliseconds = speed[1]
         row.megabytes = export.megabytes(file)
+        row.file = file
     except ExportError as error:
         LOGGER.warning(f"{row.name} {row.precision}: {error}")
         row.reason = str(error)
+
+
+@torch.inference_mode()
+def race(rows: list[Row], shape: tuple[int, ...], device: str, rounds: int, cpu: bool) -> None:
+    """Fills in the time per image: each file on random images of this shape, by turns, the median of the rounds."""
+    clock = time.process_time if cpu else time.perf_counter
+    where = select_device(device)
+    models = {row.name + row.precision: Backend(row.file, where).eval() for row in rows if row.file}
+    images = torch.rand(shape, device=where, generator=torch.Generator(where).manual_seed(0))
+    seconds: dict[str, list[float]] = {key: [] for key in models}
+    for turn in range(rounds + 1):
+        for key, model in models.items():
+            start = clock()
+            model(images.to(model.dtype))
+            if where.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:  # the first allocates
+                seconds[key].append(clock() - start)
+    for row in rows:
+        if row.file:
+            row.milliseconds = 1000 * median(seconds[row.name + row.precision]) / len(images)
 
 
 def as_table(rows: list[Row]) -> str:
@@ -122,7 +153,7 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def as_picture(rows: list[Row], title: str):
-    """Accuracy over time per image, the area of a disc by the file's size."""
+    """A figure: accuracy over time per image, the area of a disc by the file's size."""
     from matplotlib.figure import Figure
 
     done = [row for row in rows if row.milliseconds is not None]
@@ -177,6 +208,11 @@ def run(**options) -> list[Row]:
             measure(row, kind, weights, opt)
             with atomic_write(folder / "benchmark.csv", "w") as file:
                 file.write(as_csv(rows))
+    channels = Backend(weights).model.yaml.get("ch", 3)
+    shape = opt.batch_size, channels, *([round_up(opt.imgsz, 32)] * 2)
+    race(rows, shape, opt.device, opt.rounds, opt.cpu_seconds)
+    with atomic_write(folder / "benchmark.csv", "w") as file:
+        file.write(as_csv(rows))
     as_picture(rows, f"{source.name}, {opt.imgsz} px, batch {opt.batch_size}, {opt.device}").savefig(
         folder / "benchmark.png", dpi=130
     )

@@ -86,6 +86,8 @@ class Format:
 
     def obstacle(self, int8: bool = False) -> str | None:
         """Why it cannot be written here, in integers where that is asked for; None where it can."""
+        if importlib.util.find_spec(f"utils.export.{self.module}") is None:
+            return "is not written by this version"
         if self.systems and platform.system() not in self.systems:
             return f"can be written on {' and '.join(self.systems)} only"
         packages = self.packages + (self.int8_packages if int8 else ())
@@ -126,7 +128,35 @@ FORMATS = (
         "TensorRT", "engine", ".engine", source="onnx", module="tensorrt_engine", packages=("onnx", "tensorrt"),
         extra="tensorrt", half=True, dynamic=True, nms=True, gpu=True, typed=True,
     ),
+    Format(
+        "CoreML", "coreml", ".mlpackage", module="coreml_model", packages=("coremltools",), extra="coreml",
+        half=True, int8=True,
+    ),
+    Format(
+        "TensorFlow SavedModel", "saved_model", "_saved_model", source="onnx", module="tensorflow_models",
+        packages=("tensorflow",), extra="tensorflow", dynamic=True, nms=True,
+    ),
+    Format(
+        "TensorFlow GraphDef", "pb", ".pb", source="saved_model", module="tensorflow_models",
+        packages=("tensorflow",), extra="tensorflow", nms=True,
+    ),
+    Format(
+        "TensorFlow Lite", "tflite", ".tflite", module="tensorflow_models", packages=("litert_torch",),
+        extra="tensorflow", half=True, int8=True,
+    ),
+    Format(
+        "TensorFlow Edge TPU", "edgetpu", "_edgetpu.tflite", source="tflite", module="tensorflow_models",
+        packages=("litert_torch",), extra="tensorflow", int8=True, systems=("Linux",),
+    ),
+    Format(
+        "TensorFlow.js", "tfjs", "_web_model", source="saved_model", module="tensorflow_models",
+        packages=("tensorflowjs",), extra="tensorflow", nms=True,
+    ),
     Format("torch.export", "pt2", ".pt2", module="program", half=True, dynamic=True, nms=True),
+    Format("ncnn", "ncnn", "_ncnn_model", module="ncnn_model", packages=("pnnx", "ncnn"), extra="ncnn", half=True),
+    Format(
+        "ExecuTorch", "executorch", ".pte", module="executorch_program", packages=("executorch",), extra="executorch",
+    ),
 )  # fmt: skip
 
 BY_ARGUMENT = {kind.argument: kind for kind in FORMATS}
