@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 	$(RUN) -m pytest
 
 test-export: $(VENV)/.export
-	EXPORT_TESTS=1 $(RUN) -m pytest tests/export tests/test_export.py
+	$(RUN) -m pytest tests/export tests/test_export.py
 
 fuzz: $(VENV)/.dev
 	FUZZ_CASES=$(CASES) OPENCV_LOG_LEVEL=OFF $(RUN) -m pytest tests/tools/test_fuzz.py --durations=4 --show-capture=no
