@@ -16,7 +16,12 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     """The command line; with `known` its defaults."""
     naming = "Results are named as their files; where two share a name, it follows their folder's: cam1_7.jpg."
     parser = argparse.ArgumentParser(description=f"Find objects in pictures, videos and streams. {naming}")
-    parser.add_argument("--weights", nargs="+", default=cli.WEIGHTS, help=".pt file; several make an ensemble")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=cli.WEIGHTS,
+        help=".pt file, or one that export.py wrote; several .pt make an ensemble",
+    )
     parser.add_argument("--download", action="store_true", help="fetch official weights, or a file that --source names")
     parser.add_argument(
         "--source",
@@ -43,6 +48,7 @@ def _add_finding(group) -> None:
     group.add_argument("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other")
     group.add_argument("--augment", action="store_true", help="test-time augmentation: three sizes, one mirrored")
     group.add_argument("--half", action="store_true", help="float16 on CUDA")
+    group.add_argument("--dnn", action="store_true", help="run an ONNX file by OpenCV")
     group.add_argument(
         "--tile",
         nargs="?",
@@ -90,10 +96,9 @@ OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help befo
 import contextlib  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 
-from models.backend import Backend, find_weights  # noqa: E402
+from models.backend import Backend, find_weights, frame_size  # noqa: E402
 from models.yolo import checkpoint_classes  # noqa: E402
 from utils import checkpoint  # noqa: E402
-from utils.boxes import check_image_size  # noqa: E402
 from utils.data.augmentations import letterbox  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.files import increment_path  # noqa: E402
@@ -139,6 +144,7 @@ def run(
     track=False,
     save_json=False,
     save_csv=False,
+    dnn=False,
 ) -> Path:
     """Finds objects in what `source` names, as the command line does, and returns the folder of results.
 
@@ -153,13 +159,16 @@ def run(
     tracking = Tracking(conf_thres) if track else None
     device = select_device(device)
     weights = [find_weights(w, download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
-    model = Backend(weights, device, half).eval()
+    model = Backend(weights, device, half, dnn, data if data != cli.DATA else None).eval()
+    model.check_use(conf_thres, iou_thres, augment)
     if wrong := [c for c in classes or () if not 0 <= c < len(model.names)]:
         raise ValueError(f"--classes: {weights[0]} has classes 0 to {len(model.names) - 1}, got {wrong}")
+    if update and (others := [file for file in weights if file.suffix != ".pt"]):
+        raise ValueError(f"--update strips .pt files of their training state, and {others[0]} is none")
     if visualize:
         _check_visualize(model, streams)
         batch_size = 1
-    size = check_image_size(imgsz, model.stride)
+    size = frame_size(model, imgsz)
     finder = Finder(
         model, size, device, augment, tile,
         conf_thres=conf_thres, iou_thres=iou_thres, classes=classes, agnostic=agnostic_nms, max_det=max_det,
@@ -274,7 +283,7 @@ def _check_visualize(model: Backend, streams: bool) -> None:
     if streams:
         raise ValueError("--visualize writes files for every layer of every frame; give pictures or a video, no stream")
     if not hasattr(model.model, "model"):
-        raise ValueError("--visualize looks into one model; give one file as --weights")
+        raise ValueError("--visualize looks into one model; give one .pt file as --weights")
 
 
 def main(opt: argparse.Namespace) -> None:

@@ -76,7 +76,7 @@ class AutoShape(nn.Module):
         Returns Detections; of a tensor (B, 3, H, W) what the model itself returns, of a Backend the decoded rows.
         Raises ValueError for what is no picture, FileNotFoundError where a file is missing.
         """
-        parameter = next(self.model.parameters())
+        parameter = self._like()
         if isinstance(imgs, torch.Tensor) and imgs.ndim == 4:
             with self._autocast(parameter):
                 found = self.model(imgs.to(parameter.device, parameter.dtype), augment=augment)
@@ -106,6 +106,12 @@ class AutoShape(nn.Module):
         times = tuple(timer.total for timer in timers)
         return Detections(list(pictures), found, files, times, self.names, tuple(pixels.shape))
 
+    def _like(self) -> torch.Tensor:
+        """A tensor on the device and of the type that the model wants; exported files have no parameters."""
+        if isinstance(self.model, Backend):
+            return torch.empty(0, device=self.model.device, dtype=self.model.dtype)
+        return next(self.model.parameters())
+
     def _autocast(self, parameter: torch.Tensor):
         return torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type == "cuda")
 
@@ -119,6 +125,8 @@ class AutoShape(nn.Module):
 
     def _profile(self, pixels: torch.Tensor) -> None:
         detector = self.model.model if isinstance(self.model, Backend) else self.model
+        if detector is None:
+            raise ValueError("profile looks into the layers of a .pt file, and this is an exported one")
         if isinstance(detector, nn.ModuleList):
             raise ValueError("profile looks into one model, and this is an ensemble")
         for layer, ms in zip(detector.model, profile_layers(detector, pixels, repeats=3)):

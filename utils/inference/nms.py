@@ -1,9 +1,11 @@
 """Non-maximum suppression: from every decoded prediction to the few boxes that are reported (spec: v6.1)."""
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 
 import torch
-from torchvision.ops import nms
 
 from utils.boxes import xywh_to_xyxy
 
@@ -103,7 +105,28 @@ def _suppress(boxes: torch.Tensor, iou_thres: float, agnostic: bool, max_det: in
 
 
 def _nms(corners: torch.Tensor, confidence: torch.Tensor, iou_thres: float) -> torch.Tensor:
+    nms = _torchvision_nms()
     try:
         return nms(corners, confidence, iou_thres)
     except NotImplementedError:  # torchvision has it for the CPU and CUDA, not for every device
         return nms(corners.cpu(), confidence.cpu(), iou_thres).to(corners.device)
+
+
+@cache
+def _torchvision_nms() -> Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]:
+    """torchvision's NMS, from its library of compiled operators alone where that lies where it is known to.
+
+    `import torchvision` brings torch._dynamo and a thousand other modules, and takes longer than torch itself.
+    """
+    package = importlib.util.find_spec("torchvision")
+    folder = Path(package.origin).parent if package and package.origin else Path()
+    for library in (folder / name for name in ("_C_stable.so", "_C.so")):
+        if library.is_file():
+            try:
+                torch.ops.load_library(library)
+                return torch.ops.torchvision.nms
+            except (OSError, AttributeError):  # not made for this torch, which torchvision can say better
+                break
+    from torchvision.ops import nms
+
+    return nms
