@@ -106,7 +106,7 @@ def letterbox_planes(
 ) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
     """`letterbox` in grey, as networks take it: uint8 (C, height, width), of three in RGB order, ratio and padding.
 
-    The one way from a BGR picture to a network's input, for evaluation and for detection.
+    The one way from a BGR picture to a network's input: for val, detect, the hub, and the checks of exported files.
     """
     place = letterbox_geometry(image.shape[:2], new_shape, auto, scaleup=scaleup, stride=stride)
     height, width = place.inner

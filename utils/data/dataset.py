@@ -179,8 +179,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         return self.labels[starts[i] : starts[i + 1]]
 
     def polygons_of(self, i: int) -> list[np.ndarray]:
-        """m polygons float32 (k, 2) of image i: x, y, 0-1; k = 0 where there is only a box."""
-        return self._annotations.polygons_of(i)
+        """m polygons float32 (k, 2) of image i: x, y, 0-1; k = 0 where there is only a box. [] if no image has any."""
+        return self._annotations.polygons_of(i) if len(self._annotations.points) else []
 
     def partners(self, rng: np.random.Generator, size: int, window: tuple[int, ...] | None = None) -> np.ndarray:
         """Numbers of `size` random images, of all or of those in a window, to join another in a mosaic."""

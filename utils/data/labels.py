@@ -238,9 +238,7 @@ class Annotations:
         return self.labels[self.starts[i] : self.starts[i + 1]]
 
     def polygons_of(self, i: int) -> list[np.ndarray]:
-        """m arrays (k, 2), row by row; k = 0 where the row was given as a box. None at all where all rows were."""
-        if not len(self.points):
-            return []
+        """m arrays (k, 2), row by row; k = 0 where the row was given as a box."""
         cuts = self.point_starts[self.starts[i] : self.starts[i + 1] + 1]
         return [self.points[a:b] for a, b in pairwise(cuts)]
 
