@@ -198,17 +198,20 @@ def run(**options) -> list[Row]:
     asked = dict.fromkeys(("half", "int8", "nms", "train", "dynamic"), False)
     formats = export.choose_formats(opt.include, opt.data, **asked)
     folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
-    weights = folder / source.name  # exports lie beside their weights
-    shutil.copyfile(source, weights)
+    weights = {}  # exports lie beside their weights; those of one precision do not replace those of another
+    for precision in PRECISIONS:
+        weights[precision] = folder / precision / source.name
+        weights[precision].parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, weights[precision])
     rows = []
     with cli.stopped_by_signals():
         for precision, kind in variants(formats, opt.precisions):
             row = Row(kind.name if kind else "PyTorch", precision)
             rows.append(row)
-            measure(row, kind, weights, opt)
+            measure(row, kind, weights[precision], opt)
             with atomic_write(folder / "benchmark.csv", "w") as file:
                 file.write(as_csv(rows))
-    channels = Backend(weights).model.yaml.get("ch", 3)
+    channels = Backend(source).model.yaml.get("ch", 3)
     shape = opt.batch_size, channels, *([round_up(opt.imgsz, 32)] * 2)
     race(rows, shape, opt.device, opt.rounds, opt.cpu_seconds)
     with atomic_write(folder / "benchmark.csv", "w") as file:
