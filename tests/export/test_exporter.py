@@ -155,6 +155,21 @@ def test_half(model, tmp_path, argument):
     assert size > 2 * weights and (argument != "openvino" or size < 3 * weights)
 
 
+def test_of_a_half_graph_soca_is_in_float32_and_convolutions_are_not(model, tmp_path):
+    import onnx
+
+    job = job_for(model, tmp_path, half=True)
+    path = onnx_file.write(job.graph(job.options), job.pictures[0].half(), tmp_path / "a.onnx", job.options)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    found = {operator: set() for operator in ("MatMul", "Conv")}
+    for node in graph.node:
+        if node.op_type in found:
+            found[node.op_type].add(types[node.output[0]])
+    assert sum(node.op_type == "MatMul" for node in graph.node) > 50  # all of them SOCA's
+    assert found == {"MatMul": {onnx.TensorProto.FLOAT}, "Conv": {onnx.TensorProto.FLOAT16}}
+
+
 def test_which_operations_stay_in_float32():
     names = [
         "/detector/model.24/MatMul_3", "/detector/model.24/conv_du/conv_du.0/Conv", "/detector/model.2/Conv",
