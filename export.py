@@ -11,6 +11,7 @@ from pathlib import Path
 from utils import cli
 
 INCLUDE = ("torchscript", "onnx")
+DATA = cli.Default(cli.DATA)  # where the user gave none
 
 
 def parse_opt(known: bool = False) -> argparse.Namespace:
@@ -28,7 +29,7 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
-        default=cli.Default(cli.DATA),
+        default=DATA,
         help="data set YAML: --int8 is calibrated on its train images, and files are proven on its val images",
     )
     _add_network(parser.add_argument_group("the network in the file"))
@@ -82,30 +83,11 @@ from utils.log import LOGGER  # noqa: E402
 
 
 def run(
-    data=cli.Default(cli.DATA),  # noqa: B008  a constant
-    weights=cli.WEIGHTS,
-    imgsz=(640, 640),
-    batch_size=1,
-    device="cpu",
-    include=INCLUDE,
-    half=False,
-    inplace=False,
-    train=False,
-    optimize=False,
-    int8=False,
-    dynamic=False,
-    simplify=False,
-    opset=12,
-    verbose=False,
-    workspace=4,
-    nms=False,
-    agnostic_nms=False,
-    topk_per_class=100,
-    topk_all=100,
-    iou_thres=0.45,
-    conf_thres=0.25,
-    download=False,
-) -> list[str]:
+    data=DATA, weights=cli.WEIGHTS, imgsz=(640, 640), batch_size=1, device="cpu", include=INCLUDE,
+    half=False, inplace=False, train=False, optimize=False, int8=False, dynamic=False, simplify=False, opset=12,
+    verbose=False, workspace=4, nms=False, agnostic_nms=False, topk_per_class=100, topk_all=100, iou_thres=0.45,
+    conf_thres=0.25, *, download=False,
+) -> list[str]:  # fmt: skip
     """Exports each of the weights, as the command line does.
 
     Returns the paths of the files and folders, of each weights in v6.1's order: torchscript, engine, onnx, openvino ...
