@@ -160,9 +160,11 @@ def run(
     device = select_device(device)
     weights = [find_weights(w, download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
     model = Backend(weights, device, half, dnn, data if data != cli.DATA else None).eval()
-    model.warn_of_suppression(conf_thres, iou_thres)
+    model.check_use(conf_thres, iou_thres, augment)
     if wrong := [c for c in classes or () if not 0 <= c < len(model.names)]:
         raise ValueError(f"--classes: {weights[0]} has classes 0 to {len(model.names) - 1}, got {wrong}")
+    if update and (others := [file for file in weights if file.suffix != ".pt"]):
+        raise ValueError(f"--update strips .pt files of their training state, and {others[0]} is none")
     if visualize:
         _check_visualize(model, streams)
         batch_size = 1

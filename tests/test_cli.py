@@ -144,7 +144,7 @@ class BrightBoxes(torch.nn.Module):
     def __init__(self, *_):
         super().__init__()
 
-    def warn_of_suppression(self, *_):
+    def check_use(self, *_):
         pass
 
     def forward(self, images, augment=False):
