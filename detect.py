@@ -202,9 +202,11 @@ def _load(opt: argparse.Namespace, streams: bool) -> Finder:
     device = select_device(opt.device)
     weights = [find_weights(file, opt.download) for file in opt.weights]
     model = Backend(weights, device, opt.half, opt.dnn, opt.data if opt.data != cli.DATA else None).eval()
-    model.warn_of_suppression(opt.conf_thres, opt.iou_thres)
+    model.check_use(opt.conf_thres, opt.iou_thres, opt.augment)
     if wrong := [c for c in opt.classes or () if not 0 <= c < len(model.names)]:
         raise ValueError(f"--classes: {weights[0]} has classes 0 to {len(model.names) - 1}, got {wrong}")
+    if opt.update and (others := [file for file in weights if file.suffix != ".pt"]):
+        raise ValueError(f"--update strips .pt files of their training state, and {others[0]} is none")
     if opt.visualize:
         _check_visualize(model, streams)
     return Finder(

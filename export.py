@@ -11,6 +11,7 @@ from pathlib import Path
 from utils import cli
 
 INCLUDE = ("torchscript", "onnx")
+DATA = cli.Default(cli.DATA)  # where the user gave none
 
 
 def parse_opt(known: bool = False) -> argparse.Namespace:
@@ -28,7 +29,7 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
-        default=cli.Default(cli.DATA),
+        default=DATA,
         help="data set YAML: --int8 is calibrated on its train images, and files are proven on its val images",
     )
     _add_network(parser.add_argument_group("the network in the file"))
@@ -82,30 +83,11 @@ from utils.log import LOGGER  # noqa: E402
 
 
 def run(
-    data=cli.Default(cli.DATA),  # noqa: B008  a constant
-    weights=cli.WEIGHTS,
-    imgsz=(640, 640),
-    batch_size=1,
-    device="cpu",
-    include=INCLUDE,
-    half=False,
-    inplace=False,
-    train=False,
-    optimize=False,
-    int8=False,
-    dynamic=False,
-    simplify=False,
-    opset=12,
-    verbose=False,
-    workspace=4,
-    nms=False,
-    agnostic_nms=False,
-    topk_per_class=100,
-    topk_all=100,
-    iou_thres=0.45,
-    conf_thres=0.25,
-    download=False,
-) -> list[str]:
+    data=DATA, weights=cli.WEIGHTS, imgsz=(640, 640), batch_size=1, device="cpu", include=INCLUDE,
+    half=False, inplace=False, train=False, optimize=False, int8=False, dynamic=False, simplify=False, opset=12,
+    verbose=False, workspace=4, nms=False, agnostic_nms=False, topk_per_class=100, topk_all=100, iou_thres=0.45,
+    conf_thres=0.25, *, download=False,
+) -> list[str]:  # fmt: skip
     """Exports each of the weights, as the command line does.
 
     Returns the paths of the files and folders, of each weights in v6.1's order: torchscript, engine, onnx, openvino ...
@@ -114,6 +96,8 @@ def run(
     where a format failed, after the others are done.
     """
     sides = _check_options(imgsz, batch_size, opset, workspace, topk_per_class, topk_all, iou_thres, conf_thres)
+    if simplify:
+        cli.require("onnxslim", "--simplify")
     nms = nms or agnostic_nms
     data = None if isinstance(data, cli.Default) else data
     formats = choose_formats(include, data, half=half, int8=int8, nms=nms, train=train, dynamic=dynamic)
@@ -135,7 +119,7 @@ def run(
                         LOGGER.warning(f"{kind.name}: {error}")
                         failures.append(f"{kind.name}: {error}")
                     else:
-                        LOGGER.info(f"{kind.name}: {made[-1]}, {_megabytes(made[-1]):.1f} MB")
+                        LOGGER.info(f"{kind.name}: {made[-1]}, {megabytes(made[-1]):.1f} MB")
     if failures:
         raise ExportError("; ".join(failures))
     LOGGER.info(f"try one: python detect.py --weights {made[-1]}")
@@ -154,7 +138,7 @@ def choose_formats(include, data: str | None, **asked: bool) -> list[Format]:
     words = [str(word).lower() for word in ([include] if isinstance(include, str) else include)]
     if unknown := [word for word in words if word not in BY_ARGUMENT and word != "all"]:
         raise ValueError(f"--include: no such format: {', '.join(unknown)}; known: all, {', '.join(BY_ARGUMENT)}")
-    obstacles = {f.argument: reason for f in FORMATS if (reason := f.obstacle())}
+    obstacles = {f.argument: reason for f in FORMATS if (reason := f.obstacle(asked["int8"] and f.int8))}
     if "all" in words:
         for argument, reason in obstacles.items():
             LOGGER.warning(f"--include all leaves out {argument}, which {reason}")
@@ -218,7 +202,8 @@ def _prepare(file: Path, sides: list[int], batch_size: int, options: Options) ->
     return Job(detector, file, replace(options, metadata=metadata), pictures)
 
 
-def _megabytes(path: Path) -> float:
+def megabytes(path: Path) -> float:
+    """Size of a file, or of all files in a folder, in 1e6 bytes."""
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     return sum(p.stat().st_size for p in files) / 1e6
 

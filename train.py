@@ -87,6 +87,11 @@ def parse_opt(known: bool = False, argv: list[str] | None = None) -> cli.Options
         help="keep images in memory, in the cache folder, only those of val in memory, or not (default: memory if half "
         "of what is free will do)",
     )
+    group.add_argument(
+        "--share-decoding",
+        action="store_true",
+        help="make mosaics of the images of four batches: files that are not cached are read once, not four times",
+    )
     group.add_argument("--strict", action="store_true", help="a broken image or label is an error, not left out")
     group.add_argument("--rehash", action="store_true", help="check images and labels again, unchanged or not")
     group.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="ignored; for old launchers")
@@ -426,7 +431,7 @@ def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, nc: int, gr
         data["train"], image_size, opt.batch_size // processes, hyp=hyp, augment=True, rect=opt.rect, shuffle=True,
         quad=opt.quad, cache=opt.cache if opt.cache != "val" else None, rank=dist.rank(), world_size=processes,
         fraction=opt.fraction, mosaic_until=opt.epochs - opt.close_mosaic if opt.close_mosaic else None,
-        prefix="train: ", **shared,
+        share=opt.share_decoding, prefix="train: ", **shared,
     )  # fmt: skip
     if not dist.is_main():
         return train_loader, None

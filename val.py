@@ -159,7 +159,7 @@ def _load(opt: argparse.Namespace) -> Job:
     weights = cli.WEIGHTS if opt.weights is None else opt.weights
     weights = [find_weights(w, opt.download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
     model = Backend(weights, device, opt.half and device.type == "cuda", opt.dnn, opt.data)
-    model.warn_of_suppression(opt.conf_thres, opt.iou_thres)
+    model.check_use(opt.conf_thres, opt.iou_thres, opt.augment)
     imgsz = frame_size(model, opt.imgsz)
     rect = model.fixed is None and opt.task != "benchmark"  # else frames of one size, with the padding of a square
     data = load_dataset_yaml(opt.data, (split,), opt.download)

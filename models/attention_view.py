@@ -253,8 +253,8 @@ def spectrum(maps: np.ndarray) -> Spectrum | None:
 
 
 @torch.no_grad()
-def gate_of_statistic(block: SOCA, s: np.ndarray) -> np.ndarray:
-    """The gate (C,) that the block's small network makes of a statistic (C,)."""
+def gate_of_statistic(block: SOCA | SE, s: np.ndarray) -> np.ndarray:
+    """The gate (C,) that the block's small network makes of a statistic (C,); of zeros, what no picture decides."""
     weight = block.conv_du[0].weight
     gate = block.conv_du(torch.from_numpy(s).to(weight.device, weight.dtype)[None, :, None, None])
     return gate.flatten().float().cpu().numpy()

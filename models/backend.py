@@ -135,14 +135,17 @@ class Backend(nn.Module):
         """images (B, 3, H, W) in self.dtype, 0-1 -> (decoded (B, N, 5 + nc), raw maps or None)."""
         if self.runtime is None:
             return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)
-        if augment:
-            raise ValueError(f"--augment looks at several sizes and needs a .pt file, not {self.runtime.path}")
+        self.check_use(augment=augment)
         return self.runtime(images), None
 
-    def warn_of_suppression(self, conf_thres: float, iou_thres: float) -> None:
-        """Says so where the file has suppressed more than is asked for."""
-        metadata = self.runtime.metadata if self.runtime is not None else None
-        if metadata and metadata.nms and (conf_thres < metadata.conf_thres or iou_thres > metadata.iou_thres):
+    def check_use(self, conf_thres: float = 1.0, iou_thres: float = 0.0, augment: bool = False) -> None:
+        """ValueError for what an exported file cannot do; a warning where it has suppressed more than is asked for."""
+        if self.runtime is None:
+            return
+        metadata = self.runtime.metadata
+        if augment:
+            raise ValueError(f"--augment looks at several sizes and needs a .pt file, not {self.runtime.path}")
+        if metadata.nms and (conf_thres < metadata.conf_thres or iou_thres > metadata.iou_thres):
             LOGGER.warning(
                 f"{self.runtime.path} suppresses by itself, with confidence {metadata.conf_thres} and IoU "
                 f"{metadata.iou_thres}: what it leaves out does not come back with {conf_thres} and {iou_thres}"

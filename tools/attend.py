@@ -58,7 +58,7 @@ from models.attention_view import (  # noqa: E402
     without_gates,
 )
 from models.backend import find_weights, load_model  # noqa: E402
-from models.common import SOCA  # noqa: E402
+from models.common import SE, SOCA  # noqa: E402
 from tools.attend_report import Block, Explained, Finding, as_html, as_text  # noqa: E402
 from utils.boxes import check_image_size  # noqa: E402
 from utils.data.augmentations import letterbox  # noqa: E402
@@ -107,9 +107,10 @@ def score_rows(model: torch.nn.Module, image: torch.Tensor, rows: list[int], cla
 def _block(model, name: str, view, with_gate: Activation, without_gate: Activation) -> Block:
     block = gated_blocks(model)[name]
     measured = spectrum(view.maps) if isinstance(block, SOCA) else None
+    still = gate_of_statistic(block, np.zeros(len(view.gate))) if isinstance(block, SOCA | SE) else None
     return Block(
         name, view.maps, view.gate, [(a[name], b[name]) for a, b in zip(with_gate.maps, without_gate.maps)],
-        measured, gate_of_statistic(block, measured.s_root) if measured else None,
+        still, measured, gate_of_statistic(block, measured.s_root) if measured else None,
     )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ class Block:
     maps: np.ndarray  # (C, h, w), what came in
     gate: np.ndarray  # (C,)
     heat: list[tuple[np.ndarray | None, np.ndarray | None]]  # Grad-CAM of the detections shown, with and without
+    still: np.ndarray | None = None  # (C,) the gate of SOCA and SE where the statistic is 0, whatever the picture
     spectrum: Spectrum | None = None  # of SOCA, where the map varies
     gate_of_root: np.ndarray | None = None  # (C,) the gate, were the root exact
 
@@ -95,9 +96,10 @@ def as_text(one: Explained) -> str:
 
 def _summary(block: Block) -> str:
     gate = block.gate
+    moved = "" if block.still is None else f"; the picture moves it by up to {np.abs(gate - block.still).max():.4f}"
     return (
         f"{len(gate)} channels on a map of {block.maps.shape[2]} x {block.maps.shape[1]}; gate {gate.min():.3f} to "
-        f"{gate.max():.3f}, mean {gate.mean():.3f}, standard deviation {gate.std():.4f}"
+        f"{gate.max():.3f}, mean {gate.mean():.3f}, standard deviation {gate.std():.4f}{moved}"
     )
 
 
@@ -121,7 +123,9 @@ def as_html(models: Sequence[Explained], picture: str, without: str, confidence:
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
         f"<p>Without the gate means: in place of every gate stands {html.escape(without)}. Nothing was trained again, "
-        "so this shows what the network does with its gate, not how good it would have become without one.",
+        "so this shows what the network does with its gate, not how good it would have become without one. How far the "
+        "picture moves a gate of SOCA or SE is told from what its small network makes of a statistic of zeros: a gate "
+        "that no picture moves is a constant, which the layer behind it could hold as well.",
         f"<h2>Detections</h2><p class=note>Boxes of confidence {confidence:g} and more. In the tables: what "
         "the same prediction scores without the gate, and the stride of the map that made it.<div class=pair>",
         *(_detections(one) for one in models),

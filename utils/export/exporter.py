@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from utils.export.formats import BY_ARGUMENT, GRAPH, ExportError, Format, Options
-from utils.export.graph import Decoded, EndToEnd
+from utils.export.graph import Decoded, EndToEnd, delicate_modules
 from utils.export.proof import open_file, precision, prove
 from utils.log import LOGGER
 
@@ -31,6 +31,7 @@ class Job:
     pictures: Sequence[torch.Tensor]
 
     def __post_init__(self):
+        self.options = replace(self.options, float32=delicate_modules(self.detector))
         decoded = Decoded(self.detector, self.options.train)
         self.reference = EndToEnd(decoded, self.options.nms) if self.options.nms else decoded
         self.made: dict[tuple, Path] = {}  # files that others are made from, by format and whether half

@@ -44,6 +44,7 @@ class Format:
     module:   of utils/export, which has `write`.
     packages: that have to be importable to write it.
     extra:    the group of optional dependencies in pyproject.toml that holds them; "" where none is needed.
+    int8_packages: that --int8 takes besides.
     half, int8, dynamic, nms: whether it honours --half, --int8, --dynamic and --nms.
     systems:  of `platform.system()` on which it can be written; empty for all.
     gpu:      whether writing and running it takes a CUDA GPU.
@@ -58,6 +59,7 @@ class Format:
     module: str = ""
     packages: tuple[str, ...] = ()
     extra: str = ""
+    int8_packages: tuple[str, ...] = ()
     half: bool = False
     int8: bool = False
     dynamic: bool = False
@@ -82,11 +84,14 @@ class Format:
         """The function `inspect(path, options)` of its module, which looks at a file without running it, or None."""
         return getattr(importlib.import_module(f"utils.export.{self.module}"), "inspect", None)
 
-    def obstacle(self) -> str | None:
-        """Why it cannot be written here; None where it can."""
+    def obstacle(self, int8: bool = False) -> str | None:
+        """Why it cannot be written here, in integers where that is asked for; None where it can."""
+        if importlib.util.find_spec(f"utils.export.{self.module}") is None:
+            return "is not written by this version"
         if self.systems and platform.system() not in self.systems:
             return f"can be written on {' and '.join(self.systems)} only"
-        if missing := [package for package in self.packages if not _importable(package)]:
+        packages = self.packages + (self.int8_packages if int8 else ())
+        if missing := [package for package in packages if not _importable(package)]:
             return f"needs {', '.join(missing)}: pip install '.[{self.extra}]'"
         if self.gpu:
             import torch
@@ -116,13 +121,42 @@ FORMATS = (
     ),
     Format(
         "OpenVINO", "openvino", "_openvino_model", source="onnx", module="openvino_model",
-        packages=("onnx", "openvino"), extra="openvino", half=True, int8=True, dynamic=True, nms=True,
+        packages=("onnx", "openvino"), extra="openvino", int8_packages=("nncf",),
+        half=True, int8=True, dynamic=True, nms=True,
     ),
     Format(
         "TensorRT", "engine", ".engine", source="onnx", module="tensorrt_engine", packages=("onnx", "tensorrt"),
         extra="tensorrt", half=True, dynamic=True, nms=True, gpu=True, typed=True,
     ),
+    Format(
+        "CoreML", "coreml", ".mlpackage", module="coreml_model", packages=("coremltools",), extra="coreml",
+        half=True, int8=True,
+    ),
+    Format(
+        "TensorFlow SavedModel", "saved_model", "_saved_model", source="onnx", module="tensorflow_models",
+        packages=("tensorflow",), extra="tensorflow", dynamic=True, nms=True,
+    ),
+    Format(
+        "TensorFlow GraphDef", "pb", ".pb", source="saved_model", module="tensorflow_models",
+        packages=("tensorflow",), extra="tensorflow", nms=True,
+    ),
+    Format(
+        "TensorFlow Lite", "tflite", ".tflite", module="tensorflow_models", packages=("litert_torch",),
+        extra="tensorflow", half=True, int8=True,
+    ),
+    Format(
+        "TensorFlow Edge TPU", "edgetpu", "_edgetpu.tflite", source="tflite", module="tensorflow_models",
+        packages=("litert_torch",), extra="tensorflow", int8=True, systems=("Linux",),
+    ),
+    Format(
+        "TensorFlow.js", "tfjs", "_web_model", source="saved_model", module="tensorflow_models",
+        packages=("tensorflowjs",), extra="tensorflow", nms=True,
+    ),
     Format("torch.export", "pt2", ".pt2", module="program", half=True, dynamic=True, nms=True),
+    Format("ncnn", "ncnn", "_ncnn_model", module="ncnn_model", packages=("pnnx", "ncnn"), extra="ncnn", half=True),
+    Format(
+        "ExecuTorch", "executorch", ".pte", module="executorch_program", packages=("executorch",), extra="executorch",
+    ),
 )  # fmt: skip
 
 BY_ARGUMENT = {kind.argument: kind for kind in FORMATS}
@@ -154,6 +188,7 @@ class Options:
     metadata: to be stored in the file.
     nms:      the suppression that is in the graph, or in the file that is the source; None without.
     data:     the data set YAML for calibration; None where the user gave none.
+    float32:  modules of the detector that no format may compute in integers: SOCA, and the decoding in Detect.
     """
 
     metadata: "Metadata"
@@ -169,6 +204,7 @@ class Options:
     workspace: int = 4
     nms: Suppression | None = None
     data: str | None = None
+    float32: tuple[str, ...] = ()
 
 
 def version(package: str) -> str:

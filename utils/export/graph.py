@@ -97,3 +97,8 @@ def spell_out_silu(module: nn.Module) -> None:
             setattr(module, name, SiLU())
         else:
             spell_out_silu(child)
+
+
+def delicate_modules(detector: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that want real numbers: SOCA wherever it is, and Detect, whose last steps give pixels."""
+    return tuple(name for name, m in detector.named_modules() if type(m).__name__ in ("SOCA", "Detect"))

@@ -51,6 +51,11 @@ def _images(data: str, split: str, metadata: Metadata) -> list[str]:
     content = load_dataset_yaml(data, (split,))
     if content["channels"] != metadata.channels:
         raise ValueError(f"{data} has pictures of {content['channels']} channels, the weights take {metadata.channels}")
+    if not isinstance(content[split], str | list):
+        raise ValueError(
+            f"--data {data}: pictures are taken from folders and lists of images, and its {split} split is a "
+            f"{type(content[split]).__name__}; give a YAML with such a split"
+        )
     return list_images(content[split])
 
 

@@ -41,7 +41,7 @@ class Tolerance:
 
 TOLERANCES = {
     "float32": Tolerance(0.05, 1e-4, 1e-3, 0.99, 0.98),
-    "float16": Tolerance(2.0, 2e-2, 3e-2, 0.9, 0.95),
+    "float16": Tolerance(2.0, 2e-2, 3e-2, 0.9, 0.9),
     "int8": Tolerance(math.inf, math.inf, math.inf, 0.7, 0.8),
 }
 

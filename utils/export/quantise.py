@@ -1,32 +1,46 @@
 """Integers for OpenVINO, by NNCF: weights and activations of convolutions in 8 bits, SOCA in float32."""
 
+import logging
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.export.formats import ExportError, Options, toolchain
+from utils.export.formats import Options, toolchain
 from utils.export.pictures import calibration_images
 
 if TYPE_CHECKING:
     import openvino
 
-SCOPE = re.compile(r"/model\.(\d+)/")  # how the exporter names what a layer does: /detector/model.24/MatMul_3
 
+def quantise_openvino(model: "openvino.Model", options: Options) -> "openvino.Model":
+    """Quantises what NNCF finds fit, by the range of values that calibration shows, but nothing in options.float32.
 
-def quantise_openvino(model: "openvino.Model", options: Options, untouched: list[int]) -> "openvino.Model":
-    """Quantises what NNCF's calibration finds fit, but nothing of the layers named in untouched, nor any decoding.
-
-    untouched: numbers of layers, those with SOCA among them: five Newton-Schulz steps do not survive 8 bits.
+    Those are SOCA, whose Newton-Schulz steps do not survive 8 bits, and the decoding of boxes, which are pixels.
     """
     import nncf
 
-    names = [op.get_friendly_name() for op in model.get_ordered_ops()]
-    # Detect's convolutions may be integers; what follows them are pixels, of which 8 bits hold too few
-    ignored = [name for name in names if (found := SCOPE.search(name)) and int(found[1]) in untouched]
-    present = {op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() not in ("Constant",)}
-    dataset = nncf.Dataset([images.numpy() for images in calibration_images(options.metadata, options.data)])
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     with toolchain("nncf", "openvino"):
-        scope = nncf.IgnoredScope(names=sorted(present & set(ignored)), validate=False)
-        quantised = nncf.quantize(model, dataset, ignored_scope=scope, preset=nncf.QuantizationPreset.MIXED)
-    if quantised is None:
-        raise ExportError("nncf gave no model")
-    return quantised
+        names = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() not in _NO_OPERATION]
+        scope = nncf.IgnoredScope(names=float32_names(names, options.float32), validate=False)
+        images = [picture.numpy() for picture in calibration_images(options.metadata, options.data)]
+        return nncf.quantize(
+            model, nncf.Dataset(images), ignored_scope=scope, preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(images),
+        )  # fmt: skip
+
+
+_NO_OPERATION = ("Constant", "Parameter", "Result")
+
+
+def float32_names(names: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """Those of the names of operations, such as /detector/model.24/MatMul_3, that belong to modules such as model.24.
+
+    Convolutions of Detect (m.0, m.1 ... in it) are not its decoding, and are left out.
+    """
+    patterns = []
+    for module in modules:
+        # the exporter calls model.4.m.0 /model.4/m/m.0/, where the container m is called, or /model.4/m.0/
+        parts = re.findall(r"[^.\d][^.]*(?:\.\d+)*", module)
+        patterns.append(re.compile("/" + "/(?:.*/)?".join(map(re.escape, parts)) + "/(?!m\\.\\d+/Conv)"))
+    return [name for name in names if any(pattern.search(name) for pattern in patterns)]

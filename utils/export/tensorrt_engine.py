@@ -28,6 +28,7 @@ def write(source: Path, sample: torch.Tensor, target: Path, options: Options) ->
             raise ExportError(f"tensorrt {trt.__version__} cannot read the ONNX graph: {faults}")
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 30)
+        config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32, for SOCA above all
         if options.dynamic:
             config.add_optimization_profile(_profile(builder, network.get_input(0).name, sample, options))
         engine = builder.build_serialized_network(network, config)

@@ -303,7 +303,10 @@ class ONNXRuntime(Runtime):
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
         super().__init__(path, device)
         import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+        # an exception of its own for each kind of fault, with no base in common
+        faults = tuple(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
         wanted = ["CUDAExecutionProvider"] if self.device.type == "cuda" else []
         providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
         options = onnxruntime.SessionOptions()
@@ -311,7 +314,7 @@ class ONNXRuntime(Runtime):
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, [*providers, "CPUExecutionProvider"])
-        except (RuntimeError, onnxruntime.capi.onnxruntime_pybind11_state.Fail) as error:
+        except (RuntimeError, *faults) as error:
             version = onnxruntime.__version__
             raise ValueError(f"{path}: ONNX Runtime {version} cannot read it: {_first_line(error)}") from None
         entry, outputs = self.session.get_inputs()[0], self.session.get_outputs()
@@ -381,10 +384,9 @@ class OpenVINORuntime(Runtime):
             last = model.outputs[0].partial_shape[-1]
             metadata = folder_metadata(file.parent)
             guess = undeclared(shape, None if last.is_dynamic else last.get_length())
-            # what float32 was asked for is computed in it, also where the processor has bfloat16
-            precision = {} if metadata and metadata.half else {"INFERENCE_PRECISION_HINT": "f32"}
-            threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-            self.compiled = core.compile_model(model, "CPU", {**precision, **threads})
+            # computed in float32 also where the processor has bfloat16, in which SOCA would lose its digits
+            hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+            self.compiled = core.compile_model(model, "CPU", hints)
         except RuntimeError as error:
             raise ValueError(f"{path}: OpenVINO {openvino.__version__} cannot read it: {_first_line(error)}") from None
         self.declare(metadata, guess)

@@ -328,23 +328,6 @@ def test_whole_objects_follow_their_pixels(write_set):
         np.testing.assert_allclose(box, bounds, atol=2.5)
 
 
-@pytest.mark.parametrize("extra", [{}, {"mosaic9": 1.0, "mosaic": 1.0}, {"mosaic": 1.0, "mixup": 1.0}])
-def test_a_batch_that_shares_reads_each_file_once(mixed_set, extra, monkeypatch):
-    dataset = DetectionDataset(mixed_set, 64, augment=True, hyp={**STRONG, **extra})
-    group, read = (1, 4, 6, 2), []
-    real = dataset_module.decode_image
-    monkeypatch.setattr(
-        dataset_module, "decode_image", lambda data, path, *a, **k: read.append(path) or real(data, path, *a, **k)
-    )
-    keys = [(0, i, group) for i in group]
-    batch = dataset.__getitems__(keys)
-    assert sorted(read) == sorted({*read}) and {*read} <= {dataset.image_files[i] for i in group}
-    assert all(equal(sample, dataset[key]) for sample, key in zip(batch, keys))  # whoever reads
-    read.clear()
-    assert all(equal(*pair) for pair in zip(dataset.__getitems__([(0, 3), (0, 5)]), [dataset[0, 3], dataset[0, 5]]))
-    assert {*read} > {dataset.image_files[3]} or extra == {}
-
-
 def test_a_large_jpeg_is_decoded_small(tmp_path, noise_image, write_image):
     image = write_image(tmp_path / "images" / "a.jpg", cv2.resize(noise_image(30, 40), (402, 301)))
     (tmp_path / "labels").mkdir()
