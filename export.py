@@ -9,8 +9,10 @@ import argparse
 from pathlib import Path
 
 from utils import cli
+from utils.export.formats import BY_ARGUMENT, FORMATS, ExportError, Format, Options, Suppression  # nothing heavy
 
 INCLUDE = ("torchscript", "onnx")
+DATA = cli.Default(cli.DATA)  # where the user gave none
 
 
 def parse_opt(known: bool = False) -> argparse.Namespace:
@@ -24,11 +26,12 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
         "--include",
         nargs="+",
         default=list(INCLUDE),
-        help="formats: torchscript onnx openvino engine pt2 ..., or all that can be written here (%(default)s)",
+        help=f"formats: {' '.join(BY_ARGUMENT)}; or all, which are those that can be written here "
+        f"(default: {' '.join(INCLUDE)})",
     )
     parser.add_argument(
         "--data",
-        default=cli.Default(cli.DATA),
+        default=DATA,
         help="data set YAML: --int8 is calibrated on its train images, and files are proven on its val images",
     )
     _add_network(parser.add_argument_group("the network in the file"))
@@ -75,37 +78,17 @@ from models.experimental import Ensemble  # noqa: E402
 from utils.boxes import check_image_size  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.export.exporter import Job, export  # noqa: E402
-from utils.export.formats import BY_ARGUMENT, FORMATS, ExportError, Format, Options, Suppression  # noqa: E402
 from utils.export.pictures import proof_batches  # noqa: E402
 from utils.inference.runtimes import Metadata  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 
 
 def run(
-    data=cli.Default(cli.DATA),  # noqa: B008  a constant
-    weights=cli.WEIGHTS,
-    imgsz=(640, 640),
-    batch_size=1,
-    device="cpu",
-    include=INCLUDE,
-    half=False,
-    inplace=False,
-    train=False,
-    optimize=False,
-    int8=False,
-    dynamic=False,
-    simplify=False,
-    opset=12,
-    verbose=False,
-    workspace=4,
-    nms=False,
-    agnostic_nms=False,
-    topk_per_class=100,
-    topk_all=100,
-    iou_thres=0.45,
-    conf_thres=0.25,
-    download=False,
-) -> list[str]:
+    data=DATA, weights=cli.WEIGHTS, imgsz=(640, 640), batch_size=1, device="cpu", include=INCLUDE,
+    half=False, inplace=False, train=False, optimize=False, int8=False, dynamic=False, simplify=False, opset=12,
+    verbose=False, workspace=4, nms=False, agnostic_nms=False, topk_per_class=100, topk_all=100, iou_thres=0.45,
+    conf_thres=0.25, *, download=False,
+) -> list[str]:  # fmt: skip
     """Exports each of the weights, as the command line does.
 
     Returns the paths of the files and folders, of each weights in v6.1's order: torchscript, engine, onnx, openvino ...

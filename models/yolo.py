@@ -229,7 +229,7 @@ class Model(nn.Module):
         decoded = []
         for ratio, mirror in ((1, False), (0.83, True), (0.67, False)):
             image = scale_image(x.flip(3) if mirror else x, ratio, multiple)
-            y = self(image)[0].clone()
+            y = self(image)[0]
             y[..., :4] /= ratio
             if mirror:
                 y[..., 0] = width - y[..., 0]

@@ -1374,6 +1374,44 @@ def test_ids_of_a_coco_json_come_back(command, usual, bright, here):
     assert [(row["image_id"], row["category_id"]) for row in found] == [("Zoë/1", 4), ("Zoë/1", 9)]
 
 
+def test_coco_itself(command, world, usual, bright, here, caplog):
+    """A list coco/val2017.txt: COCO's category numbers, and with its annotations COCO's metric, as in v6.1."""
+    pytest.importorskip("pycocotools")
+    caplog.set_level("INFO", "yolov5")
+    pictures = {"000000000139.png": (picture(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52)))}
+    folder = write_set(here / "coco", pictures, "val2017")
+    (here / "coco/val2017.txt").write_text(str(folder / "000000000139.png"))
+    data = write_yaml(here / "coco.yaml", {"path": str(here / "coco"), "val": str(here / "coco/val2017.txt"),
+                                           "train": "none", "names": NAMES})  # fmt: skip
+    assert command("val", *usual["val"], "--data", data)[0] == 0
+    found = json.loads((here / "out/exp/best_predictions.json").read_text())  # unasked: the file is called coco.yaml
+    assert [(row["image_id"], row["category_id"]) for row in found] == [(139, 2), (139, 1)]
+    assert "AP50" not in caplog.text
+
+    content = {
+        "images": [{"id": 139, "file_name": "000000000139.jpg"}, {"id": 285, "file_name": "000000000285.jpg"}],
+        "annotations": [
+            {"id": 1, "image_id": 139, "category_id": 1, "bbox": [8, 10, 22, 30], "area": 660, "iscrowd": 0},
+            {"id": 2, "image_id": 139, "category_id": 2, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0},
+            {"id": 3, "image_id": 285, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0},
+        ],
+        "categories": [{"id": 1, "name": NAMES[0]}, {"id": 2, "name": NAMES[1]}],
+    }
+    (here / "coco/annotations").mkdir()
+    (here / "coco/annotations/instances_val2017.json").write_text(json.dumps(content))
+    results, *_ = val.run(data, world.best, imgsz=SIZE, workers=0, device="cpu", plots=False)
+    assert "AP50" in caplog.text and results[2] == pytest.approx(0.5)  # one class found, one not where COCO has it
+
+
+def test_several_weights_and_augmentation(world, here):
+    """An ensemble of a model with itself finds what the model finds; so do its numbers say."""
+    options = {"imgsz": SIZE, "workers": 0, "device": "cpu", "plots": False}
+    alone, together = (val.run(world.data, weights, **options)[0] for weights in (world.best, [world.best] * 2))
+    assert together == pytest.approx(alone, abs=1e-6)
+    augmented = val.run(world.data, [world.best] * 2, **options, augment=True, save_txt=True, save_conf=True)[0]
+    assert np.isfinite(augmented).all() and (here / "runs/val/exp3/labels").is_dir()
+
+
 def test_speed_and_study(command, usual, world, bright, here, monkeypatch):
     asked = []
     measure = val.evaluate

@@ -42,6 +42,7 @@ OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help befo
 
 import csv  # noqa: E402
 import io  # noqa: E402
+import math  # noqa: E402
 import shutil  # noqa: E402
 import time  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
@@ -171,12 +172,16 @@ def as_picture(rows: list[Row], title: str):
     low, high = min(r.map for r in done), max(r.map for r in done)
     room = max(high - low, 0.02)
     axes.set_ylim(low - 0.3 * room, high + 0.45 * room)
-    widest = max(r.milliseconds for r in done)
-    axes.set_xlim(0, 1.15 * widest)
+    times = [r.milliseconds for r in done]
+    span = max(math.log(max(times) / min(times)), 0.5)
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) * math.exp(-0.15 * span), max(times) * math.exp(0.15 * span))
+    axes.xaxis.set_major_formatter("{x:.3g}")
+    axes.xaxis.set_minor_formatter("{x:.3g}")
     taken: list[tuple[float, float]] = []
     for row in sorted(done, key=lambda r: r.milliseconds):
         x, y = row.milliseconds, row.map + 0.06 * room
-        while any(abs(x - a) < 0.17 * widest and abs(y - b) < 0.075 * room for a, b in taken):
+        while any(abs(math.log(x / a)) < 0.16 * span and abs(y - b) < 0.075 * room for a, b in taken):
             y += 0.02 * room
         taken.append((x, y))
         axes.annotate(
@@ -185,7 +190,7 @@ def as_picture(rows: list[Row], title: str):
         )  # fmt: skip
     axes.set(xlabel="milliseconds per image, the network alone", ylabel="mAP50-95", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(title="area: size of the file")
+    axes.legend(title="area: size of the file", loc="lower right")
     return figure
 
 
@@ -198,17 +203,20 @@ def run(**options) -> list[Row]:
     asked = dict.fromkeys(("half", "int8", "nms", "train", "dynamic"), False)
     formats = export.choose_formats(opt.include, opt.data, **asked)
     folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
-    weights = folder / source.name  # exports lie beside their weights
-    shutil.copyfile(source, weights)
+    weights = {}  # exports lie beside their weights; those of one precision do not replace those of another
+    for precision in PRECISIONS:
+        weights[precision] = folder / precision / source.name
+        weights[precision].parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, weights[precision])
     rows = []
     with cli.stopped_by_signals():
         for precision, kind in variants(formats, opt.precisions):
             row = Row(kind.name if kind else "PyTorch", precision)
             rows.append(row)
-            measure(row, kind, weights, opt)
+            measure(row, kind, weights[precision], opt)
             with atomic_write(folder / "benchmark.csv", "w") as file:
                 file.write(as_csv(rows))
-    channels = Backend(weights).model.yaml.get("ch", 3)
+    channels = Backend(source).model.yaml.get("ch", 3)
     shape = opt.batch_size, channels, *([round_up(opt.imgsz, 32)] * 2)
     race(rows, shape, opt.device, opt.rounds, opt.cpu_seconds)
     with atomic_write(folder / "benchmark.csv", "w") as file:

@@ -61,4 +61,4 @@ def test_a_run(here, monkeypatch):
     assert rows[0].map == pytest.approx(rows[1].map, abs=1e-4) and min(r.milliseconds for r in rows[:2]) > 0
     assert len((here / "out/exp/benchmark.csv").read_text().splitlines()) == 4
     assert np.ptp(cv2.imread(str(here / "out/exp/benchmark.png"))) > 200
-    assert not (here / "best.onnx").exists()
+    assert (here / "out/exp/float32/best.onnx").is_file() and not (here / "best.onnx").exists()

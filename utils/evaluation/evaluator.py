@@ -90,22 +90,12 @@ HEADER = ("{:>22}" + "{:>11}" * 6).format("Class", "Images", "Labels", "P", "R",
 
 @torch.inference_mode()
 def evaluate(
-    model: Callable,
-    loader: Iterable,
-    names: list[str],
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    conf_thres: float = 0.001,
-    iou_thres: float = 0.6,
-    max_det: int = 300,
-    single_cls: bool = False,
-    augment: bool = False,
-    hybrid: bool = False,
-    compute_loss: Callable | None = None,
-    autocast: torch.dtype | None = None,
-    observers: Sequence[Callable[[EvaluatedBatch], None]] = (),
+    model: Callable, loader: Iterable, names: list[str], device: torch.device, dtype: torch.dtype = torch.float32,
+    conf_thres: float = 0.001, iou_thres: float = 0.6, max_det: int = 300, single_cls: bool = False,
+    augment: bool = False, hybrid: bool = False, compute_loss: Callable | None = None,
+    autocast: torch.dtype | None = None, observers: Sequence[Callable[[EvaluatedBatch], None]] = (),
     count_every_image: bool = True,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Runs a detector over a loader of `utils.data.loader` and measures it, by v6.1's rules (spec of metrics.py).
 
     Args:

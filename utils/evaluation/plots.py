@@ -333,7 +333,7 @@ def plot_study(files: Sequence[str | Path], path: str | Path, reference: bool = 
         axes.plot(ms, ap, "k.-", linewidth=2, markersize=8, alpha=0.25, label="EfficientDet, V100")
     axes.set(xlabel="inference, ms per image", ylabel="mAP@.5:.95, %", xlim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend()
     _save(figure, Path(path), dpi=200)
 
 

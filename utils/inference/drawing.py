@@ -72,16 +72,14 @@ def find_font(characters: frozenset[str]) -> tuple[str, str]:
 
     Nothing is downloaded. When no font has them all it is the one that has most, and one warning says so.
     """
-    import matplotlib
-    from matplotlib.ft2font import FT2Font
-
     needed = {ord(c) for c in characters}
-    default = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), "DejaVu Sans"
-    fewest_missing, best = len(needed - FT2Font(default[0]).get_charmap().keys()), default
+    default, has = _default_font()
+    fewest_missing, best = len(needed - has), default
     if not fewest_missing:
         return default
 
     from matplotlib.font_manager import fontManager
+    from matplotlib.ft2font import FT2Font
 
     # The font of last resort has a placeholder for everything and a picture of nothing.
     installed = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
@@ -96,6 +94,16 @@ def find_font(characters: frozenset[str]) -> tuple[str, str]:
             return best
     _warn_missing_characters()
     return best
+
+
+@lru_cache(maxsize=1)
+def _default_font() -> tuple[tuple[str, str], frozenset[int]]:
+    """(file, family) of DejaVu Sans, and the characters that it has."""
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    file = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
+    return (file, "DejaVu Sans"), frozenset(FT2Font(file).get_charmap())
 
 
 def _weight(weight: int | str) -> int:
