@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from utils import cli
+from utils.export.formats import BY_ARGUMENT, FORMATS, ExportError, Format, Options, Suppression  # nothing heavy
 
 INCLUDE = ("torchscript", "onnx")
 DATA = cli.Default(cli.DATA)  # where the user gave none
@@ -25,7 +26,8 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
         "--include",
         nargs="+",
         default=list(INCLUDE),
-        help="formats: torchscript onnx openvino engine pt2 ..., or all that can be written here (%(default)s)",
+        help=f"formats: {' '.join(BY_ARGUMENT)}; or all, which are those that can be written here "
+        f"(default: {' '.join(INCLUDE)})",
     )
     parser.add_argument(
         "--data",
@@ -76,7 +78,6 @@ from models.experimental import Ensemble  # noqa: E402
 from utils.boxes import check_image_size  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.export.exporter import Job, export  # noqa: E402
-from utils.export.formats import BY_ARGUMENT, FORMATS, ExportError, Format, Options, Suppression  # noqa: E402
 from utils.export.pictures import proof_batches  # noqa: E402
 from utils.inference.runtimes import Metadata  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
