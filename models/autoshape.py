@@ -14,7 +14,7 @@ from torch import nn
 from models.backend import Backend
 from models.yolo import profile_layers
 from utils.boxes import round_up, scale_boxes, xyxy_to_xywh
-from utils.data.augmentations import letterbox
+from utils.data.augmentations import letterbox_planes
 from utils.data.images import read_image
 from utils.device import Timer
 from utils.downloads import download
@@ -90,8 +90,9 @@ class AutoShape(nn.Module):
             pictures, names = zip(*(self._read(picture, i) for i, picture in enumerate(several)))
             shapes = [picture.shape[:2] for picture in pictures]
             frame = self._frame(shapes, size)
-            framed = np.stack([letterbox(picture, frame, auto=False)[0] for picture in pictures])
-            pixels = torch.from_numpy(framed.transpose(0, 3, 1, 2)).to(parameter.device).to(parameter.dtype) / 255
+            # pictures are RGB already, which is turned round there
+            planes = np.stack([letterbox_planes(picture, frame, auto=False)[0][::-1] for picture in pictures])
+            pixels = torch.from_numpy(planes).to(parameter.device).to(parameter.dtype) / 255
         if profile:
             self._profile(pixels)
         with timers[1], self._autocast(parameter):

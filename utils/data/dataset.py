@@ -179,8 +179,8 @@ class DetectionDataset(torch.utils.data.Dataset):
         return self.labels[starts[i] : starts[i + 1]]
 
     def polygons_of(self, i: int) -> list[np.ndarray]:
-        """m polygons float32 (k, 2) of image i: x, y, 0-1; k = 0 where there is only a box."""
-        return self._annotations.polygons_of(i)
+        """m polygons float32 (k, 2) of image i: x, y, 0-1; k = 0 where there is only a box. [] if no image has any."""
+        return self._annotations.polygons_of(i) if len(self._annotations.points) else []
 
     def partners(self, rng: np.random.Generator, size: int, window: tuple[int, ...] | None = None) -> np.ndarray:
         """Numbers of `size` random images, of all or of those in a window, to join another in a mosaic."""
@@ -284,8 +284,9 @@ class DetectionDataset(torch.utils.data.Dataset):
         matrix = warp_matrix(warp, (2 * size, 2 * size), (size, size))
         labels = warp_labels(labels, polygons, matrix, (size, size), warp.scale)
         # a tile that lies outside of the frame is not even read
-        images = [self.load_image(i)[0] if span else None for i, span in zip(indices, tile_spans(tiles, matrix, size))]
-        return warp_mosaic(images, tiles, matrix, size), labels
+        spans = tile_spans(tiles, matrix, size)
+        images = [self.load_image(i)[0] if span else None for i, span in zip(indices, spans)]
+        return warp_mosaic(images, tiles, spans, matrix, size), labels
 
     def _draw_warp(self, rng: np.random.Generator):
         ranges = ("degrees", "translate", "scale", "shear", "perspective")

@@ -406,7 +406,9 @@ class _VocReader:
             if (thing.findtext("difficult") or "0").strip() == "1" and not self.difficult:
                 continue
             if name not in self.names:
-                raise UnknownClassError(f"{place} is of none of the classes that the data set YAML names")
+                raise UnknownClassError(
+                    f"{place} is of none of the classes that the data set YAML names; add it to names"
+                )
             bounds = thing.find("bndbox")
             corners = [bounds.findtext(key) if bounds is not None else None for key in ("xmin", "ymin", "xmax", "ymax")]
             classes.append(self.names.index(name))

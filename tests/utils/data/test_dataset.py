@@ -163,7 +163,8 @@ def test_recorded_mosaics(parity, recorded_mosaic_set, same_pixels):
         np.testing.assert_allclose(warped, rows_of(case["labels"], 5), atol=1e-4, err_msg=name)
 
         # and straight into the frame, as samples are made: these pictures are too busy to compare but by the average
-        direct = aug.warp_mosaic(images, tiles, aug.warp_matrix(warp, canvas.shape[:2], (size, size)), size)
+        matrix = aug.warp_matrix(warp, canvas.shape[:2], (size, size))
+        direct = aug.warp_mosaic(images, tiles, aug.tile_spans(tiles, matrix, size), matrix, size)
         if warp == Warp():
             assert np.array_equal(direct, image), name
         assert abs(direct.mean() - image.mean()) < 2, name
