@@ -56,14 +56,16 @@ class Ledger:
             of its own record is taken away. Otherwise the folder is made here, whole, and where another process was
             first the run is that one's.
         """
-        part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-        (part / HIDDEN).mkdir(parents=True)
+        unique = uuid.uuid4().hex
+        part = folder / f"{HIDDEN}.{unique}" if alone else folder.with_name(f".{folder.name}.{unique}")
+        record = part if alone else part / HIDDEN
+        record.mkdir(parents=True)
         try:
-            with atomic_write(part / HIDDEN / "run.json", "w", sync=False) as file:
+            with atomic_write(record / "run.json", "w", sync=False) as file:
                 json.dump({"options": options, "where": os.getcwd(), "sources": list(sources)}, file)
             if alone:
                 shutil.rmtree(folder / HIDDEN, ignore_errors=True)
-                os.rename(part / HIDDEN, folder / HIDDEN)
+                os.rename(part, folder / HIDDEN)
             else:
                 try:
                     os.rename(part, folder)
