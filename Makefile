@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded data set: train, validate, detect
 # make test   the test suite
 # make fuzz   100,000 broken label files, data set YAMLs and images each (CASES=... for another number); a quarter of an hour
+# make test-export   the tests of export.py that need more than the suite installs, such as integers by NNCF
 # All set up a virtual environment in .venv first. PYTHON=... chooses the interpreter.
 
 PYTHON ?= python3
@@ -9,13 +10,16 @@ RUN := $(VENV)/bin/python
 
 CASES ?= 100000
 
-.PHONY: demo test fuzz lint format clean
+.PHONY: demo test test-export fuzz lint format clean
 
 demo: $(VENV)/.core
 	$(RUN) tools/demo.py
 
 test: $(VENV)/.dev
 	$(RUN) -m pytest
+
+test-export: $(VENV)/.export
+	$(RUN) -m pytest tests/export tests/test_export.py
 
 fuzz: $(VENV)/.dev
 	FUZZ_CASES=$(CASES) OPENCV_LOG_LEVEL=OFF $(RUN) -m pytest tests/tools/test_fuzz.py --durations=4 --show-capture=no
@@ -35,6 +39,10 @@ $(VENV)/.core: requirements.txt
 $(VENV)/.dev: requirements.txt requirements-dev.txt
 	$(PYTHON) tools/setup_env.py $(VENV) requirements-dev.txt
 	@touch $@ $(VENV)/.core
+
+$(VENV)/.export: $(VENV)/.dev requirements-export.txt
+	$(PYTHON) tools/setup_env.py $(VENV) requirements-export.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) runs data/shapes

@@ -23,7 +23,7 @@ def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None):
     """A trained detector.
 
     Args:
-        path: its checkpoint, or a list of them (ensemble).
+        path: its checkpoint, or a list of them (ensemble), or a file or folder that export.py wrote.
         autoshape: wrapped so that it takes pictures of any kind and returns Detections; otherwise a Backend, which
             takes tensors.
         verbose: whether loading is logged.

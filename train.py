@@ -87,6 +87,11 @@ def parse_opt(known: bool = False, argv: list[str] | None = None) -> cli.Options
         help="keep images in memory, in the cache folder, only those of val in memory, or not (default: memory if half "
         "of what is free will do)",
     )
+    group.add_argument(
+        "--share-decoding",
+        action="store_true",
+        help="make mosaics of the images of four batches: files that are not cached are read once, not four times",
+    )
     group.add_argument("--strict", action="store_true", help="a broken image or label is an error, not left out")
     group.add_argument("--rehash", action="store_true", help="check images and labels again, unchanged or not")
     group.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="ignored; for old launchers")
@@ -114,6 +119,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from models.attention_view import GateRecorder  # noqa: E402
 from models.backend import find_weights, load_checkpoint, load_model  # noqa: E402
 from models.insert import parse_attention  # noqa: E402
 from models.transfer import transfer  # noqa: E402
@@ -281,7 +287,7 @@ def end_epoch(run: Run, epoch: int, losses: list[float], report: Report | None) 
 
     final = epoch + 1 >= epochs or stopper.possible_stop
     if final or not opt.noval:
-        evaluation = validate(run, run.ema.model)
+        evaluation = validate_average(run, epoch)
         log_evaluation(evaluation, verbose=False)
         state.results, state.class_maps = evaluation.results, evaluation.class_maps
     fit = float(fitness(np.array(state.results)[None])[0])
@@ -325,6 +331,16 @@ def validate(run: Run, model: Model, observers=()):
         model.eval(), run.val_loader, run.names, run.device, single_cls=run.opt.single_cls,
         compute_loss=run.validation_loss, autocast=run.autocast, observers=observers,
     )  # fmt: skip
+
+
+def validate_average(run: Run, epoch: int):
+    """Validates the averaged model. A tracker of histograms gets its gates, of all channels for all images of val."""
+    if not run.loggers.wants_histograms:
+        return validate(run, run.ema.model)
+    with GateRecorder(run.ema.model) as recorder:
+        evaluation = validate(run, run.ema.model)
+    run.loggers.log_histograms({f"gate/{name}": gates for name, gates in recorder.gates.items()}, epoch)
+    return evaluation
 
 
 # --- before the first epoch -------------------------------------------------------------------------------------------
@@ -415,7 +431,7 @@ def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, nc: int, gr
         data["train"], image_size, opt.batch_size // processes, hyp=hyp, augment=True, rect=opt.rect, shuffle=True,
         quad=opt.quad, cache=opt.cache if opt.cache != "val" else None, rank=dist.rank(), world_size=processes,
         fraction=opt.fraction, mosaic_until=opt.epochs - opt.close_mosaic if opt.close_mosaic else None,
-        prefix="train: ", **shared,
+        share=opt.share_decoding, prefix="train: ", **shared,
     )  # fmt: skip
     if not dist.is_main():
         return train_loader, None

@@ -7,7 +7,8 @@
 
 The canvas is the usual way to a mosaic: four pictures pasted on a grey canvas of twice the side, warped, recoloured by
 three tables, mirrored, and turned to channels first. Both ways use the same draws, one thread, and take turns in one
-process, batch by batch; quoted are medians of processor time. README.md beside this file keeps dated results.
+process, window of four batches by window; quoted are medians of processor time. README.md beside this file keeps dated
+results.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from utils.data.augmentations import draw_hsv, draw_mosaic_centre, draw_warp, wa
 from utils.data.dataset import DetectionDataset
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.labels import scan
-from utils.data.loader import create_dataloader
+from utils.data.loader import WindowSampler, create_dataloader
 from utils.files import ROOT
 from utils.log import LOGGER
 from utils.training.hyperparameters import load_hyp
@@ -118,15 +119,18 @@ class CanvasDataset:
 # --- timing -----------------------------------------------------------------------------------------------------------
 
 
-def take_turns(ways: dict[str, Callable[[int], object]], batches: int) -> dict[str, float]:
-    """Median processor milliseconds per sample of each way, which makes batch 0, 1, 2 ... in turn with the others."""
+def take_turns(ways: dict[str, Callable[[int], object]], counts: list[int]) -> dict[str, float]:
+    """Median processor milliseconds per sample of each way, which makes window 0, 1, 2 ... in turn with the others.
+
+    counts: the samples of each window; the first one only warms up.
+    """
     times = defaultdict(list)
-    for number in range(-1, batches):
+    for number, count in enumerate(counts):
         for name, way in ways.items():
             start = time.thread_time()
-            way(max(number, 0))
-            times[name].append(time.thread_time() - start)
-    return {name: 1000 * statistics.median(seconds[1:]) / BATCH for name, seconds in times.items()}
+            way(number)
+            times[name].append((time.thread_time() - start) / count)
+    return {name: 1000 * statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
 @contextmanager
@@ -165,18 +169,20 @@ OWN_PARTS = [
 ]
 
 
-def split_time(way: Callable[[int], object], parts: list[tuple[str, object, str]], batches: int) -> dict[str, float]:
+def split_time(
+    way: Callable[[int], object], parts: list[tuple[str, object, str]], counts: list[int]
+) -> dict[str, float]:
     """Mean milliseconds per sample of each part, and of the rest."""
     spent = dict.fromkeys(("decode", "warp", "colour"), 0.0)
     start = time.thread_time()
     with clocked(parts, spent):
-        for number in range(batches):
+        for number in range(len(counts)):
             way(number)
     spent["rest"] = time.thread_time() - start - sum(spent.values())
-    return {part: 1000 * seconds / batches / BATCH for part, seconds in spent.items()}
+    return {part: 1000 * seconds / sum(counts) for part, seconds in spent.items()}
 
 
-def compare(images: str, image_size: int, hyp: dict, batches: int) -> None:
+def compare(images: str, image_size: int, hyp: dict, turns: int) -> None:
     """Prints the costs of a sample from memory and from files."""
     print("| images | way | ms per sample | times faster | decode | warp | colour | rest |")
     print("|---|---|--:|--:|--:|--:|--:|--:|")
@@ -186,27 +192,31 @@ def compare(images: str, image_size: int, hyp: dict, batches: int) -> None:
         usual = CanvasDataset(own, source == "memory")
         length = len(own)
 
-        def keys(number: int, length: int = length) -> list[tuple[int, int]]:
-            return [divmod(number * BATCH + i, length) for i in range(BATCH)]
+        sampler = WindowSampler(length, True, 0, batch_size=min(BATCH, length))
+        windows = []
+        while len(windows) <= turns:
+            sampler.set_epoch(len(windows))
+            windows += list(sampler)
 
-        def canvas(number: int, usual=usual, keys=keys) -> list:
-            return [usual[key] for key in keys(number)]
+        def canvas(number: int, usual=usual, windows=windows) -> list:
+            return [usual[key[:2]] for batch in windows[number] for key in batch]
 
-        def direct(number: int, own=own, keys=keys) -> list:
-            return own.__getitems__(keys(number))
+        def direct(number: int, own=own, windows=windows) -> list:
+            return [own[key[:2]] for batch in windows[number] for key in batch]
 
-        def shared(number: int, own=own, keys=keys) -> list:
-            group = tuple(index for _, index in keys(number))
-            return own.__getitems__([(*key, group) for key in keys(number)])
+        def shared(number: int, own=own, windows=windows) -> list:
+            with own.sharing():
+                return [own[key] for batch in windows[number] for key in batch]
 
         ways = {"canvas": canvas, "ours": direct}
         if source == "files":
-            ways["ours, one decode a sample shared by its batch"] = shared
+            ways["ours, decoding shared"] = shared
         else:
             show_difference(usual, own)
-        times = take_turns(ways, batches)
+        counts = [sum(map(len, window)) for window in windows]
+        times = take_turns(ways, counts[: turns + 1])
         for name, way in ways.items():
-            parts = split_time(way, CANVAS_PARTS if name == "canvas" else OWN_PARTS, max(batches // 3, 1))
+            parts = split_time(way, CANVAS_PARTS if name == "canvas" else OWN_PARTS, counts[: max(turns // 3, 1)])
             columns = " | ".join(f"{ms:.2f}" for ms in parts.values())
             print(f"| {source} | {name} | {times[name]:.2f} | {times['canvas'] / times[name]:.2f} | {columns} |")
 
@@ -286,7 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", default=str(ROOT / "data" / "shapes" / "images" / "train"), help="a folder of them")
     parser.add_argument("--size", type=int, default=640, help="longer side in pixels (default: %(default)s)")
-    parser.add_argument("--batches", type=int, default=15, help="of 16 samples (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=6, help="of a window, about 64 samples (default: %(default)s)")
     parser.add_argument("--hyp", default=str(ROOT / "data" / "hyps" / "hyp.scratch-low.yaml"), help="how to augment")
     parser.add_argument("--scan", type=int, default=0, metavar="N", help="time the scan of N files instead")
     parser.add_argument(
@@ -303,7 +313,7 @@ def main() -> None:
     else:
         if not Path(opt.images).exists():
             load_dataset_yaml(ROOT / "data" / "shapes.yaml")  # has them drawn
-        compare(opt.images, opt.size, load_hyp(opt.hyp), opt.batches)
+        compare(opt.images, opt.size, load_hyp(opt.hyp), opt.turns)
 
 
 if __name__ == "__main__":

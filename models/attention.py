@@ -113,9 +113,13 @@ class CoordAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         H, W = x.shape[2:]
         along_rows = x.mean(3, keepdim=True)  # (N, C, H, 1)
-        along_columns = x.mean(2, keepdim=True).mT  # (N, C, W, 1)
+        along_columns = x.mean(2, keepdim=True).transpose(2, 3)  # (N, C, W, 1)
         rows, columns = self.shared(torch.cat((along_rows, along_columns), 2)).split((H, W), 2)
-        return torch.sigmoid(self.rows(rows)).type_as(x) * torch.sigmoid(self.columns(columns.mT)).type_as(x) * x
+        return (
+            torch.sigmoid(self.rows(rows)).type_as(x)
+            * torch.sigmoid(self.columns(columns.transpose(2, 3))).type_as(x)
+            * x
+        )
 
     def start_as_identity(self) -> None:
         """Opens both gates."""
@@ -264,10 +268,10 @@ def _parts(side: int, count: int) -> list[tuple[int, int]]:
 def _look(maps: list[torch.Tensor]) -> torch.Tensor:
     """theta, phi, g of a region, each (N, c, h, w) -> sum over positions j of softmax_j(theta_i . phi_j) g_j."""
     # (N, 1, h w, c), in rows: kernels that never hold all scores take no other, and exporters want the dim of heads
-    query, key, value = (_wide(m).flatten(2).mT.contiguous().unsqueeze(1) for m in maps)
+    query, key, value = (_wide(m).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for m in maps)
     with torch.autocast(maps[0].device.type, enabled=False):  # the scores are sums without a scale
         y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    return y.squeeze(1).mT.reshape(maps[0].shape).type_as(maps[0])
+    return y.squeeze(1).transpose(1, 2).reshape(maps[0].shape).type_as(maps[0])
 
 
 class ResidualBlock(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 from models.backend import Backend
 from models.yolo import profile_layers
 from utils.boxes import round_up, scale_boxes, xyxy_to_xywh
-from utils.data.augmentations import letterbox
+from utils.data.augmentations import letterbox_planes
 from utils.data.images import read_image
 from utils.device import Timer
 from utils.downloads import download
@@ -76,7 +76,7 @@ class AutoShape(nn.Module):
         Returns Detections; of a tensor (B, 3, H, W) what the model itself returns, of a Backend the decoded rows.
         Raises ValueError for what is no picture, FileNotFoundError where a file is missing.
         """
-        parameter = next(self.model.parameters())
+        parameter = self._like()
         if isinstance(imgs, torch.Tensor) and imgs.ndim == 4:
             with self._autocast(parameter):
                 found = self.model(imgs.to(parameter.device, parameter.dtype), augment=augment)
@@ -90,8 +90,9 @@ class AutoShape(nn.Module):
             pictures, names = zip(*(self._read(picture, i) for i, picture in enumerate(several)))
             shapes = [picture.shape[:2] for picture in pictures]
             frame = self._frame(shapes, size)
-            framed = np.stack([letterbox(picture, frame, auto=False)[0] for picture in pictures])
-            pixels = torch.from_numpy(framed.transpose(0, 3, 1, 2)).to(parameter.device).to(parameter.dtype) / 255
+            # pictures are RGB already, which is turned round there
+            planes = np.stack([letterbox_planes(picture, frame, auto=False)[0][::-1] for picture in pictures])
+            pixels = torch.from_numpy(planes).to(parameter.device).to(parameter.dtype) / 255
         if profile:
             self._profile(pixels)
         with timers[1], self._autocast(parameter):
@@ -106,6 +107,12 @@ class AutoShape(nn.Module):
         times = tuple(timer.total for timer in timers)
         return Detections(list(pictures), found, files, times, self.names, tuple(pixels.shape))
 
+    def _like(self) -> torch.Tensor:
+        """A tensor on the device and of the type that the model wants; exported files have no parameters."""
+        if isinstance(self.model, Backend):
+            return torch.empty(0, device=self.model.device, dtype=self.model.dtype)
+        return next(self.model.parameters())
+
     def _autocast(self, parameter: torch.Tensor):
         return torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type == "cuda")
 
@@ -119,6 +126,8 @@ class AutoShape(nn.Module):
 
     def _profile(self, pixels: torch.Tensor) -> None:
         detector = self.model.model if isinstance(self.model, Backend) else self.model
+        if detector is None:
+            raise ValueError("profile looks into the layers of a .pt file, and this is an exported one")
         if isinstance(detector, nn.ModuleList):
             raise ValueError("profile looks into one model, and this is an ensemble")
         for layer, ms in zip(detector.model, profile_layers(detector, pixels, repeats=3)):

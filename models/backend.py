@@ -8,7 +8,10 @@ from torch import nn
 from models.experimental import Ensemble
 from models.yolo import Detect, Model, checkpoint_classes
 from utils import checkpoint
+from utils.boxes import check_image_size
+from utils.data.dataset_yaml import load_dataset_yaml
 from utils.files import ROOT
+from utils.inference.runtimes import RUNTIMES, OpenCVRuntime, Runtime, runtime_for
 from utils.log import LOGGER
 
 
@@ -19,15 +22,14 @@ def newest_best() -> Path | None:
 
 
 def find_weights(name: str | Path, download: bool = False) -> Path:
-    """The checkpoint file that `--weights` asks for; never fetched unless `download`.
+    """The checkpoint, or exported file or folder, that `--weights` asks for; never fetched unless `download`.
 
     Raises FileNotFoundError that names the newest `best.pt` of a training run where there is one.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if (ROOT / path).is_file():
-        return ROOT / path
+    for place in (path, ROOT / path):
+        if place.is_file() or (place.is_dir() and runtime_for(place)):
+            return place
     if download:
         from utils.downloads import download_weights
 
@@ -87,17 +89,38 @@ def load_model(weights: str | Path | list, device: str | torch.device = "cpu", f
 class Backend(nn.Module):
     """A trained detector behind one call.
 
-    Attributes: names (list of str), stride (int, pixels), device, dtype of the images it wants.
+    Attributes: names (list of str), stride (int, pixels), device, dtype of the images it wants; fixed: (height, width)
+    of the only frame that an exported file takes, None where it takes any.
 
     Args:
-        weights: a `.pt` file or a list of them (ensemble).
+        weights: a `.pt` file or a list of them (ensemble), or one file or folder that export.py wrote.
         device: where to run.
-        half: float16 weights and images; CUDA only.
+        half: float16 weights and images; CUDA only. Exported files have a precision of their own.
+        dnn: run an ONNX file by OpenCV.
+        data: data set YAML that names the classes, for exported files without metadata.
     """
 
-    def __init__(self, weights: str | Path | list, device: torch.device | str = "cpu", half: bool = False):
+    def __init__(
+        self,
+        weights: str | Path | list,
+        device: torch.device | str = "cpu",
+        half: bool = False,
+        dnn: bool = False,
+        data: str | None = None,
+    ):
         super().__init__()
         self.device = torch.device(device)
+        self.runtime = open_exported(weights, self.device, dnn)
+        if self.runtime is not None:
+            metadata = self.runtime.metadata
+            self.model = None
+            self.dtype = self.runtime.dtype
+            self.names = list(metadata.names)
+            if data and not self.runtime.declared:
+                self.names = load_dataset_yaml(data, ())["names"]
+            self.stride = metadata.stride
+            self.fixed = None if metadata.dynamic else metadata.imgsz
+            return
         if half and self.device.type != "cuda":
             LOGGER.warning(f"--half needs a CUDA GPU; running in float32 on {self.device}")
             half = False
@@ -106,7 +129,56 @@ class Backend(nn.Module):
         self.model.to(self.dtype)
         self.names = self.model.names
         self.stride = max(int(self.model.stride.max()), 32)
+        self.fixed = None
 
     def forward(self, images: torch.Tensor, augment: bool = False):
         """images (B, 3, H, W) in self.dtype, 0-1 -> (decoded (B, N, 5 + nc), raw maps or None)."""
-        return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)
+        if self.runtime is None:
+            return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)
+        self.check_use(augment=augment)
+        return self.runtime(images), None
+
+    def check_use(self, conf_thres: float = 1.0, iou_thres: float = 0.0, augment: bool = False) -> None:
+        """ValueError for what an exported file cannot do; a warning where it has suppressed more than is asked for."""
+        if self.runtime is None:
+            return
+        metadata = self.runtime.metadata
+        if augment:
+            raise ValueError(f"--augment looks at several sizes and needs a .pt file, not {self.runtime.path}")
+        if metadata.nms and (conf_thres < metadata.conf_thres or iou_thres > metadata.iou_thres):
+            LOGGER.warning(
+                f"{self.runtime.path} suppresses by itself, with confidence {metadata.conf_thres} and IoU "
+                f"{metadata.iou_thres}: what it leaves out does not come back with {conf_thres} and {iou_thres}"
+            )
+
+
+def frame_size(model: nn.Module, size: int | list[int]) -> int | list[int]:
+    """What `check_image_size` makes of a size; for an exported file of one frame that frame, as [height, width]."""
+    if model.fixed is None:
+        return check_image_size(size, model.stride)
+    fixed = list(model.fixed)
+    if fixed != ([size, size] if isinstance(size, int) else list(size)):
+        LOGGER.warning(f"--imgsz {size}: the file was exported for {fixed[0]} x {fixed[1]}, which is used")
+    return fixed
+
+
+def open_exported(weights: str | Path | list, device: torch.device, dnn: bool = False) -> Runtime | None:
+    """The runtime of an exported file or folder; None for `.pt` files, and for a name that says nothing."""
+    paths = weights if isinstance(weights, list | tuple) else [weights]
+    exported = [path for path in paths if runtime_for(path)]
+    if not exported:
+        unknown = [p for p in paths if Path(p).suffix not in (".pt", ".pth", "")]
+        if unknown and not dnn:
+            known = ".pt, " + ", ".join(RUNTIMES)
+            raise ValueError(f"{unknown[0]}: not a kind of file that is run here; known are {known}")
+        if dnn:
+            raise ValueError(f"--dnn runs ONNX files, got {paths[0]}")
+        return None
+    if len(paths) > 1:
+        raise ValueError(f"an ensemble is made of .pt files only, got {exported[0]} among {len(paths)} files")
+    if dnn and not str(exported[0]).endswith(".onnx"):
+        raise ValueError(f"--dnn runs ONNX files, got {exported[0]}")
+    runtime = (OpenCVRuntime if dnn else runtime_for(exported[0]))(exported[0], device)
+    if runtime.metadata.train:
+        raise ValueError(f"{exported[0]} was exported with --train and gives raw maps; export it without")
+    return runtime

@@ -45,13 +45,16 @@ def newton_schulz_scalar(a: np.ndarray, iterations: int = ITERATIONS) -> np.ndar
     return y
 
 
-@torch.compiler.assume_constant_result
 def chebyshev_coefficients(iterations: int = ITERATIONS, tail: float = TAIL) -> tuple[float, ...]:
     """c_0 ... c_d with |f(a) - sum c_k T_k(2a - 1)| <= tail on [0, 1]: degree 28 for five steps.
 
     tail: at least 1e-11, where float64's rounding sets in.
     """
     return _coefficients(iterations, tail)
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo, which takes as long as torch.
+chebyshev_coefficients._dynamo_marked_constant = True
 
 
 @lru_cache
@@ -85,7 +88,7 @@ def second_order_statistic(x: torch.Tensor, iterations: int = ITERATIONS) -> tor
     exporting = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
     with torch.autocast(x.device.type, enabled=False):
         maps = x if x.dtype == torch.float64 else x.float()
-        flat = _central(maps).flatten(2)  # (N, C, M)
+        flat = central(maps).flatten(2)  # (N, C, M)
         if exporting:
             centred, largest_mean = _centre(flat)
             scale, root = _scales(centred.square().sum((1, 2)), largest_mean, flat.shape)
@@ -95,7 +98,8 @@ def second_order_statistic(x: torch.Tensor, iterations: int = ITERATIONS) -> tor
     return s.to(x.dtype)
 
 
-def _central(x: torch.Tensor) -> torch.Tensor:
+def central(x: torch.Tensor) -> torch.Tensor:
+    """The positions of x (..., H, W) that count: of a side beyond 1000 the central 1000."""
     H, W = x.shape[-2:]
     if H > MAX_SIDE:
         x = x.narrow(-2, (H - MAX_SIDE) // 2, MAX_SIDE)
@@ -128,7 +132,7 @@ def _scales(squares: torch.Tensor, largest_mean: torch.Tensor, shape: torch.Size
 def _step(F: torch.Tensor, S: torch.Tensor | None, v: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """4 A v - d, for rows v and d (N, 1, C); A is S where it was formed, else F F^T."""
     if S is None:
-        return torch.baddbmm(d, v @ F, F.mT, beta=-1, alpha=4)
+        return torch.baddbmm(d, v @ F, F.transpose(1, 2), beta=-1, alpha=4)
     return torch.baddbmm(d, v, S, beta=-1, alpha=4)
 
 
@@ -377,7 +381,7 @@ def covariance(x: torch.Tensor) -> torch.Tensor:
     """x (N, C, H, W) -> covariance of its channels over positions (N, C, C), divided by H W."""
     flat = x.flatten(2)
     centred = flat - flat.mean(2, keepdim=True)
-    return centred @ centred.mT / flat.shape[2]
+    return centred @ centred.transpose(1, 2) / flat.shape[2]
 
 
 def newton_schulz_sqrt(S: torch.Tensor, iterations: int = ITERATIONS) -> torch.Tensor:

@@ -65,7 +65,11 @@ class Detect(nn.Module):
         for conv, level in zip(self.m, x):
             level = conv(level)
             B, _, ny, nx = level.shape
-            raw.append(level.view(B, self.na, self.no, ny, nx).permute(0, 1, 3, 4, 2).contiguous())
+            raw.append(level.view(B, self.na, self.no, ny, nx).permute(0, 1, 3, 4, 2))
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if torch.is_inference_mode_enabled() and not self.training and not traced:
+            return self._decode_once(raw), raw
+        raw = [level.contiguous() for level in raw]
         return raw if self.training else (self.decode(raw), raw)
 
     def decode(self, raw: list[torch.Tensor]) -> torch.Tensor:
@@ -74,15 +78,34 @@ class Detect(nn.Module):
         for level, anchors, stride in zip(raw, self.anchors, self.stride):
             # in half precision a pixel coordinate above 512 would be rounded to half pixels
             scores = (level.float() if level.dtype in (torch.float16, torch.bfloat16) else level).sigmoid()
-            B, _, ny, nx, _ = scores.shape
-            anchors, stride = anchors.to(scores.dtype), stride.to(scores.device, scores.dtype)
-            row = torch.arange(ny, device=scores.device, dtype=scores.dtype)
-            column = torch.arange(nx, device=scores.device, dtype=scores.dtype)
-            cell = torch.stack((column.expand(ny, nx), row[:, None].expand(ny, nx)), -1)
+            cell, anchors, stride = self._geometry(scores, anchors, stride)
             xy = (scores[..., :2] * 2 - 0.5 + cell) * stride
-            wh = (scores[..., 2:4] * 2) ** 2 * (anchors * stride)[:, None, None]
-            rows.append(torch.cat((xy, wh, scores[..., 4:]), -1).view(B, -1, self.no))
+            wh = (scores[..., 2:4] * 2) ** 2 * anchors
+            rows.append(torch.cat((xy, wh, scores[..., 4:]), -1).view(scores.shape[0], -1, self.no))
         return torch.cat(rows, 1)
+
+    def _decode_once(self, raw: list[torch.Tensor]) -> torch.Tensor:
+        """`decode` with every score written once, to where it stays: of a small network's time it is a tenth."""
+        dtype = torch.float32 if raw[0].dtype in (torch.float16, torch.bfloat16) else raw[0].dtype
+        counts = [level[0, ..., 0].numel() for level in raw]
+        decoded = raw[0].new_empty(len(raw[0]), sum(counts), self.no, dtype=dtype)
+        for level, anchors, stride, rows in zip(raw, self.anchors, self.stride, decoded.split(counts, 1)):
+            scores = rows.view(level.shape)
+            torch.sigmoid(level.to(dtype), out=scores)
+            cell, anchors, stride = self._geometry(scores, anchors, stride)
+            scores[..., :2].mul_(2).sub_(0.5).add_(cell).mul_(stride)
+            scores[..., 2:4].mul_(2).square_().mul_(anchors)
+        return decoded
+
+    @staticmethod
+    def _geometry(scores: torch.Tensor, anchors: torch.Tensor, stride: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """For these scores: column and row of each cell (ny, nx, 2), anchors in pixels (na, 1, 1, 2), stride."""
+        ny, nx = scores.shape[2:4]
+        anchors, stride = anchors.to(scores.dtype), stride.to(scores.device, scores.dtype)
+        row = torch.arange(ny, device=scores.device, dtype=scores.dtype)
+        column = torch.arange(nx, device=scores.device, dtype=scores.dtype)
+        cell = torch.stack((column.expand(ny, nx), row[:, None].expand(ny, nx)), -1)
+        return cell, (anchors * stride)[:, None, None], stride
 
     def initialise_biases(self, class_counts: torch.Tensor | None = None) -> None:
         """Prior of Lin et al. (RetinaNet): about 8 objects in a 640-pixel image, classes at 0.6 / nc or their share."""
@@ -207,7 +230,7 @@ class Model(nn.Module):
         decoded = []
         for ratio, mirror in ((1, False), (0.83, True), (0.67, False)):
             image = scale_image(x.flip(3) if mirror else x, ratio, multiple)
-            y = self(image)[0].clone()
+            y = self(image)[0]
             y[..., :4] /= ratio
             if mirror:
                 y[..., 0] = width - y[..., 0]

@@ -21,10 +21,17 @@ ORDER = [
     "utils.training.guard", "utils.training.records", "utils.training.autobatch", "utils.training.loggers",
     "utils.training.search", "utils.training.run",
     "utils.inference.drawing", "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
-    "utils.inference.finder", "utils.inference.tracking", "utils.inference.features", "utils.inference.results",
-    "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.report",
-    "models.insert", "models.second_order", "models.common", "models.attention", "models.experimental", "models.yolo",
-    "models.transfer", "models.backend", "models.autoshape", "hubconf", "train", "val", "detect",
+    "utils.inference.runtimes",
+    "utils.inference.finder", "utils.inference.tracking", "utils.inference.features", "utils.inference.ledger",
+    "utils.inference.results",
+    "utils.export.formats", "utils.export.graph", "utils.export.pictures", "utils.export.torchscript",
+    "utils.export.program", "utils.export.quantise", "utils.export.onnx_nms", "utils.export.onnx_file",
+    "utils.export.openvino_model", "utils.export.tensorrt_engine", "utils.export.proof", "utils.export.exporter",
+    "utils.evaluation.metrics", "utils.evaluation.plots", "utils.evaluation.evaluator", "utils.evaluation.coco",
+    "utils.evaluation.errors", "utils.evaluation.report",
+    "models.insert", "models.second_order", "models.common", "models.attention", "models.attention_view",
+    "models.experimental", "models.yolo", "models.transfer", "models.backend", "models.autoshape", "hubconf", "train",
+    "val", "detect", "export",
 ]  # fmt: skip
 
 
@@ -34,7 +41,7 @@ def module_name(path: Path) -> str:
 
 def sources() -> list[Path]:
     files = [p for room in ("models", "utils") for p in (ROOT / room).rglob("*.py") if p.name != "__init__.py"]
-    return files + [ROOT / f"{verb}.py" for verb in ("hubconf", "train", "val", "detect")]
+    return files + [ROOT / f"{verb}.py" for verb in ("hubconf", "train", "val", "detect", "export")]
 
 
 def imported(path: Path) -> set[str]:
@@ -47,7 +54,7 @@ def imported(path: Path) -> set[str]:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             # `from utils import boxes` imports a module, `from utils.boxes import box_iou` a name of one
             found |= {name for name in names if name in ORDER} or {node.module}
-    return {name for name in found if name.split(".")[0] in ("models", "utils", "train", "val", "detect")}
+    return {name for name in found if name.split(".")[0] in ("models", "utils", "train", "val", "detect", "export")}
 
 
 def test_every_file_has_its_place():
@@ -63,7 +70,7 @@ def test_imports_go_one_way(path):
         assert not any(name.startswith("models") for name in imported(path))
 
 
-@pytest.mark.parametrize("verb", ["train", "val", "detect"])
+@pytest.mark.parametrize("verb", ["train", "val", "detect", "export"])
 def test_help_does_not_load_torch(verb):
     code = (
         "import runpy, sys\n"
@@ -76,6 +83,28 @@ def test_help_does_not_load_torch(verb):
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+SLOW = {"torch._dynamo", "torch._inductor", "sympy", "torchvision", "matplotlib", "pandas"}
+
+
+@pytest.mark.parametrize("name", ["yolov5n.yaml", "SOCA-n.yaml"])
+def test_detecting_imports_nothing_for_nothing(name, tmp_path):
+    """From the command to the picture with boxes; torch._dynamo alone takes as long to import as torch does."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import cv2, numpy, torch
+import detect
+from models.yolo import Model
+from utils import checkpoint
+cv2.imwrite("a.jpg", numpy.full((64, 64, 3), 99, numpy.uint8))
+checkpoint.save("tiny.pt", checkpoint.pack(Model({name!r})))
+out = detect.run("tiny.pt", "a.jpg", imgsz=64, conf_thres=0.0001, device="cpu", save_txt=True)  # finds boxes
+assert sorted(p.name for p in out.rglob("*.*")) == ["a.jpg", "a.txt"]
+assert not (slow := {SLOW!r} & sys.modules.keys()), slow
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 def test_importing_everything_changes_nothing(tmp_path):

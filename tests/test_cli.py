@@ -15,6 +15,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +48,8 @@ from models.backend import load_checkpoint
 from models.transfer import transfer
 from models.yolo import Model
 from utils import checkpoint, cli
+from utils.data.dataset_yaml import load_dataset_yaml
+from utils.data.loader import create_dataloader
 from utils.inference.outputs import result_stems
 
 ROOT = Path(train.__file__).parent
@@ -135,11 +138,14 @@ def variant(world):
 class BrightBoxes(torch.nn.Module):
     """Stands in for a trained detector: finds the red and the white box of a picture by their colour."""
 
-    names, stride, dtype = NAMES, 32, torch.float32
+    names, stride, dtype, fixed = NAMES, 32, torch.float32, None
     confidence = (0.5, 0.75)
 
     def __init__(self, *_):
         super().__init__()
+
+    def check_use(self, *_):
+        pass
 
     def forward(self, images, augment=False):
         rows = torch.zeros(len(images), 2, 7)
@@ -192,6 +198,7 @@ def labels_in(file: Path) -> np.ndarray:
         ("train", ["--epochs", -1], "--epochs must be at least 0, got -1"),
         ("train", ["--workers", -1], "--workers must be at least 0, got -1"),
         ("val", ["--workers", -1], "--workers must be at least 0, got -1"),
+        ("val", ["--report-images", -1], "--report-images must be at least 0, got -1"),
         ("train", ["--label-smoothing", 1], "--label-smoothing must be at least 0 and below 1"),
         ("train", ["--freeze", 99], "--freeze: the model has layers 0 to 7, got [99]"),
         ("train", ["--freeze", 8], "got [8]"),  # would freeze all of them
@@ -1307,6 +1314,143 @@ def test_files_of_validation(command, usual, world, bright, here):
     assert set(os.listdir("out/exp")) == {
         "confusion_matrix.png", "val_batch0_labels.jpg", "val_batch0_pred.jpg", *CURVES,
     }  # fmt: skip
+
+
+def test_confusion_matrix_of_every_image_or_as_v61(command, usual, bright, variant, here, monkeypatch):
+    """A picture without any box found, and one that is all false alarm, are counted unless v6.1's rule is asked for."""
+    pictures = {
+        "nothing found.png": (picture(red=None, white=None), label_text((0, 8, 10, 30, 40))),
+        "nothing there.png": (picture(), ""),
+    }
+    data = variant(val=str(write_set(here / "odd", pictures, "val")))
+    counted = {}
+    keep = lambda result, _: counted.update({len(counted): result.confusion.matrix.copy()})  # noqa: E731
+    monkeypatch.setattr(val.writers, "write_figures", keep)
+    for flags in ([], ["--matrix", "v6.1"]):
+        assert command("val", *usual["val"], "--data", data, *flags)[0] == 0
+    assert counted[0].tolist() == [[0, 0, 1], [0, 0, 1], [1, 0, 0]] and not counted[1].any()
+
+
+def test_reports_of_validation(command, usual, world, bright, variant, here, caplog):
+    """Boxes of v6.1's and of COCO's metric, sizes, kinds of errors: all of it for a perfect detector, but one label."""
+    pytest.importorskip("pycocotools")
+    caplog.set_level("INFO", "yolov5")
+    pictures = {f"{i}.png": (picture(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52))) for i in range(3)}
+    pictures["3.png"] = picture(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52), (0, 40, 0, 46, 10))
+    data = variant(val=str(write_set(here / "odd", pictures, "val")))
+    flags = ["--data", data, "--metrics", "coco", "--report", "sizes", "errors", "--report-images", 2, "--save-json"]
+    assert command("val", *usual["val"], *flags)[0] == 0
+    assert {p.name for p in (here / "out/exp/errors").iterdir()} == {"01_3.jpg"}  # the others have no error
+    rows = {row.split()[0]: row.split()[1:] for row in caplog.text.splitlines() if row.startswith("      ")}
+    assert rows["missed"][0] == "1" and rows["background"][0] == rows["duplicate"][0] == "0"
+    assert rows["all"][0] == "9" and "COCO     Labels         AP" in caplog.text
+    truth = json.loads((here / "out/exp/ground_truth.json").read_text())
+    assert len(truth["annotations"]) == 9 and [c["name"] for c in truth["categories"]] == NAMES
+    assert [image["id"] for image in truth["images"]] == [0, 1, 2, 3]
+    assert "crowds" in caplog.text
+
+
+def test_coco_results_are_returned(world, bright, here):
+    pytest.importorskip("pycocotools")
+    options = {"imgsz": SIZE, "workers": 0, "device": "cpu", "plots": False}
+    plain = val.run(world.data, world.best, **options)
+    (*_, map50, ap, _, _, _), maps, _ = val.run(world.data, world.best, **options, metrics="coco")
+    assert map50 == pytest.approx(1) and 0.8 < ap <= 1 and maps.shape == (2,) and maps.mean() == pytest.approx(ap)
+    assert plain[0][2] == pytest.approx(0.995) != map50
+
+
+def test_ids_of_a_coco_json_come_back(command, usual, bright, here):
+    """Image and category ids, of text and with gaps, stand in the predictions as they do in the data set's file."""
+    folder = write_set(here / "set", {"a.png": (picture(), None)}, "val")
+    content = {
+        "images": [{"id": "Zoë/1", "file_name": "a.png", "width": W, "height": H}],
+        "annotations": [{"id": 1, "image_id": "Zoë/1", "category_id": 9, "bbox": [8, 10, 22, 30]}],
+        "categories": [{"id": 9, "name": "red"}, {"id": 4, "name": "weiß"}],
+    }
+    (here / "set/val.json").write_text(json.dumps(content))
+    data = write_yaml(here / "as json.yaml", {"val": str(here / "set/val.json"), "images": str(folder), "names": NAMES})
+    assert command("val", *usual["val"], "--data", data, "--save-json")[0] == 0
+    found = json.loads((here / "out/exp/best_predictions.json").read_text())
+    assert [(row["image_id"], row["category_id"]) for row in found] == [("Zoë/1", 4), ("Zoë/1", 9)]
+
+
+def test_coco_itself(command, world, usual, bright, here, caplog):
+    """A list coco/val2017.txt: COCO's category numbers, and with its annotations COCO's metric, as in v6.1."""
+    pytest.importorskip("pycocotools")
+    caplog.set_level("INFO", "yolov5")
+    pictures = {"000000000139.png": (picture(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52)))}
+    folder = write_set(here / "coco", pictures, "val2017")
+    (here / "coco/val2017.txt").write_text(str(folder / "000000000139.png"))
+    data = write_yaml(here / "coco.yaml", {"path": str(here / "coco"), "val": str(here / "coco/val2017.txt"),
+                                           "train": "none", "names": NAMES})  # fmt: skip
+    assert command("val", *usual["val"], "--data", data)[0] == 0
+    found = json.loads((here / "out/exp/best_predictions.json").read_text())  # unasked: the file is called coco.yaml
+    assert [(row["image_id"], row["category_id"]) for row in found] == [(139, 2), (139, 1)]
+    assert "AP50" not in caplog.text
+
+    content = {
+        "images": [{"id": 139, "file_name": "000000000139.jpg"}, {"id": 285, "file_name": "000000000285.jpg"}],
+        "annotations": [
+            {"id": 1, "image_id": 139, "category_id": 1, "bbox": [8, 10, 22, 30], "area": 660, "iscrowd": 0},
+            {"id": 2, "image_id": 139, "category_id": 2, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0},
+            {"id": 3, "image_id": 285, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0},
+        ],
+        "categories": [{"id": 1, "name": NAMES[0]}, {"id": 2, "name": NAMES[1]}],
+    }
+    (here / "coco/annotations").mkdir()
+    (here / "coco/annotations/instances_val2017.json").write_text(json.dumps(content))
+    results, *_ = val.run(data, world.best, imgsz=SIZE, workers=0, device="cpu", plots=False)
+    assert "AP50" in caplog.text and results[2] == pytest.approx(0.5)  # one class found, one not where COCO has it
+
+
+def test_several_weights_and_augmentation(world, here):
+    """An ensemble of a model with itself finds what the model finds; so do its numbers say."""
+    options = {"imgsz": SIZE, "workers": 0, "device": "cpu", "plots": False}
+    alone, together = (val.run(world.data, weights, **options)[0] for weights in (world.best, [world.best] * 2))
+    assert together == pytest.approx(alone, abs=1e-6)
+    augmented = val.run(world.data, [world.best] * 2, **options, augment=True, save_txt=True, save_conf=True)[0]
+    assert np.isfinite(augmented).all() and (here / "runs/val/exp3/labels").is_dir()
+
+
+def test_speed_and_study(command, usual, world, bright, here, monkeypatch):
+    asked = []
+    measure = val.evaluate
+
+    def spy(model, loader, *arguments, **options):
+        asked.append((arguments[3:5], loader.dataset.image_size))
+        return measure(model, loader, *arguments, **options)
+
+    monkeypatch.setattr(val, "evaluate", spy)
+    assert (
+        command("val", *usual["val"], "--weights", world.best, world.run / "weights/last.pt", "--task", "speed")[0] == 0
+    )
+    assert asked == [((0.25, 0.45), SIZE)] * 2
+    assert not list((here / "out/exp").iterdir())
+    monkeypatch.setattr(val, "STUDY_SIZES", (64, 96))
+    asked.clear()
+    assert command("val", *usual["val"], "--task", "study")[0] == 0
+    assert asked == [((0.001, 0.6), 64), ((0.001, 0.6), 96)]
+    rows = [line.split() for line in (here / "study_my set_best.txt").read_text().splitlines()]
+    assert [len(row) for row in rows] == [10, 10] and float(rows[1][2]) == 0.995
+    with zipfile.ZipFile(here / "study.zip") as archive:
+        assert archive.namelist() == ["study_my set_best.txt"]
+    assert cv2.imdecode(np.fromfile(here / "study.png", np.uint8), 1).shape == (1200, 1800, 3)
+
+
+def test_validation_inside_a_training(world, here):
+    """v6.1's call with a model: a parsed data set, a loader, a folder, hooks and a loss."""
+    data = load_dataset_yaml(world.data, ("val",))
+    model = load_checkpoint(world.best)["model"].float()
+    loader, _ = create_dataloader(data["val"], SIZE, 4, 32, nc=2, workers=0)
+    heard = []
+    hooks = SimpleNamespace(run=lambda name, *arguments: heard.append((name, len(arguments))))
+    loss = lambda raw, targets: (raw[0].sum(), torch.tensor([1.0, 2.0, 3.0]))  # noqa: E731
+    results, maps, times = val.run(
+        data, model=model, dataloader=loader, save_dir=here, plots=False, compute_loss=loss, callbacks=hooks
+    )
+    assert results[4:] == (1, 2, 3) and maps.shape == (2,) and len(times) == 3
+    assert heard[0] == ("on_val_start", 0) and heard[-1] == ("on_val_batch_end", 0)
+    assert set(heard[1:-1]) <= {("on_val_image_end", 5)} and os.listdir(here) == []
 
 
 # --- what detection writes --------------------------------------------------------------------------------------------

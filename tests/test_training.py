@@ -151,6 +151,26 @@ def test_the_same_weights_whatever_the_number_of_processes_that_read(command, us
     assert len(tables) == 1
 
 
+def test_histograms_of_gates_change_no_number(command, usual):
+    """TensorBoard gets the average's gates from each validation: one per channel (32) and image of val (4)."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for name, flags in (("with", ["--log", "tensorboard"]), ("without", [])):
+        code, err = command("train", *usual, "--name", name, *flags)
+        assert code == 0, err
+    watched, plain = (load_checkpoint(Path("out", name, "weights/last.pt"))["training"] for name in ("with", "without"))
+    for one, other in ((watched["model"], plain["model"]), (watched["ema"]["model"], plain["ema"]["model"])):
+        assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+    assert Path("out/with/results.csv").read_bytes() == Path("out/without/results.csv").read_bytes()
+    assert torch.equal(watched["random"]["cpu"], plain["random"]["cpu"])
+
+    events = accumulator.EventAccumulator("out/with", {"histograms": 0}).Reload()
+    assert events.Tags()["histograms"] == ["gate/3-SOCA"]
+    first, second = events.Histograms("gate/3-SOCA")
+    assert (first.step, second.step) == (0, 1)
+    assert first.histogram_value.num == second.histogram_value.num == 4 * 32
+    assert 0 < second.histogram_value.min < second.histogram_value.max < 1
+
+
 def test_another_seed_is_another_run(command, usual):
     tables = set()
     for seed in (0, 1):

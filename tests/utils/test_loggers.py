@@ -163,6 +163,20 @@ def test_tensorboard_of_a_resumed_run_shows_each_epoch_once(tmp_path):
     assert read_events(tmp_path)[0]["x"] == [(0, 30), (1, 31), (2, 22), (3, 23)]
 
 
+def test_histograms_go_to_those_who_want_them(tmp_path, fake):
+    fake("wandb")
+    assert not create_loggers("", tmp_path, OPTIONS, HYP).wants_histograms
+    assert not create_loggers("wandb", tmp_path, OPTIONS, HYP).wants_histograms
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loggers = create_loggers("wandb,tensorboard", tmp_path, OPTIONS, HYP)
+    assert loggers.wants_histograms
+    loggers.log_histograms({"gate/3-SOCA": np.float32([[0.25, 0.5], [0.5, 1]])}, 4)
+    loggers.finish({})
+    (found,) = accumulator.EventAccumulator(str(tmp_path)).Reload().Histograms("gate/3-SOCA")
+    value = found.histogram_value
+    assert (found.step, value.num, value.min, value.max, value.sum) == (4, 4, 0.25, 1, 2.25)
+
+
 # --- W&B --------------------------------------------------------------------------------------------------------------
 
 

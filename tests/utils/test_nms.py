@@ -1,5 +1,7 @@
 """Non-maximum suppression against recorded numbers, a slow greedy loop, hand-made rows and properties."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -250,7 +252,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_a_device_without_suppression_falls_back(monkeypatch):
     """Through a stand-in for torchvision's function that fails the first time, as on such a device."""
     decoded = clusters(np.random.default_rng(0))
-    expected, real, asked = non_max_suppression(decoded), module.nms, []
+    expected, real, asked = non_max_suppression(decoded), module._torchvision_nms(), []
 
     def lacking(*arguments):
         asked.append(1)
@@ -258,5 +260,20 @@ def test_a_device_without_suppression_falls_back(monkeypatch):
             raise NotImplementedError("not implemented for this device")
         return real(*arguments)
 
-    monkeypatch.setattr(module, "nms", lacking)
+    monkeypatch.setattr(module, "_torchvision_nms", lambda: lacking)
     assert all(torch.equal(a, b) for a, b in zip(non_max_suppression(decoded), expected)) and len(asked) >= 2
+
+
+@pytest.mark.parametrize("there", [None, "_C.so"])  # no library where it was known to be; one that is none
+def test_the_whole_package_serves_where_its_library_cannot_be_loaded(there, monkeypatch, tmp_path):
+    import torchvision  # before find_spec lies to it
+
+    direct, boxes = module._torchvision_nms(), clusters(np.random.default_rng(1), images=1, rows=300)[0]
+    if there:
+        (tmp_path / there).write_bytes(b"no library")
+    found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: found)
+    packaged = module._torchvision_nms.__wrapped__()
+    assert packaged is torchvision.ops.nms
+    corners = boxes[:, :4] + torch.tensor([0, 0, 500, 500])
+    assert torch.equal(packaged(corners, boxes[:, 4], 0.5), direct(corners, boxes[:, 4], 0.5))

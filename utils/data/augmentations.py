@@ -106,7 +106,7 @@ def letterbox_planes(
 ) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
     """`letterbox` in grey, as networks take it: uint8 (C, height, width), of three in RGB order, ratio and padding.
 
-    The one way from a BGR picture to a network's input, for evaluation and for detection.
+    The one way from a BGR picture to a network's input: for val, detect, the hub, and the checks of exported files.
     """
     place = letterbox_geometry(image.shape[:2], new_shape, auto, scaleup=scaleup, stride=stride)
     height, width = place.inner
@@ -222,12 +222,14 @@ def warp_labels(
     corners = warp_points(boxes[:, [0, 1, 2, 3, 0, 3, 2, 1]].reshape(-1, 4, 2), matrix)
     moved = clip_boxes(np.concatenate([corners.min(1), corners.max(1)], 1), new_shape)
 
-    outlined = np.array([len(polygon) > 0 for polygon in polygons] or [False] * len(labels))
-    outlines = resample_polygons([polygon for polygon in polygons if len(polygon)])
-    for row, outline in zip(np.flatnonzero(outlined), outlines):
-        moved[row] = polygon_to_box(warp_points(outline, matrix), width, height)
-
-    keep = keep_boxes(boxes * scale, moved, min_area=np.where(outlined, 0.01, 0.10))
+    min_area: float | np.ndarray = 0.10
+    outlined = [row for row, polygon in enumerate(polygons) if len(polygon)]
+    if outlined:
+        min_area = np.full(len(labels), min_area)
+        min_area[outlined] = 0.01
+        for row, outline in zip(outlined, resample_polygons([polygons[row] for row in outlined])):
+            moved[row] = polygon_to_box(warp_points(outline, matrix), width, height)
+    keep = keep_boxes(boxes * scale, moved, min_area=min_area)
     return np.concatenate([labels[keep, :1], moved[keep]], 1).astype(labels.dtype)
 
 
@@ -326,50 +328,53 @@ def mosaic_labels(
     """Labels (class and xywh 0-1) and polygons (0-1) of the pictures of `shapes` (height, width), as one set on the
     canvas: class and pixel xyxy, and pixel polygons, clipped to the canvas.
     """
-    rows, outlines = [], []
-    for rows_of, polygons_of, (height, width), tile in zip(labels, polygons, shapes, tiles):
-        boxes = xywhn_to_xyxy(rows_of[:, 1:], width, height, *tile.pad)
-        rows.append(np.concatenate([rows_of[:, :1], clip_boxes(boxes, (2 * size, 2 * size))], 1))
+    frames = np.array([(width, height, *tile.pad) for (height, width), tile in zip(shapes, tiles)], np.float32)
+    rows = np.concatenate(labels)
+    boxes = xywhn_to_xyxy(rows[:, 1:], *frames.repeat([len(rows_of) for rows_of in labels], 0).T)
+    outlines = []
+    for polygons_of, (height, width), tile in zip(polygons, shapes, tiles) if any(map(len, polygons)) else ():
         for polygon in polygons_of:
             if len(polygon):
                 polygon = points_to_pixels(polygon, width, height, *tile.pad).clip(0, 2 * size)
             outlines.append(polygon)
-    return np.concatenate(rows), outlines
+    return np.concatenate([rows[:, :1], clip_boxes(boxes, (2 * size, 2 * size))], 1), outlines
 
 
 def tile_spans(tiles: list[Tile], matrix: np.ndarray, size: int) -> list[tuple[int, int, int, int] | None]:
     """The part of a frame of size x size pixels that each tile reaches: left, top, right, bottom; None if hidden."""
-    spans = []
-    for tile in tiles:
-        if tile.canvas[0] >= tile.canvas[2] or tile.canvas[1] >= tile.canvas[3]:
-            spans.append(None)
-            continue
-        corners = _corners(tile, matrix)
-        left, top = np.ceil(corners.min(0)).clip(0, size).astype(int).tolist()
-        right, bottom = np.ceil(corners.max(0)).clip(0, size).astype(int).tolist()
-        spans.append((left, top, right, bottom) if right > left and bottom > top else None)
-    return spans
+    corners = _corners(tiles, matrix)
+    spans = np.ceil(np.concatenate([corners.min(1), corners.max(1)], 1)).clip(0, size).astype(int).tolist()
+    return [
+        (left, top, right, bottom) if left < right and top < bottom and x1 < x2 and y1 < y2 else None
+        for (left, top, right, bottom), ((x1, y1, x2, y2), _) in zip(spans, tiles)
+    ]
 
 
-def _corners(tile: Tile, matrix: np.ndarray) -> np.ndarray:
-    x1, y1, x2, y2 = (edge - 0.5 for edge in tile.canvas)  # pixel i spans i - 0.5 to i + 0.5
-    return warp_points(np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]), matrix)
+def _corners(tiles: list[Tile], matrix: np.ndarray) -> np.ndarray:
+    edges = np.array([tile.canvas for tile in tiles]) - 0.5  # pixel i spans i - 0.5 to i + 0.5
+    return warp_points(edges[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2), matrix)
 
 
-def warp_mosaic(images: list[np.ndarray | None], tiles: list[Tile], matrix: np.ndarray, size: int) -> np.ndarray:
+def warp_mosaic(
+    images: list[np.ndarray | None],
+    tiles: list[Tile],
+    spans: list[tuple[int, int, int, int] | None],
+    matrix: np.ndarray,
+    size: int,
+) -> np.ndarray:
     """What `warp_image` would make of the canvas in a frame of size x size pixels, without painting the canvas.
 
-    Each picture goes straight to the part of the frame that its tile covers; one whose tile is hidden (`tile_spans`)
-    is not looked at and may be None. Labels stay true to a tenth of a pixel. Pixels differ from those of the canvas by
-    rounding, by that tenth, where the canvas would blend two neighbours across a seam, and where a picture shrinks to
-    half or less: it is averaged here, not sampled. The matrix must be affine.
+    Each picture goes straight to the part of the frame that its tile covers, as `tile_spans` says; one that is hidden
+    there may be None. Labels stay true to a tenth of a pixel. Pixels differ from those of the canvas by rounding, by
+    that tenth, where the canvas would blend two neighbours across a seam, and where a picture shrinks to half or less:
+    it is averaged here, not sampled. The matrix must be affine.
     """
     assert _is_affine(matrix)
     upright = matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0
     shrink = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     channels = next((image.shape[2] for image in images if image is not None), 3)
     frame = np.full((size, size, channels), GREY, dtype=np.uint8)
-    for image, tile, span in zip(images, tiles, tile_spans(tiles, matrix, size)):
+    for image, tile, span in zip(images, tiles, spans):
         if span is None:
             continue
         left, top, right, bottom = span
@@ -380,20 +385,28 @@ def warp_mosaic(images: list[np.ndarray | None], tiles: list[Tile], matrix: np.n
         part = frame[top:bottom, left:right]
         if upright:
             _resize_into(part, image, to_frame, left, top)
-            continue
-        to_part = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ to_frame
-        # a margin, so that nothing of the fill is blended in along the seams
-        image = by_fours(lambda part: cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE), image)
-        to_part = to_part @ np.array([[1, 0, -1], [0, 1, -1], [0, 0, 1]])
-        patch = _warp(image, to_part, (right - left, bottom - top))
-        mask = np.zeros(patch.shape[:2], np.uint8)
-        corners = _corners(tile, matrix) - (left, top)
-        cv2.fillConvexPoly(mask, np.round(corners * 16).astype(np.int32), 255, shift=4)
-        if channels == 3:
-            cv2.copyTo(patch, mask, part)
         else:
-            np.copyto(part, patch, where=mask[:, :, None] > 0)
+            _warp_into(part, image, to_frame, left, top, _corners([tile], matrix)[0])
     return frame
+
+
+def _warp_into(
+    part: np.ndarray, image: np.ndarray, matrix: np.ndarray, left: int, top: int, corners: np.ndarray
+) -> None:
+    """Fills what lies within the `corners` (4, 2) of a `part`, which begins at (left, top) of a frame, with an image
+    under an affine matrix.
+    """
+    height, width, channels = part.shape
+    to_part = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ matrix
+    # a margin, so that nothing of the fill is blended in along the seams
+    image = by_fours(lambda part: cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE), image)
+    patch = _warp(image, to_part @ np.array([[1, 0, -1], [0, 1, -1], [0, 0, 1]]), (width, height))
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillConvexPoly(mask, np.round((corners - (left, top)) * 16).astype(np.int32), 255, shift=4)
+    if channels == 3:
+        cv2.copyTo(patch, mask, part)
+    else:
+        np.copyto(part, patch, where=mask[:, :, None] > 0)
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], **options) -> np.ndarray:
@@ -407,51 +420,51 @@ def _half(image: np.ndarray) -> np.ndarray:
     return by_fours(lambda part: cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), even)
 
 
-REACH = 40  # pixels that a resize may begin before, and end behind, what is seen of it
+REACH = 40  # pixels that a resize may begin before what is seen of it
 SHIFT = 0.1  # pixels of the frame by which a picture may be off its place
 
 
 def _resize_into(part: np.ndarray, image: np.ndarray, matrix: np.ndarray, left: int, top: int) -> None:
     """Fills `part`, which begins at (left, top) of a frame, with an image under an upright affine matrix.
 
-    A resize is several times as fast as a warp, but starts and ends at whole pixels of both pictures. So it runs from
-    and to such edges just outside of what is seen as fall on a whole pixel, nearly, of the frame.
+    A resize is several times as fast as a warp, but starts at a whole pixel of both pictures. So it starts just outside
+    of what is seen, at an edge that falls on a whole pixel, nearly, of the frame.
     """
-    height, width = part.shape[:2]
-    x = _whole_range(matrix[0, 0], matrix[0, 2], left, left + width)
-    y = _whole_range(matrix[1, 1], matrix[1, 2], top, top + height)
+    (rows, columns), (height, width) = image.shape[:2], part.shape[:2]
+    (gain_x, _, offset_x), (_, gain_y, offset_y), _ = matrix.tolist()
+    x = _source_range(gain_x, offset_x - left, width, columns)
+    y = _source_range(gain_y, offset_y - top, height, rows)
     if x is None or y is None:
         to_part = matrix[:2] - [[0, 0, left], [0, 0, top]]
         part[:] = _warp(image, to_part, (width, height), borderMode=cv2.BORDER_REPLICATE)
         return
-    (x1, x2, x_from, x_to), (y1, y2, y_from, y_to) = x, y
-    rows, columns = image.shape[:2]
+    (x1, x2, skip_x), (y1, y2, skip_y) = x, y
     inside = image[max(y1, 0) : min(y2, rows), max(x1, 0) : min(x2, columns)]
     beyond = max(-y1, 0), max(y2 - rows, 0), max(-x1, 0), max(x2 - columns, 0)
     if any(beyond):
         inside = by_fours(lambda part: cv2.copyMakeBorder(part, *beyond, cv2.BORDER_REPLICATE), inside)
-    resized = by_fours(lambda part: cv2.resize(part, (x_to - x_from, y_to - y_from)), inside)
-    part[:] = resized[top - y_from :, left - x_from :][:height, :width]
+    resized = by_fours(lambda part: cv2.resize(part, None, fx=gain_x, fy=gain_y), inside)
+    part[:] = resized[skip_y : skip_y + height, skip_x : skip_x + width]
 
 
-def _whole_range(gain: float, offset: float, start: int, stop: int) -> tuple[int, int, int, int] | None:
-    """Along one axis, where pixel i goes to gain i + offset: the range of source pixels and that of frame pixels, about
-    equal and around start to stop; None where no edges of whole pixels meet.
+def _source_range(gain: float, offset: float, length: int, available: int) -> tuple[int, int, int] | None:
+    """Along one axis, where pixel i of a picture goes to gain i + offset: the first and the last but one of the pixels
+    to resize so that the result covers 0 to `length`, and how many pixels it begins before 0.
+
+    Beyond the `available` ones only where need be. None where no edges of whole pixels meet.
     """
     offset += 0.5 - 0.5 * gain  # of edges: pixel i lies between the edges i and i + 1
-
-    def meet(edge: int, step: int) -> tuple[int, int] | None:
-        for source in range(edge, edge + REACH * step, step):
-            place = gain * source + offset
-            if abs(place - round(place)) <= SHIFT:
-                return source, round(place)
+    last = math.floor(-offset / gain)
+    for first in range(last, last - REACH, -1):
+        skip = round(-gain * first - offset)
+        if abs(gain * first + offset + skip) <= SHIFT:
+            break
+    else:
         return None
-
-    first = meet(math.floor((start - offset) / gain), -1)
-    last = meet(math.ceil((stop - offset) / gain), 1)
-    if first is None or last is None:
-        return None
-    return first[0], last[0], first[1], last[1]
+    count = math.ceil((skip + length - 0.5) / gain)
+    if round(count * gain) < skip + length:  # as OpenCV rounds
+        count += 1
+    return first, max(min(first + count + 1, available), first + count), skip
 
 
 # --- mixing pictures --------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -136,7 +137,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.prefix = prefix
         self.epoch = 0
         self._albumentations = Albumentations() if augment and hyp.get("albumentations", 0) else None
-        self._of_batch: dict[int, np.ndarray] | None = None  # images that the batch in the making has read
+        self._decoded: dict[int, np.ndarray] | None = None  # images that have been read, while `sharing`
         self._in_memory: SharedImages | None = None
         self._on_disk: ImagesOnDisk | None = None
 
@@ -178,13 +179,13 @@ class DetectionDataset(torch.utils.data.Dataset):
         return self.labels[starts[i] : starts[i + 1]]
 
     def polygons_of(self, i: int) -> list[np.ndarray]:
-        """m polygons float32 (k, 2) of image i: x, y, 0-1; k = 0 where there is only a box."""
-        return self._annotations.polygons_of(i)
+        """m polygons float32 (k, 2) of image i: x, y, 0-1; k = 0 where there is only a box. [] if no image has any."""
+        return self._annotations.polygons_of(i) if len(self._annotations.points) else []
 
-    def partners(self, rng: np.random.Generator, group: tuple | None = None, size: int | None = None):
-        """Random images, of all or of a group, to join another in a mosaic: one, or `size` of them."""
-        drawn = rng.integers(len(group or self), size=size)
-        return np.array(group)[drawn] if group else drawn
+    def partners(self, rng: np.random.Generator, size: int, window: tuple[int, ...] | None = None) -> np.ndarray:
+        """Numbers of `size` random images, of all or of those in a window, to join another in a mosaic."""
+        drawn = rng.integers(len(window or self), size=size)
+        return np.array(window)[drawn] if window else drawn
 
     def frame(self, index: int) -> int | tuple[int, int]:
         """Side, or (height, width), of the letterboxed picture of an image."""
@@ -198,24 +199,29 @@ class DetectionDataset(torch.utils.data.Dataset):
         """The source of all randomness of one sample."""
         return np.random.default_rng((self.seed, epoch, index))
 
-    def __getitems__(self, keys: list[tuple]) -> list[Sample]:
-        """The samples of a batch, asked for by the loader. Images that several mosaics share are read once."""
-        self._of_batch = {} if len(keys[0]) == 3 and self._in_memory is None else None
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """While open, an image that is read from its file is kept for the next sample that shows it."""
+        self._decoded = {} if self._in_memory is None else None
         try:
-            return [self[key] for key in keys]
+            yield
         finally:
-            self._of_batch = None
+            self._decoded = None
 
     def __getitem__(self, key: int | tuple) -> Sample:
         """Sample `index`, or (epoch, index): image uint8 (C, H, W), targets float32 (m, 6) with column 0 still 0,
-        path, and shapes. (epoch, index, group): the other images of its mosaic come from those numbered in `group`.
+        path, and shapes. (epoch, index, partners, window): its mosaic of four joins it with those three partners, and
+        whatever else it needs is one of those numbered in the window.
         """
-        epoch, index, group = (*key, None)[:3] if isinstance(key, tuple) else (self.epoch, key, None)
+        epoch, index, partners, window = (
+            (*key, None, None)[:4] if isinstance(key, tuple) else (self.epoch, key, None, None)
+        )
         rng = self.generator(epoch, index)
         if self.mosaic and epoch < self.mosaic_until and rng.random() < self.hyp["mosaic"]:
-            image, labels = self._mosaic(index, rng, group)
+            image, labels = self._mosaic(index, rng, partners, window)
             if rng.random() < self.hyp["mixup"]:
-                other = self._mosaic(int(self.partners(rng, group)), rng, group)
+                (second,) = self.partners(rng, 1, window)
+                other = self._mosaic(second, rng, None, window)
                 image, labels = mixup(image, labels, *other, draw_mixup(rng))
             shapes = None
         else:
@@ -250,14 +256,17 @@ class DetectionDataset(torch.utils.data.Dataset):
             image, labels = random_perspective(image, labels, [], self._draw_warp(rng))
         return image, labels, shapes
 
-    def _mosaic(self, index: int, rng: np.random.Generator, group: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def _mosaic(
+        self, index: int, rng: np.random.Generator, partners: tuple | None, window: tuple | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Image `index` and three others around a random centre, warped into one picture of the image size.
 
         Or eight others around one of them, in the share of mosaics that the hyper-parameter mosaic9 says.
         """
         size = self.image_size
         nine = self.hyp.get("mosaic9", 0) and rng.random() < self.hyp["mosaic9"]
-        indices = rng.permutation([index, *self.partners(rng, group, 8 if nine else 3)])
+        others = partners if partners and not nine else self.partners(rng, 8 if nine else 3, window)
+        indices = rng.permutation([index, *others])
         sizes = [self.loaded_shape(i) for i in indices]
         if nine:
             tiles = mosaic9_tiles(sizes, draw_mosaic9_corner(rng, size), size)
@@ -275,8 +284,9 @@ class DetectionDataset(torch.utils.data.Dataset):
         matrix = warp_matrix(warp, (2 * size, 2 * size), (size, size))
         labels = warp_labels(labels, polygons, matrix, (size, size), warp.scale)
         # a tile that lies outside of the frame is not even read
-        images = [self.load_image(i)[0] if span else None for i, span in zip(indices, tile_spans(tiles, matrix, size))]
-        return warp_mosaic(images, tiles, matrix, size), labels
+        spans = tile_spans(tiles, matrix, size)
+        images = [self.load_image(i)[0] if span else None for i, span in zip(indices, spans)]
+        return warp_mosaic(images, tiles, spans, matrix, size), labels
 
     def _draw_warp(self, rng: np.random.Generator):
         ranges = ("degrees", "translate", "scale", "shear", "perspective")
@@ -299,11 +309,11 @@ class DetectionDataset(torch.utils.data.Dataset):
         w0, h0 = self._annotations.sizes[i].tolist()
         if self._in_memory is not None:
             return self._in_memory[i], (h0, w0)
-        if self._of_batch is None:
+        if self._decoded is None:
             return self._read(i), (h0, w0)
-        if i not in self._of_batch:
-            self._of_batch[i] = self._read(i)
-        return self._of_batch[i], (h0, w0)
+        if i not in self._decoded:
+            self._decoded[i] = self._read(i)
+        return self._decoded[i], (h0, w0)
 
     def loaded_shape(self, i: int) -> tuple[int, int]:
         """(height, width) of image i as `load_image` returns it."""

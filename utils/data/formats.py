@@ -109,6 +109,18 @@ def _check_size(stated: tuple[Any, Any], size: tuple[int, int], place: str) -> N
 
 
 @dataclass(frozen=True)
+class CocoBox:
+    """One annotation of a COCO JSON, as its metric wants it."""
+
+    path: str  # of the image
+    image_id: int | str
+    number: int  # of the class
+    box: np.ndarray  # (4,) x, y of the top left corner, width, height in pixels
+    area: float  # pixels; the box's where the file does not say
+    crowd: bool
+
+
+@dataclass(frozen=True)
 class CocoSplit:
     """Images and boxes as COCO's `instances` JSON lists them (https://cocodataset.org/#format-data).
 
@@ -145,6 +157,31 @@ class CocoSplit:
             raise ValueError(f"{self}: no images are listed")
         images = sorted(annotated)
         return Listing(images, [annotated[path][0] for path in images], _CocoReader(annotated, class_of))
+
+    def annotated(self) -> tuple[dict[str, int | str], list[int | str], list["CocoBox"]]:
+        """What a metric needs and training does not: the ids in the files, and all annotations, crowds included.
+
+        Returns the id of each image by its path; of each class the id of its category (a number that no category has,
+        for a class that the files do not know); and the annotations in their order.
+        """
+        ids, categories, annotations = {}, {}, []
+        for file in self.files:
+            content = _read_json(file)
+            path_of = {image["id"]: os.path.join(self.images, image["file_name"]) for image in content["images"]}
+            ids.update({path: key for key, path in path_of.items()})
+            class_of = self._class_numbers(content, file)
+            categories = {**{category["name"]: category["id"] for category in content["categories"]}, **categories}
+            for record in content["annotations"]:
+                if record["image_id"] in path_of:
+                    box = _numbers(record.get("bbox"), 4, f"{file}: annotation {record.get('id')}: bbox")
+                    area = record.get("area")
+                    area = float(area) if isinstance(area, int | float) else float(box[2] * box[3])
+                    number, crowd = class_of[record["category_id"]], bool(record.get("iscrowd"))
+                    annotations.append(
+                        CocoBox(path_of[record["image_id"]], record["image_id"], number, box, area, crowd)
+                    )
+        free = 1 + max((key for key in categories.values() if isinstance(key, int)), default=0)
+        return ids, [categories.get(name, free + number) for number, name in enumerate(self.names)], annotations
 
     def _class_numbers(self, content: dict, file: str) -> dict[Any, int]:
         """Category id -> number of its class, of those that annotations use."""
@@ -369,7 +406,9 @@ class _VocReader:
             if (thing.findtext("difficult") or "0").strip() == "1" and not self.difficult:
                 continue
             if name not in self.names:
-                raise UnknownClassError(f"{place} is of none of the classes that the data set YAML names")
+                raise UnknownClassError(
+                    f"{place} is of none of the classes that the data set YAML names; add it to names"
+                )
             bounds = thing.find("bndbox")
             corners = [bounds.findtext(key) if bounds is not None else None for key in ("xmin", "ymin", "xmax", "ymax")]
             classes.append(self.names.index(name))

@@ -18,7 +18,8 @@ from utils.data.shards import ShardDataset, ShardLoader
 from utils.log import LOGGER
 
 # Numbers that keep these random streams apart from those of the samples, which are seeded by (seed, epoch, index)
-SHUFFLE_STREAM, QUAD_STREAM = 1, 2
+SHUFFLE_STREAM, QUAD_STREAM, WINDOW_STREAM = 1, 2, 4
+WINDOW = 4  # batches: with its three partners each sample of a batch can then show images that no other one shows
 
 Batch = tuple[torch.Tensor, torch.Tensor, tuple[str, ...], tuple]
 
@@ -61,8 +62,8 @@ def create_dataloader(
         quad: every four images make one of twice the side, so a batch has a quarter of the images.
         shuffle: not together with `rect`, whose batches are made by aspect ratio.
         cache, fraction, mosaic_until, strict, rehash, channels: see `DetectionDataset`.
-        share: mosaics borrow their other images from the same batch, so that each file is decoded once, not four
-            times. A batch then shows fewer different images; not what v6.1 does.
+        share: mosaics are made of the images of a window of batches, so that each file is decoded once, not four times
+            (see `WindowSampler`); not what v6.1 does.
     """
     if rect and shuffle:
         LOGGER.warning(f"{prefix}shuffle is ignored: rect makes its batches by aspect ratio")
@@ -73,6 +74,9 @@ def create_dataloader(
         "worker_init_fn": _one_opencv_thread,
         "generator": torch.Generator().manual_seed(seed),  # else each epoch takes a number from the global generator
     }
+    if share and rect:
+        LOGGER.warning(f"{prefix}shared decoding is ignored: rect makes no mosaics")
+        share = False
     if isinstance(path, ShardSplit):
         if quad or (rect and augment) or cache not in (None, "auto", "off"):
             LOGGER.warning(f"{prefix}cache, quad and rect are ignored: shards are read from front to back")
@@ -89,20 +93,15 @@ def create_dataloader(
         fraction, mosaic_until, strict, rehash, channels,
     )  # fmt: skip
     batch_size = min(batch_size, len(dataset))
-    sampler = EpochSampler(
-        len(dataset), shuffle, seed, max(rank, 0), world_size, batch_size if rect else 1, batch_size if share else 0
-    )
     workers = min(batch_size if batch_size > 1 else 0, workers)
-    loader = torch.utils.data.DataLoader(
-        QuadDataset(dataset) if quad else dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate,
-        persistent_workers=workers > 0,
-        **settings,
-    )
-    return loader, dataset
+    settings |= {"num_workers": workers, "persistent_workers": workers > 0}
+    order = len(dataset), shuffle, seed, max(rank, 0), world_size
+    source = QuadDataset(dataset) if quad else dataset
+    if share:
+        windows, sampler = WindowDataset(source), WindowSampler(*order, batch_size=batch_size)
+        return WindowLoader(windows, batch_size=None, sampler=sampler, collate_fn=_collate_window, **settings), dataset
+    sampler = EpochSampler(*order, block=batch_size if rect else 1)
+    return torch.utils.data.DataLoader(source, batch_size, sampler=sampler, collate_fn=collate, **settings), dataset
 
 
 def _one_opencv_thread(worker: int) -> None:
@@ -118,8 +117,6 @@ class EpochSampler(torch.utils.data.Sampler):
         rank, world_size: the blocks rank, rank + world_size, ... of the order; the first blocks fill up the last round,
             so that all processes get the same number.
         block: images that stay together, in order.
-        group: where above 0, each pair gets a third part: the indices of that many in a row, itself among them, which
-            is the batch if they are as many.
     """
 
     def __init__(
@@ -130,9 +127,7 @@ class EpochSampler(torch.utils.data.Sampler):
         rank: int = 0,
         world_size: int = 1,
         block: int = 1,
-        group: int = 0,
     ):
-        self.group = group
         self.length = length
         self.shuffle = shuffle
         self.seed = seed
@@ -170,11 +165,7 @@ class EpochSampler(torch.utils.data.Sampler):
             order = draw_images(self.weights, rng)
         elif self.shuffle:
             order = rng.permutation(order)
-        mine = order[self._places].tolist()
-        if not self.group:
-            return iter([(self.epoch, index) for index in mine])
-        groups = [tuple(mine[first : first + self.group]) for first in range(0, len(mine), self.group)]
-        return iter([(self.epoch, index, group) for group in groups for index in group])
+        return iter([(self.epoch, index) for index in order[self._places].tolist()])
 
 
 def draw_images(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -190,6 +181,82 @@ def collate(samples: list[Sample]) -> Batch:
     targets = torch.cat(targets)
     targets[:, 0] = numbers
     return torch.stack(images), targets, paths, shapes
+
+
+# --- windows: each file decoded once ----------------------------------------------------------------------------------
+
+
+class WindowSampler(EpochSampler):
+    """Windows of batches instead of single images: the samples of a window are mosaics of its own images.
+
+    A window is a list of batches, each a list of (epoch, index, partners, window): the three images that join this one
+    in a mosaic of four, and all images of the window. Partners are dealt out, so that a batch shows as many images as
+    it can: in a window of four batches each image once, as its own sample or as another's partner. Where the batches of
+    an epoch do not come out even, some windows are longer, up to seven batches. All of that depends on (seed, epoch).
+
+    Args:
+        order: as of an `EpochSampler`.
+        batch_size: images of a batch.
+    """
+
+    def __init__(self, *order, batch_size: int):
+        super().__init__(*order)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[list[tuple]]]:
+        indices = [index for _, index in super().__iter__()]
+        batches = [indices[first : first + self.batch_size] for first in range(0, len(indices), self.batch_size)]
+        rng = np.random.default_rng((self.seed, self.epoch, 0, WINDOW_STREAM))
+        for part in np.array_split(np.arange(len(batches)), max(len(batches) // WINDOW, 1)):
+            window = [batches[number] for number in part]
+            everyone = tuple(index for batch in window for index in batch)
+            yield [
+                [(self.epoch, *own, everyone) for own in zip(batch, deal_partners(window, number, rng))]
+                for number, batch in enumerate(window)
+            ]
+
+
+def deal_partners(window: list[list[int]], number: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+    """Three images for each of batch `number`: from the other batches of the window, none twice while they last."""
+    count = 3 * len(window[number])
+    others = [index for k, batch in enumerate(window) if k != number for index in batch]
+    again = rng.choice(np.concatenate(window), max(count - len(others), 0))
+    dealt = np.concatenate([rng.permutation(others), again]).astype(int)[:count]
+    return list(map(tuple, dealt.reshape(-1, 3).tolist()))
+
+
+class WindowDataset(torch.utils.data.Dataset):
+    """The batches of a window from one worker, which decodes each of its images once."""
+
+    def __init__(self, source: "DetectionDataset | QuadDataset"):
+        self.source = source
+        self.dataset = source.dataset if isinstance(source, QuadDataset) else source
+        # what is asked of a dataset besides its samples
+        self.labels, self.labels_of, self.shapes = source.labels, source.labels_of, source.shapes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, window: list[list[tuple]]) -> list[list[Sample]]:
+        with self.dataset.sharing():
+            if self.source is self.dataset:
+                return [[self.dataset[key] for key in batch] for batch in window]
+            return [self.source.__getitems__(batch) for batch in window]
+
+
+def _collate_window(window: list[list[Sample]]) -> list[Batch]:
+    return [collate(batch) for batch in window]
+
+
+class WindowLoader(torch.utils.data.DataLoader):
+    """Batches, one by one, from workers that make whole windows of them."""
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.sampler.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for window in super().__iter__():
+            yield from window
 
 
 # --- quad: larger pictures at the memory of small ones ----------------------------------------------------------------
@@ -211,7 +278,7 @@ class QuadDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, keys: list[tuple]) -> list[Sample]:
         """Called by the loader with all (epoch, index) of a batch."""
-        samples = self.dataset.__getitems__(keys)
+        samples = [self.dataset[key] for key in keys]
         quads = []
         for first in range(0, max(len(samples) // 4 * 4, 1), 4):
             group = samples[first : first + 4]

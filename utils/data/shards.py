@@ -186,7 +186,7 @@ class ShardDataset(DetectionDataset):
         width, height = self._annotations.sizes[i].tolist()
         return self._pixels[i], (height, width)
 
-    def partners(self, rng: np.random.Generator, group: tuple | None = None, size: int | None = None):
+    def partners(self, rng: np.random.Generator, size: int, window: tuple[int, ...] | None = None) -> np.ndarray:
         return self._window[rng.integers(len(self._window), size=size)]
 
     def frame(self, index: int) -> tuple[int, int]:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.boxes import scale_boxes, xywh_to_xyxy
+from utils.boxes import xywh_to_xyxy
 from utils.device import Timer
-from utils.evaluation.metrics import ClassMetrics, ConfusionMatrix, ap_per_class, match_predictions
+from utils.evaluation.metrics import ClassMetrics, ConfusionMatrix, ap_per_class, match_once
 from utils.inference.nms import non_max_suppression
 from utils.log import LOGGER
 
-IOU_THRESHOLDS = torch.linspace(0.5, 0.95, 10)
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10, dtype=np.float32)
 
 
 @dataclass
@@ -27,7 +27,24 @@ class EvaluatedBatch:
     paths: Sequence[str]
     shapes: Sequence[tuple]  # per image ((h0, w0), ((gain_h, gain_w), (pad_w, pad_h)))
     found: list[torch.Tensor]  # per image (n, 6): x1, y1, x2, y2 in pixels of the input, confidence, class
-    native: list[torch.Tensor]  # the same in pixels of the original image
+    native: list[torch.Tensor]  # the same in pixels of the original image, on the CPU
+
+
+@dataclass
+class Boxes:
+    """What was found and what was there, of all images together, in pixels of the original images.
+
+    Predictions of an image are in descending confidence; images are numbered as they were seen.
+    """
+
+    paths: list[str]
+    sizes: list[tuple[int, int]]  # height, width of each image
+    predictions: np.ndarray  # float32 (n, 6): x1, y1, x2, y2, confidence, class
+    image: np.ndarray  # (n,) of each prediction
+    labels: np.ndarray  # float32 (m, 5): class, x1, y1, x2, y2
+    label_image: np.ndarray  # (m,)
+    partner: np.ndarray  # (n,) label that a prediction is paired with, or -1
+    iou: np.ndarray  # float32 (n,) of the pair, 0 without one
 
 
 @dataclass
@@ -40,6 +57,7 @@ class Evaluation:
     images: int
     images_with: np.ndarray  # (nc,) images that hold an object of each class
     labels_per_class: np.ndarray  # (nc,)
+    boxes: Boxes
     loss: tuple[float, float, float] = (0.0, 0.0, 0.0)  # box, objectness, class, mean over batches
     speed: dict[str, float] = field(default_factory=dict)  # ms per image: pre-process, inference, NMS
 
@@ -72,21 +90,12 @@ HEADER = ("{:>22}" + "{:>11}" * 6).format("Class", "Images", "Labels", "P", "R",
 
 @torch.inference_mode()
 def evaluate(
-    model: Callable,
-    loader: Iterable,
-    names: list[str],
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    conf_thres: float = 0.001,
-    iou_thres: float = 0.6,
-    max_det: int = 300,
-    single_cls: bool = False,
-    augment: bool = False,
-    hybrid: bool = False,
-    compute_loss: Callable | None = None,
-    autocast: torch.dtype | None = None,
-    observers: Sequence[Callable[[EvaluatedBatch], None]] = (),
-) -> Evaluation:
+    model: Callable, loader: Iterable, names: list[str], device: torch.device, dtype: torch.dtype = torch.float32,
+    conf_thres: float = 0.001, iou_thres: float = 0.6, max_det: int = 300, single_cls: bool = False,
+    augment: bool = False, hybrid: bool = False, compute_loss: Callable | None = None,
+    autocast: torch.dtype | None = None, observers: Sequence[Callable[[EvaluatedBatch], None]] = (),
+    count_every_image: bool = True,
+) -> Evaluation:  # fmt: skip
     """Runs a detector over a loader of `utils.data.loader` and measures it, by v6.1's rules (spec of metrics.py).
 
     Args:
@@ -97,15 +106,13 @@ def evaluate(
         hybrid: the labels take part in suppression as certain boxes (for auto-labelling; the metrics lose meaning).
         compute_loss: (raw, targets) -> (total, items), summed up beside the metrics.
         autocast: run the network in mixed precision of this type.
-        observers: called with each EvaluatedBatch: writers of text, JSON, pictures.
+        observers: called with each EvaluatedBatch: writers of text and pictures.
+        count_every_image: the confusion matrix leaves nothing out that v6.1's does (see `ConfusionMatrix`).
     """
     nc = len(names)
     timers = [Timer(device) for _ in range(3)]
-    confusion = ConfusionMatrix(nc, count_every_image=True)
-    thresholds = IOU_THRESHOLDS.to(device)
-    losses, batches, images_seen = torch.zeros(3, device=device), 0, 0
-    images_with = np.zeros(nc, dtype=int)
-    statistics = []  # per image: correct (n, 10), confidence, predicted class, label class
+    losses = torch.zeros(3, device=device)
+    collector = _Collector(ConfusionMatrix(nc, count_every_image=count_every_image))
     mixed = torch.autocast(device.type, autocast) if autocast else nullcontext()
 
     progress = tqdm(loader, desc=HEADER, bar_format="{desc} {percentage:3.0f}% {elapsed}", leave=False)
@@ -113,7 +120,7 @@ def evaluate(
         with timers[0]:
             images = images.to(device, non_blocking=True)
             targets = targets.to(device)
-            pixels = images.to(dtype).contiguous(memory_format=torch.channels_last) / 255
+            pixels = images.to(dtype, memory_format=torch.channels_last) / 255
         height, width = images.shape[2:]
         with timers[1], mixed:
             decoded, raw = model(pixels, augment=True) if augment else model(pixels)
@@ -128,38 +135,87 @@ def evaluate(
             )
         if single_cls:
             found = [torch.cat((boxes[:, :5], torch.zeros_like(boxes[:, 5:])), 1) for boxes in found]
-
-        native = []
-        for i, boxes in enumerate(found):
-            original, ratio_pad = shapes[i]
-            frame = (height, width)
-            boxes = torch.cat((scale_boxes(boxes[:, :4], frame, original, ratio_pad), boxes[:, 4:]), 1)
-            truth = labels[labels[:, 0] == i, 1:]
-            truth = torch.cat((truth[:, :1], scale_boxes(xywh_to_xyxy(truth[:, 1:]), frame, original, ratio_pad)), 1)
-            confusion.update(boxes, truth)
-            correct = match_predictions(boxes, truth, thresholds)
-            statistics.append((correct, boxes[:, 4], boxes[:, 5], truth[:, 0]))
-            images_with[truth[:, 0].int().unique().cpu().numpy()] += 1
-            native.append(boxes)
+        native = collector.add(found, labels.cpu().numpy(), paths, shapes)
         for observer in observers:
             observer(EvaluatedBatch(number, images, targets, paths, shapes, found, native))
-        batches, images_seen = batches + 1, images_seen + len(images)
 
-    correct, confidence, predicted, true = (torch.cat(column).float().cpu().numpy() for column in zip(*statistics))
-    if true.size and true.max() >= nc:
-        raise ValueError(f"a label has class {int(true.max())}, but there are {nc} classes: {names}")
-    metrics = ap_per_class(correct, confidence, predicted, true)
-    per_image = [1000 * timer.total / images_seen for timer in timers]
-    return Evaluation(
-        metrics=metrics,
-        confusion=confusion,
-        names=names,
-        images=images_seen,
-        images_with=images_with,
-        labels_per_class=np.bincount(true.astype(int), minlength=nc),
-        loss=tuple((losses / batches).tolist()),
-        speed=dict(zip(("pre-process", "inference", "NMS"), per_image)),
-    )
+    loss = tuple((losses / (number + 1)).tolist())
+    per_image = [1000 * timer.total / len(collector.paths) for timer in timers]
+    return collector.evaluation(names, loss, dict(zip(("pre-process", "inference", "NMS"), per_image)))
+
+
+class _Collector:
+    """Gathers the boxes of batch after batch and pairs them; `evaluation` makes the numbers of them."""
+
+    def __init__(self, confusion: ConfusionMatrix):
+        self.confusion = confusion
+        self.paths: list[str] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.columns: list[tuple[np.ndarray, ...]] = []  # per batch; the order is that of the fields of Boxes
+        self.labels = 0  # so far
+
+    def add(
+        self, found: list[torch.Tensor], targets: np.ndarray, paths: Sequence[str], shapes: Sequence[tuple]
+    ) -> list[torch.Tensor]:
+        """One batch: found as in EvaluatedBatch, targets (T, 6) image, class, x, y, w, h in pixels of the input.
+
+        Returns the boxes found in pixels of the original images, on the CPU.
+        """
+        counts = [len(boxes) for boxes in found]
+        predictions = torch.cat(found).cpu().numpy().copy()
+        image = np.repeat(np.arange(len(found)), counts)
+        predictions[:, :4] = _to_original(predictions[:, :4], image, shapes)
+        label_image = targets[:, 0].astype(int)
+        labels = np.concatenate([targets[:, 1:2], _to_original(xywh_to_xyxy(targets[:, 2:]), label_image, shapes)], 1)
+        partner, iou = match_once(predictions, labels, IOU_THRESHOLDS[0], (image, label_image))
+        self._confuse(predictions, labels, image, label_image)
+
+        partner[partner >= 0] += self.labels
+        first = len(self.paths)
+        self.columns.append((predictions, image + first, labels, label_image + first, partner, iou))
+        self.labels += len(labels)
+        self.paths += paths
+        self.sizes += [shape for shape, _ in shapes]
+        return list(torch.from_numpy(predictions).split(counts))
+
+    def _confuse(self, predictions: np.ndarray, labels: np.ndarray, image: np.ndarray, label_image: np.ndarray) -> None:
+        if not self.confusion.count_every_image:  # v6.1 passes over images in which nothing at all was found
+            seen = np.isin(label_image, image)
+            labels, label_image = labels[seen], label_image[seen]
+        self.confusion.update(torch.from_numpy(predictions), torch.from_numpy(labels), (image, label_image))
+
+    def evaluation(self, names: list[str], loss: tuple[float, ...], speed: dict[str, float]) -> Evaluation:
+        """The numbers of all batches."""
+        nc = len(names)
+        boxes = Boxes(self.paths, self.sizes, *map(np.concatenate, zip(*self.columns)))
+        true = boxes.labels[:, 0].astype(int)
+        if true.size and true.max() >= nc:
+            raise ValueError(f"a label has class {true.max()}, but there are {nc} classes: {names}")
+        correct = boxes.iou[:, None] >= IOU_THRESHOLDS
+        return Evaluation(
+            metrics=ap_per_class(correct, boxes.predictions[:, 4], boxes.predictions[:, 5], boxes.labels[:, 0]),
+            confusion=self.confusion,
+            names=names,
+            images=len(self.paths),
+            images_with=np.bincount(np.unique(np.stack([true, boxes.label_image]), axis=1)[0], minlength=nc),
+            labels_per_class=np.bincount(true, minlength=nc),
+            boxes=boxes,
+            loss=loss,
+            speed=speed,
+        )
+
+
+def _to_original(boxes: np.ndarray, image: np.ndarray, shapes: Sequence[tuple]) -> np.ndarray:
+    """xyxy boxes (n, 4) of letterboxed images mapped to the original ones and clipped there.
+
+    image:  (n,) of each box.
+    shapes: per image ((h0, w0), ((gain_h, gain_w), (pad_w, pad_h))).
+    """
+    sizes = np.array([size for size, _ in shapes], np.float32)
+    gains = np.array([gain for _, ((gain, _), _) in shapes], np.float32)
+    pads = np.array([pad for _, (_, pad) in shapes], np.float32)
+    original = (boxes - np.tile(pads[image], 2)) / gains[image, None]
+    return np.clip(original, 0, np.tile(sizes[image, ::-1], 2)).astype(np.float32)
 
 
 def log_evaluation(evaluation: Evaluation, verbose: bool = True) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.boxes import box_iou
-
 CONFIDENCE_GRID = np.linspace(0, 1, 1000)  # where the curves over confidence are sampled
 RECALL_GRID = np.linspace(0, 1, 1000)  # where the precision-recall curve is sampled for its plot
 
@@ -19,33 +17,86 @@ _trapezoid = np.trapezoid if hasattr(np, "trapezoid") else np.trapz  # the name 
 # --- matching ---------------------------------------------------------------------------------------------------------
 
 
-def match_predictions(predictions: torch.Tensor, labels: torch.Tensor, iou_thresholds: torch.Tensor) -> torch.Tensor:
-    """Which predictions of one image are right, at each IoU threshold: bool (N, T).
+def match_predictions(
+    predictions: torch.Tensor,
+    labels: torch.Tensor,
+    iou_thresholds: torch.Tensor,
+    images: tuple[np.ndarray, np.ndarray] | None = None,
+) -> torch.Tensor:
+    """Which predictions are right, at each IoU threshold: bool (N, T), on the CPU.
 
-    predictions:    (N, 6): x1, y1, x2, y2 in pixels, confidence, class; in descending confidence.
+    predictions:    (N, 6): x1, y1, x2, y2 in pixels, confidence, class; in descending confidence within an image.
     labels:         (M, 5): class, x1, y1, x2, y2 in pixels.
     iou_thresholds: (T,) ascending, normally 0.50, 0.55 ... 0.95.
+    images:         the image of each prediction (N,) and of each label (M,), int; None where all are of one.
 
     As in v6.1 each prediction points at the label of its class that it overlaps most (IoU of at least the first
     threshold), and a label goes to the first prediction in the list that points at it, not to the one that overlaps
     it most. The pairs are made once; the higher thresholds only ask whether the same pair is good enough.
     """
-    if not len(labels) or not len(predictions):
-        return torch.zeros(len(predictions), len(iou_thresholds), dtype=torch.bool, device=predictions.device)
-    iou = box_iou(predictions[:, :4], labels[:, 1:])  # (N, M)
-    same_class = predictions[:, 5:] == labels[:, 0]
-    claims = _claims(iou.where(same_class & (iou >= iou_thresholds[0]), 0))
-    first = claims & (claims.cumsum(0) == 1)
-    iou_of_pair = iou.where(first, 0).amax(1)  # (N,)
-    return first.any(1)[:, None] & (iou_of_pair[:, None] >= iou_thresholds)
+    _, iou = match_once(_array(predictions), _array(labels), float(iou_thresholds[0]), images)
+    return torch.from_numpy(iou[:, None] >= _array(iou_thresholds))
 
 
-def _claims(iou: torch.Tensor) -> torch.Tensor:
-    """Each prediction's claim on the label it overlaps most: bool (N, M), at most one per row, none where IoU is 0."""
-    last = iou.shape[1] - 1
-    best_iou, from_the_end = iou.flip(1).max(1)  # between equals v6.1 takes the later label
-    points_at = last - from_the_end
-    return (points_at[:, None] == torch.arange(last + 1, device=iou.device)) & (best_iou[:, None] > 0)
+def match_once(
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    iou_thres: float,
+    images: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The label (N,) that each prediction is paired with by v6.1's rule, or -1, and their IoU (N,), 0 without a pair.
+
+    Arguments as those of `match_predictions`, as arrays.
+    """
+    image_of, label_image = _images_of(predictions, labels, images)
+    prediction, label = same_group(image_of, predictions[:, 5], label_image, labels[:, 0])
+    iou = iou_of_pairs(predictions[:, :4], labels[:, 1:], prediction, label)
+    near = iou >= iou_thres
+    prediction, label, iou = _claims(prediction[near], label[near], iou[near])
+    taken, first = np.unique(label, return_index=True)  # claims lie in the order of predictions
+    partner, overlap = np.full(len(predictions), -1), np.zeros(len(predictions), np.float32)
+    partner[prediction[first]], overlap[prediction[first]] = taken, iou[first]
+    return partner, overlap
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()
+
+
+def _images_of(predictions: np.ndarray, labels: np.ndarray, images: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    return images if images is not None else (np.zeros(len(predictions), int), np.zeros(len(labels), int))
+
+
+def same_group(
+    image: np.ndarray, kind: np.ndarray | int, label_image: np.ndarray, label_kind: np.ndarray | int
+) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of a prediction (P,) and a label (P,) of the same image and kind."""
+    kinds = 1 + int(max(np.max(kind, initial=0), np.max(label_kind, initial=0)))
+    key, label_key = image * kinds + np.asarray(kind, int), label_image * kinds + np.asarray(label_kind, int)
+    order = np.argsort(key, kind="stable")
+    starts, ends = (np.searchsorted(key[order], label_key, side) for side in ("left", "right"))
+    counts = ends - starts
+    label = np.repeat(np.arange(len(label_key)), counts)
+    place = np.arange(len(label)) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(starts, counts)
+    return order[place], label
+
+
+def iou_of_pairs(boxes: np.ndarray, others: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """IoU (P,) of boxes[i] (N, 4) with others[j] (M, 4), xyxy; 0 where both are without area."""
+    a, b = boxes[i], others[j]
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    intersection = sides.clip(0).prod(1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)[i], (others[:, 2:] - others[:, :2]).prod(1)[j]
+    union = area[0] + area[1] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union != 0)
+
+
+def _claims(prediction: np.ndarray, label: np.ndarray, iou: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of pairs (P,) those in which a prediction points at the label that it overlaps most, by number of prediction."""
+    order = np.lexsort((label, iou, prediction))  # between equals v6.1 takes the later label
+    last = np.flatnonzero(np.diff(prediction[order], append=-1))
+    chosen = order[last]
+    return prediction[chosen], label[chosen], iou[chosen]
 
 
 # --- average precision ------------------------------------------------------------------------------------------------
@@ -160,6 +211,29 @@ def ap_per_class(
     )
 
 
+def ap_by_area(
+    predictions: np.ndarray,
+    partner: np.ndarray,
+    iou: np.ndarray,
+    label_classes: np.ndarray,
+    label_area: np.ndarray,
+    limits: tuple[float, float],
+) -> ClassMetrics:
+    """Metrics of the labels whose area lies within limits, as COCO's metric sees sizes: neither right nor wrong are
+    predictions paired with other labels, and those that are paired with none and whose own area lies outside.
+
+    predictions, partner, iou: as in `utils.evaluation.evaluator.Boxes`.
+    label_classes, label_area: (m,) of each label; pixels of the original image.
+    """
+    low, high = limits
+    area = (predictions[:, 2:4] - predictions[:, :2]).prod(1)
+    paired = partner >= 0
+    area[paired] = label_area[partner[paired]]
+    kept, labels = (area >= low) & (area <= high), (label_area >= low) & (label_area <= high)
+    correct = iou[kept, None] >= np.linspace(0.5, 0.95, 10, dtype=np.float32)
+    return ap_per_class(correct, predictions[kept, 4], predictions[kept, 5], label_classes[labels])
+
+
 def fitness(results: np.ndarray) -> np.ndarray:
     """The one number (n,) that the best checkpoint has most of, from rows (n, >= 4): P, R, mAP50, mAP50-95."""
     return results[:, :4] @ np.array([0.0, 0.0, 0.1, 0.9])
@@ -186,35 +260,46 @@ class ConfusionMatrix:
         self.count_every_image = count_every_image
         self.matrix = np.zeros((nc + 1, nc + 1))
 
-    def update(self, predictions: torch.Tensor, labels: torch.Tensor) -> None:
-        """Counts one image.
+    def update(
+        self,
+        predictions: torch.Tensor,
+        labels: torch.Tensor,
+        images: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """Counts one image, or several.
 
         predictions: (N, 6): x1, y1, x2, y2 in pixels, confidence, class.
         labels:      (M, 5): class, x1, y1, x2, y2 in pixels.
+        images:      the image of each prediction (N,) and of each label (M,), int; None where all are of one.
         """
-        predictions = predictions[predictions[:, 4] > self.conf]
-        predicted, true = predictions[:, 5].int().cpu().numpy(), labels[:, 0].int().cpu().numpy()
-        chosen, label = self._pairs(predictions, labels)
+        predictions, labels = _array(predictions), _array(labels)
+        image, label_image = _images_of(predictions, labels, images)
+        confident = predictions[:, 4] > self.conf
+        predictions, image = predictions[confident], image[confident]
+        predicted, true = predictions[:, 5].astype(int), labels[:, 0].astype(int)
+        chosen, label = self._pairs(predictions, labels, image, label_image)
         missed = np.ones(len(true), dtype=bool)
         missed[label] = False
         false_alarm = np.ones(len(predicted), dtype=bool)
         false_alarm[chosen] = False
+        if not self.count_every_image:
+            false_alarm &= np.isin(image, image[chosen])
 
         np.add.at(self.matrix, (predicted[chosen], true[label]), 1)
         np.add.at(self.matrix, (self.nc, true[missed]), 1)
-        if len(chosen) or self.count_every_image:
-            np.add.at(self.matrix, (predicted[false_alarm], self.nc), 1)
+        np.add.at(self.matrix, (predicted[false_alarm], self.nc), 1)
 
-    def _pairs(self, predictions: torch.Tensor, labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _pairs(
+        self, predictions: np.ndarray, labels: np.ndarray, image: np.ndarray, label_image: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Which prediction (k,) goes with which label (k,): those that overlap most, whatever their classes."""
-        if not len(predictions) or not len(labels):
-            return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
-        iou = box_iou(predictions[:, :4], labels[:, 1:])  # (N, M)
-        claims = _claims(iou.where(iou > self.iou_thres, 0))
-        best_iou, from_the_end = iou.where(claims, 0).flip(0).max(0)  # between equals v6.1 takes the later prediction
-        label = best_iou.nonzero()[:, 0]
-        chosen = len(predictions) - 1 - from_the_end[label]
-        return chosen.cpu().numpy(), label.cpu().numpy()
+        prediction, label = same_group(image, 0, label_image, 0)
+        iou = iou_of_pairs(predictions[:, :4], labels[:, 1:], prediction, label)
+        near = iou > self.iou_thres
+        prediction, label, iou = _claims(prediction[near], label[near], iou[near])
+        order = np.lexsort((prediction, iou, label))  # between equals v6.1 takes the later prediction
+        best = order[np.flatnonzero(np.diff(label[order], append=-1))]
+        return prediction[best], label[best]
 
     def tp_fp(self) -> tuple[np.ndarray, np.ndarray]:
         """Right and wrong predictions of each class, (nc,) and (nc,); objects that were missed are in neither."""

@@ -1,16 +1,79 @@
-"""What an evaluation writes besides its numbers: pictures, label files, COCO JSON, curves."""
+"""What an evaluation writes besides its numbers: tables, pictures, label files, curves."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from utils.evaluation.evaluator import EvaluatedBatch, Evaluation
-from utils.evaluation.plots import found_to_targets, plot_batch, plot_confusion_matrix, plot_curves
-from utils.inference.outputs import result_stems, write_labels
+import cv2
+import numpy as np
 
-# COCO numbers its 80 classes up to 90, with gaps
-COCO_CATEGORIES = [
-    *range(1, 12), *range(13, 26), 27, 28, *range(31, 45), *range(46, 66), 67, 70, *range(72, 83), *range(84, 91),
-]  # fmt: skip
+from utils.data.images import read_image
+from utils.evaluation.coco import AREAS, CocoMetrics, Truth
+from utils.evaluation.errors import BACKGROUND, BOTH, CLASS, DUPLICATE, KINDS, MISSED, PLACED, RIGHT, Errors
+from utils.evaluation.evaluator import Boxes, EvaluatedBatch, Evaluation
+from utils.evaluation.metrics import ap_by_area
+from utils.evaluation.plots import found_to_targets, plot_batch, plot_confusion_matrix, plot_curves
+from utils.inference.drawing import Annotator, class_name
+from utils.inference.outputs import result_stems, write_image, write_labels
+
+WHY_THEY_DIFFER = (
+    "COCO: 100 boxes an image, paired anew at each IoU, crowds left out; "
+    "v6.1: 300, paired once at 0.5, curve by trapezoids"
+)
+ERROR_COLOURS = {  # BGR; those of Okabe and Ito, which the colour-blind can tell apart
+    RIGHT: (115, 158, 0), PLACED: (0, 159, 230), CLASS: (167, 121, 204), BOTH: (0, 94, 213), DUPLICATE: (233, 180, 86),
+    BACKGROUND: (66, 228, 240), MISSED: (178, 114, 0),
+}  # fmt: skip
+ERROR_SIDE, LEGEND = 1280, 28  # pixels: the longer side of pictures of errors, and the strip below them
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _row(name: str, counts: Sequence[int], numbers: Sequence[float]) -> str:
+    shown = ("-" if np.isnan(number) else f"{number:.3g}" for number in numbers)
+    return f"{name[:21]:>22}" + "".join(f"{text:>11}" for text in (*counts, *shown))
+
+
+def size_table(result: Evaluation) -> str:
+    """v6.1's metrics of small, medium and large objects apart, by the area of their boxes in the original images."""
+    boxes = result.boxes
+    area = (boxes.labels[:, 3:] - boxes.labels[:, 1:3]).prod(1)
+    rows = [f"{'By size':>22}" + "".join(f"{t:>11}" for t in ("Labels", "P", "R", "mAP@.5", "mAP@.5:.95"))]
+    for name, (low, high) in AREAS.items():
+        metrics = ap_by_area(boxes.predictions, boxes.partner, boxes.iou, boxes.labels[:, 0], area, (low, high))
+        count = int(((area >= low) & (area <= high)).sum())
+        rows.append(_row(name, [count], metrics.means() if count else [np.nan] * 4))
+    return "\n".join(rows)
+
+
+def coco_table(coco: CocoMetrics, truth: Truth, names: Sequence[str], verbose: bool) -> str:
+    """COCO's numbers: of all objects, by size, and when verbose of each class that occurs."""
+    s = coco.statistics
+    titles = ("Labels", "AP", "AP50", "AP75", "AR100")
+    rows = [f"{'COCO':>22}" + "".join(f"{title:>11}" for title in titles)]
+    counted = ~truth.crowd
+    rows.append(_row("all", [counted.sum()], [s["AP"], s["AP50"], s["AP75"], s["AR100"]]))
+    for column, (name, (low, high)) in enumerate(AREAS.items(), 1):
+        count = (counted & (truth.area >= low) & (truth.area <= high)).sum()
+        rows.append(_row(name, [count], _coco_numbers(coco, column)))
+    if verbose and len(names) > 1:
+        per_class = np.bincount(truth.classes[counted], minlength=len(names))
+        for c in np.flatnonzero(per_class):
+            rows.append(_row(names[c], [per_class[c]], _coco_numbers(coco, 0, slice(c, c + 1))))
+    return "\n".join(rows)
+
+
+def _coco_numbers(coco: CocoMetrics, area: int, classes: slice = slice(None)) -> list[float]:
+    """AP, AP50, AP75, AR100 of a range of areas (0 is all) and some classes; NaN without objects."""
+    precision, recall = coco.precision[:, classes, area], coco.recall[:, classes, area]
+    known = ~np.isnan(precision[0])
+    if not known.any():
+        return [np.nan] * 4
+    precision, recall = precision[:, known], recall[:, known]
+    return [precision.mean(), precision[0].mean(), precision[5].mean(), recall.mean()]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def picture_writer(save_dir: Path, names: list[str], batches: int = 3) -> Callable[[EvaluatedBatch], None]:
@@ -40,23 +103,48 @@ def text_writer(folder: Path, files: Sequence[str], save_conf: bool) -> Callable
     return write
 
 
-def json_collector(predictions: list[dict], categories: Sequence[int]) -> Callable[[EvaluatedBatch], None]:
-    """COCO's result format, appended to `predictions`: top-left corner and size in pixels of the original image."""
+def draw_errors(folder: Path, boxes: Boxes, errors: Errors, images: Sequence[int], names: Sequence[str]) -> list[Path]:
+    """Pictures of the errors above `errors.confidence` in these images: what is right in thin lines, each error in the
+    colour of its kind, which stands below. The numbers in the files' names are their places in `images`.
 
-    def collect(batch: EvaluatedBatch) -> None:
-        for path, boxes in zip(batch.paths, batch.native):
-            stem = Path(path).stem
-            for x1, y1, x2, y2, confidence, c in boxes.tolist():
-                predictions.append(
-                    {
-                        "image_id": int(stem) if stem.isdecimal() else stem,
-                        "category_id": categories[int(c)],
-                        "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
-                        "score": round(confidence, 5),
-                    }
-                )
+    Returns the files written; pictures that are no files of their own (tar shards) are left out.
+    """
+    files = []
+    stems = result_stems([boxes.paths[i] for i in images])
+    for place, (i, stem) in enumerate(zip(images, stems), 1):
+        if Path(boxes.paths[i]).is_file():
+            folder.mkdir(exist_ok=True)
+            picture = _error_picture(read_image(boxes.paths[i]), i, boxes, errors, names)
+            files.append(write_image(folder / f"{place:02d}_{stem}.jpg", picture))
+    return files
 
-    return collect
+
+def _error_picture(image: np.ndarray, number: int, boxes: Boxes, errors: Errors, names: Sequence[str]) -> np.ndarray:
+    scale = ERROR_SIDE / max(image.shape[:2])
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    height = image.shape[0]
+    image = cv2.copyMakeBorder(image, 0, LEGEND, 0, 0, cv2.BORDER_CONSTANT)
+    shown = np.flatnonzero((boxes.image == number) & (boxes.predictions[:, 4] > errors.confidence))
+    missed = np.flatnonzero((boxes.label_image == number) & errors.missed)
+    kinds = [*errors.kind[shown].tolist(), *[MISSED] * len(missed)]
+    corners = np.concatenate([boxes.predictions[shown, :4], boxes.labels[missed, 1:]]) * scale
+    corners[:, 1::2] = corners[:, 1::2].clip(0, height - 1)
+    texts = [f"{class_name(names, int(c), 20)} {confidence:.2f}" for confidence, c in boxes.predictions[shown, 4:]]
+    texts += [class_name(names, int(c), 20) for c in boxes.labels[missed, 0]]
+    colours = [ERROR_COLOURS[kind] for kind in kinds]
+
+    annotator = Annotator(image, 1, 15, pil=True, example="".join(texts))
+    wrong = [k for k, kind in enumerate(kinds) if kind != RIGHT]
+    for k in sorted(range(len(kinds)), key=lambda k: kinds[k] != RIGHT):  # errors on top
+        annotator.line_width = 1 if kinds[k] == RIGHT else 3
+        annotator.rectangle(corners[k], colours[k])
+    annotator.captions([corners[k] for k in wrong], [texts[k] for k in wrong], [colours[k] for k in wrong])
+    legend = {RIGHT: "right", **{kind: name for kind, (name, _) in KINDS.items()}}
+    for place, (kind, name) in enumerate(legend.items()):
+        at = (place * image.shape[1] // len(legend), height + 4)
+        annotator.text(at, name, txt_color=(0, 0, 0) if sum(ERROR_COLOURS[kind]) > 350 else (255, 255, 255),
+                       color=ERROR_COLOURS[kind])  # fmt: skip
+    return annotator.result()
 
 
 def write_figures(result: Evaluation, save_dir: Path) -> None:

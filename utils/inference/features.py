@@ -112,7 +112,19 @@ def draw_emphasis(maps: np.ndarray, gate: np.ndarray, picture: np.ndarray) -> np
     favoured -= np.einsum("c,chw->", gate, size) / max(size.sum(), 1e-12)
     favoured /= max(np.abs(favoured).max(), FAINT)
     favoured = cv2.resize(favoured.astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(-1, 1)
-    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR).astype(np.float32)
     colour = np.where(favoured[..., None] > 0, np.float32([0, 0, 255]), np.float32([255, 0, 0]))
     strength = 0.75 * np.abs(favoured)[..., None]
-    return (grey * (1 - strength) + colour * strength).astype(np.uint8)
+    return (_grey(picture) * (1 - strength) + colour * strength).astype(np.uint8)
+
+
+def draw_heat(heat: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """Over a BGR picture (H, W, 3) in grey, a map (h, w) of 0-1: nothing where it is 0, yellow where it is 1."""
+    heat = cv2.resize(heat.astype(np.float32), picture.shape[1::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)
+    colour = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO).astype(np.float32)
+    strength = 0.75 * heat[..., None]
+    return (_grey(picture) * (1 - strength) + colour * strength).astype(np.uint8)
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    """A BGR picture without its colours, float32 (H, W, 3)."""
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR).astype(np.float32)

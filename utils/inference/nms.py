@@ -1,9 +1,11 @@
 """Non-maximum suppression: from every decoded prediction to the few boxes that are reported (spec: v6.1)."""
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 
 import torch
-from torchvision.ops import nms
 
 from utils.boxes import xywh_to_xyxy
 
@@ -43,7 +45,7 @@ def non_max_suppression(
 
     found = []
     for image, rows in enumerate(rows_per_image):
-        boxes = _score(decoded[image, rows].float(), conf_thres, multi_label)
+        boxes = _score(decoded[image].index_select(0, rows).float(), conf_thres, multi_label)
         if len(labels) and conf_thres < 1:
             boxes = torch.cat([boxes, _certain(labels[image].to(boxes))])
         if classes is not None:
@@ -65,15 +67,18 @@ def _check(decoded: torch.Tensor, conf_thres: float, iou_thres: float, labels: S
 
 def _score(rows: torch.Tensor, conf_thres: float, multi_label: bool) -> torch.Tensor:
     """Decoded rows (k, 5 + nc) of one image as boxes (n, 6), those above the threshold."""
-    size = rows[:, 2:4]
-    sensible = (size >= MIN_SIDE) & (size <= MAX_SIDE) & rows[:, :2].isfinite()
-    rows = rows[sensible.all(1)]
-    scores = rows[:, 5:] * rows[:, 4:5]  # (k, nc)
+    x, y, width, height = rows[:, :4].unbind(1)
+    sensible = (torch.minimum(width, height) >= MIN_SIDE) & (torch.maximum(width, height) <= MAX_SIDE)
+    sensible &= (x + y).isfinite()
+    # (k, nc); zeros are less work than picking the rows once more
+    scores = rows[:, 5:] * rows[:, 4].where(sensible, 0)[:, None]
     corners = xywh_to_xyxy(rows[:, :4])
 
     if multi_label:
-        row, label = (scores > conf_thres).nonzero(as_tuple=True)
-        return torch.cat([corners[row], scores[row, label, None], label[:, None]], 1)
+        scores = scores.flatten()
+        place = (scores > conf_thres).nonzero()[:, 0]
+        row, label = place // (rows.shape[1] - 5), place % (rows.shape[1] - 5)
+        return torch.cat([corners[row], scores[place, None], label[:, None]], 1)
     confidence, label = scores.max(1, keepdim=True)
     return torch.cat([corners, confidence, label], 1)[confidence[:, 0] > conf_thres]
 
@@ -103,7 +108,28 @@ def _suppress(boxes: torch.Tensor, iou_thres: float, agnostic: bool, max_det: in
 
 
 def _nms(corners: torch.Tensor, confidence: torch.Tensor, iou_thres: float) -> torch.Tensor:
+    nms = _torchvision_nms()
     try:
         return nms(corners, confidence, iou_thres)
     except NotImplementedError:  # torchvision has it for the CPU and CUDA, not for every device
         return nms(corners.cpu(), confidence.cpu(), iou_thres).to(corners.device)
+
+
+@cache
+def _torchvision_nms() -> Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]:
+    """torchvision's NMS, from its library of compiled operators alone where that lies where it is known to.
+
+    `import torchvision` brings torch._dynamo and a thousand other modules, and takes longer than torch itself.
+    """
+    package = importlib.util.find_spec("torchvision")
+    folder = Path(package.origin).parent if package and package.origin else Path()
+    for library in (folder / name for name in ("_C_stable.so", "_C.so")):
+        if library.is_file():
+            try:
+                torch.ops.load_library(library)
+                return torch.ops.torchvision.nms
+            except (OSError, AttributeError):  # not made for this torch, which torchvision can say better
+                break
+    from torchvision.ops import nms
+
+    return nms

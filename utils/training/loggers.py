@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils import cli
 from utils.data.images import read_image
 from utils.files import atomic_write
@@ -88,6 +90,15 @@ class Loggers:
         """Numbers of one epoch, by the names of results.csv."""
         self._each("log_metrics", dict(values), epoch)
 
+    @property
+    def wants_histograms(self) -> bool:
+        """Whether any of them does something with `log_histograms`."""
+        return any(type(tracker).log_histograms is not Tracker.log_histograms for tracker in self.trackers)
+
+    def log_histograms(self, values: Mapping[str, np.ndarray], epoch: int) -> None:
+        """Many numbers of one epoch under each name, of any shape, to be shown by how they are spread."""
+        self._each("log_histograms", dict(values), epoch)
+
     def log_pictures(self, paths: Sequence[str | Path], epoch: int) -> None:
         """Picture files, each under its name without suffix. Those that are not there are left out."""
         self._each("log_pictures", [path for path in map(Path, paths) if path.is_file()], epoch)
@@ -124,6 +135,8 @@ class Tracker:
 
     def log_metrics(self, values: dict[str, float], epoch: int) -> None: ...
 
+    def log_histograms(self, values: dict[str, np.ndarray], epoch: int) -> None: ...
+
     def log_pictures(self, paths: list[Path], epoch: int) -> None: ...
 
     def finish(self, summary: dict[str, float]) -> None: ...
@@ -151,6 +164,10 @@ class TensorBoard(Tracker):
         for name, value in values.items():
             writer.add_scalar(name, value, epoch)
         writer.flush()
+
+    def log_histograms(self, values: dict[str, np.ndarray], epoch: int) -> None:
+        for name, value in values.items():
+            self._writer(epoch).add_histogram(name, value, epoch)
 
     def log_pictures(self, paths: list[Path], epoch: int) -> None:
         for path in paths:

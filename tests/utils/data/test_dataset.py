@@ -163,7 +163,8 @@ def test_recorded_mosaics(parity, recorded_mosaic_set, same_pixels):
         np.testing.assert_allclose(warped, rows_of(case["labels"], 5), atol=1e-4, err_msg=name)
 
         # and straight into the frame, as samples are made: these pictures are too busy to compare but by the average
-        direct = aug.warp_mosaic(images, tiles, aug.warp_matrix(warp, canvas.shape[:2], (size, size)), size)
+        matrix = aug.warp_matrix(warp, canvas.shape[:2], (size, size))
+        direct = aug.warp_mosaic(images, tiles, aug.tile_spans(tiles, matrix, size), matrix, size)
         if warp == Warp():
             assert np.array_equal(direct, image), name
         assert abs(direct.mean() - image.mean()) < 2, name
@@ -326,23 +327,6 @@ def test_whole_objects_follow_their_pixels(write_set):
         box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
         bounds = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         np.testing.assert_allclose(box, bounds, atol=2.5)
-
-
-@pytest.mark.parametrize("extra", [{}, {"mosaic9": 1.0, "mosaic": 1.0}, {"mosaic": 1.0, "mixup": 1.0}])
-def test_a_batch_that_shares_reads_each_file_once(mixed_set, extra, monkeypatch):
-    dataset = DetectionDataset(mixed_set, 64, augment=True, hyp={**STRONG, **extra})
-    group, read = (1, 4, 6, 2), []
-    real = dataset_module.decode_image
-    monkeypatch.setattr(
-        dataset_module, "decode_image", lambda data, path, *a, **k: read.append(path) or real(data, path, *a, **k)
-    )
-    keys = [(0, i, group) for i in group]
-    batch = dataset.__getitems__(keys)
-    assert sorted(read) == sorted({*read}) and {*read} <= {dataset.image_files[i] for i in group}
-    assert all(equal(sample, dataset[key]) for sample, key in zip(batch, keys))  # whoever reads
-    read.clear()
-    assert all(equal(*pair) for pair in zip(dataset.__getitems__([(0, 3), (0, 5)]), [dataset[0, 3], dataset[0, 5]]))
-    assert {*read} > {dataset.image_files[3]} or extra == {}
 
 
 def test_a_large_jpeg_is_decoded_small(tmp_path, noise_image, write_image):

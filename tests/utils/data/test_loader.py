@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from utils.data import dataset as dataset_module
 from utils.data.loader import EpochSampler as Sampler
-from utils.data.loader import QuadDataset, collate, create_dataloader, draw_images, merge_quad
+from utils.data.loader import QuadDataset, WindowSampler, collate, create_dataloader, draw_images, merge_quad
 
 HYP = {
     "mosaic": 0.7,
@@ -146,28 +147,73 @@ def test_same_weighted_batches_for_any_number_of_workers(entry):
     assert all(same(*pair) for pair in zip(*batches))
 
 
-# --- shared by a batch ------------------------------------------------------------------------------------------------
+# --- windows ----------------------------------------------------------------------------------------------------------
 
 
-def test_groups_are_the_batches():
-    sampler = Sampler(10, shuffle=True, seed=3, group=4)
-    pairs = order_of(sampler, 2)
-    assert [key[:2] for key in pairs] == order_of(Sampler(10, shuffle=True, seed=3), 2)
-    for first in (0, 4, 8):
-        batch = pairs[first : first + 4]
-        assert {key[2] for key in batch} == {tuple(key[1] for key in batch)}
+@pytest.mark.parametrize(
+    "length, sizes",
+    [
+        (40, [5, 5]),  # batches in each window
+        (32, [4, 4]),
+        (30, [4, 4]),
+        (10, [3]),  # too few for a window of four
+        (3, [1]),
+    ],
+)
+def test_windows_keep_order_and_deal_out_all_images(length, sizes):
+    sampler = WindowSampler(length, True, 3, batch_size=4)
+    windows = order_of(sampler, 2)
+    assert [len(window) for window in windows] == sizes and len(sampler) == length
+    pairs = [key[:2] for window in windows for batch in window for key in batch]
+    assert pairs == order_of(Sampler(length, shuffle=True, seed=3), 2)
+    assert windows == order_of(WindowSampler(length, True, 3, batch_size=4), 2)
+    for window in windows:
+        everyone = [index for batch in window for _, index, *_ in batch]
+        for batch in window:
+            assert len(batch) in (4, length % 4)
+            assert {key[3] for key in batch} == {tuple(everyone)} and all(len(key[2]) == 3 for key in batch)
+            shown = [index for key in batch for index in (key[1], *key[2])]
+            assert {*shown} <= {*everyone}
+            assert len({*shown}) == min(len(shown), len(everyone))  # as many different ones as can be
+    deals = [[key[2] for window in order_of(sampler, epoch) for batch in window for key in batch] for epoch in (2, 3)]
+    assert deals[0] != deals[1]
 
 
 @pytest.mark.parametrize("quad", [False, True])
-def test_same_shared_batches_for_any_number_of_workers(entry, quad):
-    options = {**TRAINING, "share": True, "quad": quad}
+def test_same_windows_for_any_number_of_workers(entry, quad):
+    options = {**TRAINING, "batch_size": 2, "share": True, "quad": quad}
     batches = []
     for workers in (0, 2):
         loader, _ = create_dataloader(entry, workers=workers, **options)
         batches.append([epoch_of(loader, epoch) for epoch in (0, 1)])
+        assert len(loader) == len(batches[-1][0]) == 5 and len(loader.dataset) == 10
     assert all(same(*pair) for pair in zip(*batches))
     apart, _ = create_dataloader(entry, workers=0, **{**options, "share": False})
     assert not same(epoch_of(apart, 0), batches[0][0])
+    assert [batch[2] for batch in epoch_of(apart, 0)] == [batch[2] for batch in batches[0][0]]
+
+
+@pytest.mark.parametrize("extra", [{}, {"mosaic9": 1.0}, {"mixup": 1.0}])
+def test_a_window_decodes_each_file_once(entry, extra, monkeypatch):
+    options = {**TRAINING, "share": True, "workers": 0, "hyp": {**HYP, "mosaic": 1.0, **extra}}
+    loader, dataset = create_dataloader(entry, **options)
+    read, real = [], dataset_module.decode_image
+    monkeypatch.setattr(
+        dataset_module, "decode_image", lambda data, path, *a, **k: read.append(path) or real(data, path, *a, **k)
+    )
+    batches = epoch_of(loader, 1)
+    assert sorted(read) == sorted({*read})
+    if extra:  # more tiles than a frame can hide
+        assert {*read} == {*dataset.image_files}
+    assert len(batches) == 3 and dataset._decoded is None  # nothing is kept beyond the window
+    kept, _ = create_dataloader(entry, cache="ram", **options)
+    assert same(epoch_of(kept, 1), batches)  # whoever reads
+
+
+def test_rect_shares_no_decoding(entry, capsys):
+    loader, _ = create_dataloader(entry, workers=0, **{**TRAINING, "rect": True, "share": True, "shuffle": False})
+    assert "shared decoding is ignored" in capsys.readouterr().err
+    assert same(list(loader), list(create_dataloader(entry, workers=0, **{**TRAINING, "rect": True})[0]))
 
 
 # --- loader -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,114 @@
+"""What it costs to start: detect.py on one picture as a whole process, against a bare `import torch`.
+
+    python benchmarks/bench_start.py                                        # yolov5n with random weights, noise
+    python benchmarks/bench_start.py --weights yolov5n.pt --picture a.jpg   # others
+    python benchmarks/bench_start.py --tree ../before                       # another checkout of this project, in turn
+
+Processes take turns; quoted are medians of wall and processor time and of peak memory, and their ratios to the bare
+import, which are the figures that other machines can be compared by. More processes say where the time goes.
+README.md beside this file keeps dated results.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MAKE = """
+import sys; sys.path.insert(0, sys.argv[1])
+import cv2, numpy, torch
+from models.yolo import Model
+from utils import checkpoint
+folder = sys.argv[2]
+cv2.imwrite(f"{folder}/noise.jpg", numpy.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=numpy.uint8))
+checkpoint.save(f"{folder}/random.pt", checkpoint.pack(Model("yolov5n.yaml")))
+"""
+# In a process of its own: processor milliseconds and peak MiB at the end of each stage. Results are written by a
+# thread, which the last stage waits for.
+STAGES = """
+import json, resource, sys, time; sys.path.insert(0, sys.argv[1])
+def now(): return 1000 * time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+stages, modules = [("start of Python", *now())], {}
+def stage(name): stages.append((name, *now()))
+import torch; stage("import torch"); modules["torch"] = len(sys.modules)
+import detect; stage("import all else"); modules["all"] = len(sys.modules)
+load, find, leave = detect.Backend.__init__, detect.Finder.__call__, detect.Results.__exit__
+def timed(call, name):
+    def wrapped(*args, **kwargs):
+        result = call(*args, **kwargs); stage(name); return result
+    return wrapped
+detect.Backend.__init__ = timed(load, "weights: read, fuse")
+detect.Finder.__call__ = timed(find, "frame, network, NMS")
+detect.Results.__exit__ = timed(leave, "draw, write")
+detect.run(sys.argv[2], sys.argv[3], project=sys.argv[4], exist_ok=True)
+json.dump([stages, modules], sys.stdout)
+"""
+
+
+def measure(command: list[str], cwd: Path) -> tuple[float, float, float]:
+    """(wall seconds, processor seconds, peak MiB) of a process; ValueError with its last words where it fails."""
+    with tempfile.TemporaryFile() as said:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, cwd=cwd, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        if status:
+            said.seek(0)
+            raise ValueError(f"{' '.join(command[:3])} failed: {said.read().decode(errors='replace')[-500:]}")
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def breakdown(tree: Path, weights: Path, picture: Path, folder: str) -> tuple[dict[str, float], dict[str, float], dict]:
+    """Processor milliseconds of each stage of one run, peak MiB after each, and how many modules were imported."""
+    command = [sys.executable, "-c", STAGES, str(tree), str(weights), str(picture), folder]
+    run = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True)
+    stages, modules = json.loads(run.stdout)
+    times = {name: after - before for (_, before, _), (name, after, _) in zip([("", 0, 0), *stages], stages)}
+    return times, {name: peak for name, _, peak in stages}, modules
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, help="checkpoint (default: yolov5n with random weights)")
+    parser.add_argument("--picture", type=Path, help="image file (default: noise of 640 x 480 pixels)")
+    parser.add_argument("--tree", type=Path, help="another checkout of this project, measured in turn with this one")
+    parser.add_argument("--repeats", type=int, default=9, help="(default: %(default)s)")
+    opt = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if not (opt.weights and opt.picture):
+            subprocess.run([sys.executable, "-c", MAKE, str(ROOT), folder], check=True)
+        weights = (opt.weights or Path(folder, "random.pt")).resolve()
+        picture = (opt.picture or Path(folder, "noise.jpg")).resolve()
+        arguments = ["--weights", str(weights), "--source", str(picture), "--project", folder, "--exist-ok"]
+        trees = {"detect.py": ROOT} | ({"detect.py of --tree": opt.tree.resolve()} if opt.tree else {})
+        commands = {"import torch": ([sys.executable, "-c", "import torch"], ROOT)}
+        commands |= {name: ([sys.executable, "detect.py", *arguments], tree) for name, tree in trees.items()}
+        runs: dict[str, list] = {name: [] for name in commands}
+        for _ in range(opt.repeats):
+            for name, (command, cwd) in commands.items():
+                runs[name].append(measure(command, cwd))
+        medians = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in runs.items()}
+        base = medians["import torch"]
+        print("| process | wall, s | times | processor, s | times | peak, MiB |\n|---|--:|--:|--:|--:|--:|")
+        for name, (wall, cpu, peak) in medians.items():
+            print(f"| {name} | {wall:.2f} | {wall / base[0]:.2f} | {cpu:.2f} | {cpu / base[1]:.2f} | {peak:.0f} |")
+        for name, tree in trees.items():
+            several = [breakdown(tree, weights, picture, folder) for _ in range(max(opt.repeats // 2, 1))]
+            print(f"\n| {name}: stage | processor, ms | peak then, MiB |\n|---|--:|--:|")
+            for stage in several[0][0]:
+                print(
+                    f"| {stage} | {statistics.median(times[stage] for times, _, _ in several):.0f} "
+                    f"| {statistics.median(peaks[stage] for _, peaks, _ in several):.0f} |"
+                )
+            print(f"\nmodules: {several[0][2]['torch']} after import torch, {several[0][2]['all']} after all imports")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""tools/attend.py: the page of one model and of two, every kind of block, and what it says to bad input."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from small_world import NAMES, TINY, picture
+
+from models.attention_view import GATED
+from models.yolo import Model
+from tools import attend
+from tools.attend_report import Block, Explained, Finding, as_html, as_text
+from utils import checkpoint, cli
+
+
+def write_model(path, *inserted: tuple, bias: float = 2.0):
+    """A checkpoint of the tiny detector with blocks put in that finds boxes of confidence near sigmoid(bias) / 2."""
+    torch.manual_seed(0)
+    model = Model(TINY, nc=2, insert=[{"after": after, "module": module} for after, module in inserted])
+    model.names = NAMES
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "conv_du" in name:
+                p.copy_(torch.randn_like(p))
+        for conv in model.model[-1].m:
+            conv.bias.view(3, -1)[:, 4] = bias
+            conv.bias.view(3, -1)[:, 5:] = torch.tensor([0.0, 0.5])
+    checkpoint.save(path, {"model": model.eval(), "ema": None})
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "zwei <Kästen>.png"
+    cv2.imencode(".png", picture())[1].tofile(path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(*arguments)`: exit status, standard output and standard error of the command."""
+
+    def command(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            cli.run(attend.main, attend.parse_options([str(a) for a in arguments]), "attend.py")
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return command
+
+
+class Page(HTMLParser):
+    """What a page refers to, and its pictures."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.pictures, self.others, self.charts = [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.charts += tag == "svg"
+        for key in ("src", "href"):
+            if key in values:
+                found = re.fullmatch(r"data:image/(jpeg|png);base64,(.*)", values[key])
+                data = np.frombuffer(base64.b64decode(found[2]), np.uint8) if found else None
+                (self.pictures.append(cv2.imdecode(data, 1)) if found else self.others.append(values[key]))
+
+
+def test_one_model(tmp_path, photo, run):
+    weights, page = write_model(tmp_path / "soca.pt", (4, "SOCA")), tmp_path / "page.html"
+    code, out, err = run(photo, "--weights", weights, "--img", 96, "--html", page)
+    assert code == 0, err
+    assert "5-SOCA: 32 channels on a map of 12 x 8; gate " in out and "five steps against the root" in out
+    text = page.read_text(encoding="utf-8")
+    read = Page(text)
+    # detections with and without, 8 channels, emphasis, four detections with and without
+    assert len(read.pictures) == 2 + 8 + 1 + 8 and all(p is not None for p in read.pictures)
+    assert read.others == [] and "http" not in text and "@import" not in text and "url(" not in text
+    assert read.charts == 4
+    assert "What attention did with zwei &lt;Kästen&gt;.png" in text and "<Kästen>" not in text
+    assert "nan" not in re.sub(r"base64,[^']*", "", text)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["page.html", photo.name, "soca.pt"])
+
+
+def test_two_models_side_by_side(tmp_path, photo, run):
+    one = write_model(tmp_path / "soca.pt", (4, "SOCA"), ("SPPF", "SOCA"))
+    two = write_model(tmp_path / "se.pt", (4, "SE"))
+    page = tmp_path / "page.html"
+    code, out, err = run(photo, "--weights", one, two, "--img", 96, "--html", page, "--without", "one")
+    assert code == 0, err
+    text = page.read_text(encoding="utf-8")
+    assert "5-SOCA beside 5-SE" in text and "gates, each from most to least" in text
+    assert "8-SOCA" in text  # which the second model has no counterpart of
+    assert "1, as if the block were not there" in text
+    # the head's finer map has the first block alone before it
+    assert Page(text).charts == 1 + 4 + 1 + 4
+    assert out.count(" with the gate, ") == 2
+
+
+@pytest.mark.parametrize("module", [c.__name__ for c in GATED] + ["LSRAG"])
+def test_every_block_with_a_gate(module, tmp_path, photo, run):
+    weights, page = write_model(tmp_path / "a.pt", ("SPPF", module)), tmp_path / "page.html"
+    code, out, err = run(photo, "--weights", weights, "--img", 64, "--html", page, "--detections", 1)
+    assert code == 0, err
+    assert ("7.soca-SOCA: 64" if module == "LSRAG" else f"7-{module}: 64") in out
+    assert page.stat().st_size > 10000
+
+
+def test_nothing_found_is_said(tmp_path, photo, run):
+    weights, page = write_model(tmp_path / "a.pt", (4, "SE"), bias=-9), tmp_path / "page.html"
+    code, _, err = run(photo, "--weights", weights, "--img", 64, "--html", page)
+    assert code == 0, err
+    text = page.read_text(encoding="utf-8")
+    assert "Nothing is found with the gate." in text and "No detection, nothing to show." in text
+
+
+def test_bad_input_is_one_message_and_no_page(tmp_path, photo, run):
+    plain, soca = write_model(tmp_path / "plain.pt"), write_model(tmp_path / "soca.pt", (4, "SOCA"))
+    page = tmp_path / "page.html"
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    for arguments, message in [
+        ((photo, "--weights", plain), f"{plain} has no attention with a gate, so there is nothing to show"),
+        ((photo, "--weights", soca, plain), "has no attention with a gate"),
+        ((photo, "--weights", soca, soca, soca), "--weights takes one file, or two to compare, got 3"),
+        ((photo, "--weights", tmp_path / "no.pt"), "no such weights"),
+        ((tmp_path / "no.jpg", "--weights", soca), "no.jpg"),
+        ((broken, "--weights", soca), "broken.jpg"),
+        ((photo, "--weights", broken), "broken.jpg"),
+        ((photo, "--weights", soca, "--conf-thres", 2), "--conf-thres must be between 0 and 1, got 2"),
+        ((photo, "--weights", soca, "--img", 1), "--imgsz must be at least 32, got 1"),
+        ((photo, "--weights", soca, "--detections", -1), "--detections must be at least 0, got -1"),
+        ((photo, "--weights", soca, "--html", tmp_path / "no" / "page.html"), "--html: "),
+    ]:
+        code, _, err = run(*arguments, *(() if "--html" in arguments else ("--html", page)))
+        assert code == 1 and message in err and err.count("error") == 1, (arguments, err)
+        assert not page.exists()
+
+
+def test_classes_take_turns():
+    assert attend.classes_in_turn([2, 2, 0, 2, 0, 1]) == [0, 2, 5, 1, 4, 3]
+    assert attend.classes_in_turn([]) == []
+
+
+def test_what_the_page_says_of_given_numbers():
+    frame = np.full((32, 64, 3), 90, np.uint8)
+    maps = np.zeros((3, 2, 4), np.float32)
+    maps[0], maps[1], maps[2, 0, 1] = 3, 4, 12  # energies 72, 128, 144
+    gate = np.float32([0.5, 0.25, 1.0])
+    box = np.float32([4, 4, 20, 20, 0.75, 1])
+    heat = np.float32([[0, 1], [0, 0]])
+    still = np.float32([0.5, 0.5, 0.9])
+    blocks = [Block("3-SE", maps, gate, [(heat, None)], still), Block("9-SE", maps, gate, [(None, None)])]
+    one = Explained("a.pt", ["cat", "dog"], frame, [Finding(box, 8, 0.5)], box[None], [0], blocks)
+    text = as_html([one], "x.jpg", "its mean", 0.25)
+    order = [text.index(f"channel {c}: {g}; {e} % of the map") for c, g, e in
+             ((2, "1.000", 41.9), (0, "0.500", 20.9), (1, "0.250", 37.2))]  # fmt: skip
+    assert order == sorted(order)
+    assert "<td>1<td>dog<td>0.750<td>0.500<td>8" in text
+    assert "1, dog: 0.750 with the gate</figcaption>" in text and "1, dog: 0.500 without; nothing does" in text
+    assert "This block has no say in detection 1 (stride 8)" in text
+    assert as_text(one).splitlines() == [
+        "a.pt, 64 x 32 px: detections: 1 with the gate, 1 without",
+        "  3-SE: 3 channels on a map of 4 x 2; gate 0.250 to 1.000, mean 0.583, standard deviation 0.3118; "
+        "the picture moves it by up to 0.2500",
+        "  9-SE: 3 channels on a map of 4 x 2; gate 0.250 to 1.000, mean 0.583, standard deviation 0.3118",
+    ]

@@ -1,0 +1,64 @@
+"""tools/benchmark_formats.py: every format gets a row, also one that fails."""
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+from small_world import lively, write_boxes, write_yaml
+
+from tools import benchmark_formats
+from tools.benchmark_formats import Row, as_csv, as_picture, as_table, variants
+from utils import checkpoint
+from utils.export.formats import BY_ARGUMENT, ExportError
+
+ROWS = [
+    Row("PyTorch", "float32", 4.0, 0.9, 0.56, 30.0),
+    Row("ONNX", "float32", 7.5, 0.9, 0.56, 15.0),
+    Row("OpenVINO", "int8", reason="nncf failed"),
+]
+
+
+def test_what_is_measured():
+    formats = [BY_ARGUMENT[argument] for argument in ("onnx", "openvino")]
+    found = [(precision, kind.argument if kind else "-") for precision, kind in variants(formats, ["int8", "float32"])]
+    assert found == [("float32", "-"), ("float32", "onnx"), ("float32", "openvino"), ("int8", "openvino")]
+
+
+def test_the_table_and_the_csv():
+    lines = as_table(ROWS).splitlines()
+    assert lines[3] == "| ONNX | float32 | 7.5 | 0.900 | 0.560 | 15.0 | 2.00 |"
+    assert lines[4] == "| OpenVINO | int8 | | | | | nncf failed |"
+    rows = list(csv.DictReader(as_csv(ROWS).splitlines()))
+    assert rows[1]["milliseconds"] == "15.0" and rows[2]["map"] == "" and rows[2]["reason"] == "nncf failed"
+
+
+def test_the_picture_leaves_out_what_failed():
+    axes = as_picture(ROWS, "title").axes[0]
+    assert sorted(text.get_text() for text in axes.texts) == ["ONNX", "PyTorch"]
+    assert [len(discs.get_offsets()) for discs in axes.collections] == [2]
+
+
+def test_a_run(here, monkeypatch):
+    model = lively(nc=2)
+    model.names = ["red", "weiß"]
+    checkpoint.save(here / "best.pt", checkpoint.pack(model))
+    data = write_yaml(here / "boxes.yaml", write_boxes(here / "boxes"))
+    real = benchmark_formats.export.run
+
+    def fails_in_half(**options):
+        if options["half"]:
+            raise ExportError("no half today")
+        return real(**options)
+
+    monkeypatch.setattr(benchmark_formats.export, "run", fails_in_half)
+    options = {"include": ["onnx"], "imgsz": 96, "rounds": 2, "project": "out", "cpu_seconds": True}
+    rows = benchmark_formats.run(weights="best.pt", data=str(data), **options)
+    assert [(row.name, row.precision) for row in rows] == [
+        ("PyTorch", "float32"), ("ONNX", "float32"), ("ONNX", "float16")
+    ]  # fmt: skip
+    assert rows[2].reason == "no half today" and rows[2].milliseconds is None
+    assert rows[0].map == pytest.approx(rows[1].map, abs=1e-4) and min(r.milliseconds for r in rows[:2]) > 0
+    assert len((here / "out/exp/benchmark.csv").read_text().splitlines()) == 4
+    assert np.ptp(cv2.imread(str(here / "out/exp/benchmark.png"))) > 200
+    assert (here / "out/exp/float32/best.onnx").is_file() and not (here / "best.onnx").exists()

@@ -1,0 +1,316 @@
+"""What tools/attend.py knows how to say: the text and the HTML page of what attention did with a picture."""
+
+import base64
+import html
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from models.attention_view import Spectrum
+from utils.inference.drawing import class_name, draw_boxes
+from utils.inference.features import draw_emphasis, draw_heat, draw_maps
+
+CHANNELS = 4  # most raised, and most lowered, that are shown
+COLOURS = ("#0072b2", "#d55e00")  # of the first and the second curve: blue and vermilion of Okabe and Ito
+FLOOR = 1e-9  # eigenvalues below it are rounding of the float32 map
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1180px;padding:0 1em;color:#222}
+h1{line-height:1.25;overflow-wrap:anywhere}h2{margin:2em 0 0;border-top:1px solid #ccc;padding-top:.6em}
+h3{margin:.8em 0 0;overflow-wrap:anywhere}h4{margin:1.2em 0 0}p{margin:.4em 0;max-width:75ch}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:0 2em}.pair>div{min-width:0}
+.row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,200px),1fr));gap:8px}
+.maps{display:grid;grid-template-columns:repeat(4,1fr);gap:6px;max-width:640px}.one{max-width:640px}
+figure{margin:.4em 0}figure img{width:100%;display:block;border:1px solid #ccc;box-sizing:border-box}
+.maps img{image-rendering:pixelated}figcaption{font-size:12px;overflow-wrap:anywhere}
+.plot{display:flex;gap:6px;height:150px}.plot svg{flex:1;min-width:0;height:100%;border:1px solid #ccc;background:#fff}
+.ticks{display:flex;flex-direction:column;justify-content:space-between;font-size:11px;text-align:right;min-width:4.2em}
+.x{display:flex;justify-content:space-between;font-size:11px;margin-left:calc(4.2em + 6px)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px}td,th{padding:1px 10px 1px 0;text-align:right}
+td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}.note{color:#555;font-size:13px}
+"""
+
+
+@dataclass
+class Finding:
+    """A detection, and what the same prediction scores without the gate."""
+
+    box: np.ndarray  # (6,): x1, y1, x2, y2 in pixels of the frame, confidence, class
+    stride: int  # of the map that predicted it, in pixels
+    without: float
+
+
+@dataclass
+class Block:
+    """What one attention block did."""
+
+    name: str
+    maps: np.ndarray  # (C, h, w), what came in
+    gate: np.ndarray  # (C,)
+    heat: list[tuple[np.ndarray | None, np.ndarray | None]]  # Grad-CAM of the detections shown, with and without
+    still: np.ndarray | None = None  # (C,) the gate of SOCA and SE where the statistic is 0, whatever the picture
+    spectrum: Spectrum | None = None  # of SOCA, where the map varies
+    gate_of_root: np.ndarray | None = None  # (C,) the gate, were the root exact
+
+    @property
+    def order(self) -> np.ndarray:
+        """Channels, the most raised first."""
+        return np.argsort(-self.gate, kind="stable")
+
+
+@dataclass
+class Explained:
+    """What the page says of one model."""
+
+    title: str
+    names: list[str]
+    frame: np.ndarray  # BGR uint8 (H, W, 3), the picture as the network sees it
+    found: list[Finding]
+    without: np.ndarray  # (m, 6), what is found where every gate is replaced
+    shown: list[int]  # of `found`, those that Grad-CAM explains
+    blocks: list[Block]
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def as_text(one: Explained) -> str:
+    """A few lines on one model, for a terminal."""
+    height, width = one.frame.shape[:2]
+    counts = f"{len(one.found)} with the gate, {len(one.without)} without"
+    lines = [f"{one.title}, {width} x {height} px: detections: {counts}"]
+    for block in one.blocks:
+        lines.append(f"  {block.name}: {_summary(block)}")
+        if block.spectrum:
+            lines.append(f"    {_five_steps(block)}")
+    return "\n".join(lines)
+
+
+def _summary(block: Block) -> str:
+    gate = block.gate
+    moved = "" if block.still is None else f"; the picture moves it by up to {np.abs(gate - block.still).max():.4f}"
+    return (
+        f"{len(gate)} channels on a map of {block.maps.shape[2]} x {block.maps.shape[1]}; gate {gate.min():.3f} to "
+        f"{gate.max():.3f}, mean {gate.mean():.3f}, standard deviation {gate.std():.4f}{moved}"
+    )
+
+
+def _five_steps(block: Block) -> str:
+    s = block.spectrum
+    return (
+        f"effective rank {s.effective_rank:.1f} of {len(s.eigenvalues)}; five steps against the root: matrix "
+        f"{100 * s.matrix_distance:.0f} % off, statistic {100 * s.statistic_distance:.1f} %, "
+        f"gate by at most {np.abs(block.gate - block.gate_of_root).max():.4f}"
+    )
+
+
+# --- page -------------------------------------------------------------------------------------------------------------
+
+
+def as_html(models: Sequence[Explained], picture: str, without: str, confidence: float) -> str:
+    """One page that needs no other file. without: in words, what stood for the gates; confidence: the lowest shown."""
+    title = f"What attention did with {picture}"
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width,initial-scale=1'>",
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
+        f"<p>Without the gate means: in place of every gate stands {html.escape(without)}. Nothing was trained again, "
+        "so this shows what the network does with its gate, not how good it would have become without one. How far the "
+        "picture moves a gate of SOCA or SE is told from what its small network makes of a statistic of zeros: a gate "
+        "that no picture moves is a constant, which the layer behind it could hold as well.",
+        f"<h2>Detections</h2><p class=note>Boxes of confidence {confidence:g} and more. In the tables: what "
+        "the same prediction scores without the gate, and the stride of the map that made it.<div class=pair>",
+        *(_detections(one) for one in models),
+        "</div>",
+    ]
+    for same_place in zip_longest(*(one.blocks for one in models)):
+        there = [(one, block) for one, block in zip(models, same_place) if block]
+        parts.append(f"<h2>{html.escape(' beside '.join(dict.fromkeys(block.name for _, block in there)))}</h2>")
+        if len(there) > 1:
+            parts.append(_sorted_gates(there))
+        parts += ["<div class=pair>", *(_block(one, block) for one, block in there), "</div>"]
+    return "\n".join(parts)
+
+
+def _detections(one: Explained) -> str:
+    boxes = np.array([f.box for f in one.found]).reshape(-1, 6)
+    rows = "".join(
+        f"<tr><td>{i}<td>{html.escape(class_name(one.names, int(f.box[5])))}<td>{f.box[4]:.3f}<td>{f.without:.3f}"
+        f"<td>{f.stride}"
+        for i, f in enumerate(one.found[:20], 1)
+    )
+    more = f"<p class=note>... and {len(one.found) - 20} more." if len(one.found) > 20 else ""
+    table = (
+        f"<div class=scroll><table><tr><th>no.<th>class<th>confidence<th>without<th>stride{rows}</table></div>{more}"
+    )
+    return (
+        f"<div><h3>{html.escape(one.title)}</h3><div class=row>"
+        f"{_picture(_drawn(one, boxes), f'with the gate: {len(boxes)}')}"
+        f"{_picture(_drawn(one, one.without), f'without: {len(one.without)}')}</div>"
+        f"{table if rows else '<p>Nothing is found with the gate.'}</div>"
+    )
+
+
+def _sorted_gates(there: Sequence[tuple[Explained, Block]]) -> str:
+    """The gates of both models from most to least, in one chart."""
+    series = [(f"{block.name}, {one.title}", np.sort(block.gate)[::-1]) for one, block in there]
+    note = (
+        "<p class=note>Channel k of one model and channel k of the other mean the same only in so far as both were "
+        "trained from the same weights."
+    )
+    return _lines("gates, each from most to least", series, "channels, sorted") + note
+
+
+def _block(one: Explained, block: Block) -> str:
+    parts = [
+        f"<div><h3>{html.escape(block.name)}, {html.escape(one.title)}</h3><p>{_summary(block)}.",
+        _bars("gate of each channel, drawn from their mean", block.gate),
+        f"<h4>Most raised</h4>{_channels(block, block.order[:CHANNELS])}",
+        f"<h4>Most lowered</h4>{_channels(block, block.order[::-1][:CHANNELS])}",
+        "<h4>Where lies what it favours</h4>",
+        "<div class=one>",
+        _picture(
+            draw_emphasis(block.maps, block.gate, one.frame),
+            "red: channels that are strong here are let through more than the mean; blue: less",
+        ),
+        "</div>",
+        _grad_cam(one, block),
+    ]
+    if block.spectrum:
+        parts.append(_spectrum(block))
+    elif block.name.endswith("-SOCA"):
+        parts.append("<p>This map does not vary, so there is no covariance: the gate is the small network at 0.")
+    return "\n".join([*parts, "</div>"])
+
+
+def _channels(block: Block, channels: np.ndarray) -> str:
+    energy = np.square(block.maps.astype(np.float64)).sum((1, 2))
+    share = 100 * energy / max(energy.sum(), 1e-300)
+    figures = (
+        _picture(draw_maps(block.maps[[c]]), f"channel {c}: {block.gate[c]:.3f}; {share[c]:.1f} % of the map", "png")
+        for c in channels
+    )
+    return f"<div class=maps>{''.join(figures)}</div>"
+
+
+def _grad_cam(one: Explained, block: Block) -> str:
+    parts = [
+        "<h4>What speaks for a detection (Grad-CAM at this block's output)</h4>",
+        "<p class=note>Where the features stand that raise objectness times class score, bright for most. A block "
+        "right before Detect is asked by the detection's own cell alone; the rest of the overlay shows where else in "
+        "the picture the same features are.",
+    ]
+    if not block.heat:
+        parts.append("<p>No detection, nothing to show.")
+    unreached = []
+    for i, heats in zip(one.shown, block.heat):
+        finding = one.found[i]
+        if all(heat is None for heat in heats):
+            unreached.append(f"{i + 1} (stride {finding.stride})")
+            continue
+        most = max(float(heat.max()) for heat in heats if heat is not None)
+        name = class_name(one.names, int(finding.box[5]))
+        parts.append("<div class=row>")
+        for heat, when, score in zip(heats, ("with the gate", "without"), (finding.box[4], finding.without)):
+            words = f"{i + 1}, {name}: {score:.3f} {when}" + (
+                "" if heat is not None and heat.any() else "; nothing does"
+            )
+            heat = np.zeros((1, 1)) if heat is None else heat / max(most, 1e-30)
+            drawn = draw_heat(heat, one.frame)
+            parts.append(_picture(_drawn(one, finding.box[None], drawn, hide_labels=True), words))
+        parts.append("</div>")
+    if unreached:
+        parts.append(f"<p>This block has no say in detection {', '.join(unreached)}: its map does not lead there.")
+    return "\n".join(parts)
+
+
+def _spectrum(block: Block) -> str:
+    s = block.spectrum
+    order = np.argsort(-s.s_root, kind="stable")
+    rank = max(int((s.eigenvalues > FLOOR).sum()), 1)
+    return "\n".join([
+        "<h4>Covariance of the channels, and its root</h4>",
+        f"<p>{_five_steps(block)[0].upper()}{_five_steps(block)[1:]}. The trained weights know five steps; the "
+        "distance is no fault of theirs.",
+        _lines(
+            f"eigenvalues a of A = S / trace(S), the {rank} above {FLOOR:g}; their sum is 1",
+            [("a", s.eigenvalues[:rank])], "eigenvalues, sorted", log=True,
+        ),
+        _lines(
+            "the root of each, and what five steps make of it",
+            [("root of a", s.root[:rank]), ("f(a), five steps", s.five[:rank])], "eigenvalues, sorted", log=True,
+        ),
+        _lines(
+            "statistic s, which the gate's small network sees", [("s of the root", s.s_root[order]),
+            ("s of five steps", s.s_five[order])], "channels, sorted by s of the root",
+        ),
+    ])  # fmt: skip
+
+
+# --- pictures and charts ----------------------------------------------------------------------------------------------
+
+
+def _drawn(one: Explained, boxes: np.ndarray, on: np.ndarray | None = None, hide_labels: bool = False) -> np.ndarray:
+    frame = one.frame if on is None else on
+    return draw_boxes(frame, torch.from_numpy(np.asarray(boxes)), one.names, hide_labels=hide_labels)
+
+
+def _picture(picture: np.ndarray, caption: str, kind: str = "jpg") -> str:
+    data = base64.b64encode(cv2.imencode(f".{kind}", picture)[1]).decode()
+    mime = {"jpg": "jpeg"}.get(kind, kind)
+    words = html.escape(caption)
+    return f"<figure><img alt='{words}' src='data:image/{mime};base64,{data}'><figcaption>{words}</figcaption></figure>"
+
+
+def _bars(title: str, values: np.ndarray) -> str:
+    """Values as bars that start at their mean; those above it in the first colour."""
+    low, high = _range([values])
+    heights = (100 * (high - values) / (high - low)).tolist()
+    mean = 100 * (high - float(values.mean())) / (high - low)
+    bars = [[], []]
+    for i, height in enumerate(heights):
+        bars[height > mean].append(f"M{i} {mean:.2f}H{i + 1}V{height:.2f}H{i}z")
+    paths = "".join(f"<path d='{''.join(some)}' fill='{colour}'/>" for some, colour in zip(bars, COLOURS))
+    return _chart(title, paths, len(values), [f"{v:.3f}" for v in (high, (low + high) / 2, low)], "channels")
+
+
+def _lines(title: str, series: Sequence[tuple[str, np.ndarray]], x: str, log: bool = False) -> str:
+    """Curves over the same numbers, from 0, in one chart."""
+    curves = [np.log10(v) if log else v for _, v in series]
+    low, high = _range(curves)
+    paths, words = [], []
+    for curve, (name, _), colour in zip(curves, series, COLOURS):
+        points = " ".join(f"{i + 0.5:g},{100 * (high - v) / (high - low):.2f}" for i, v in enumerate(curve.tolist()))
+        paths.append(
+            f"<polyline points='{points}' fill=none stroke='{colour}' stroke-width=2 "
+            "vector-effect=non-scaling-stroke />"
+        )
+        words.append(f"<span style='color:{colour}'>&#9644; {html.escape(name)}</span>")
+    ticks = [f"{10**v:.1e}" if log else f"{v:.3g}" for v in (high, (low + high) / 2, low)]
+    legend = f": {', '.join(words)}" if len(words) > 1 else ""
+    return _chart(title, "".join(paths), max(len(v) for _, v in series), ticks, x, legend)
+
+
+def _range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Ends of an axis on which all of them have room."""
+    low, high = min(float(c.min()) for c in curves), max(float(c.max()) for c in curves)
+    margin = 0.05 * (high - low) or 0.01
+    return low - margin, high + margin
+
+
+def _chart(title: str, paths: str, count: int, ticks: Sequence[str], x: str, legend: str = "") -> str:
+    """A figure whose curves stretch with the page while its words do not. paths: in count x 100, y downwards."""
+    ladder = "".join(f"<span>{tick}</span>" for tick in ticks)
+    return (
+        f"<figure><figcaption>{html.escape(title)}{legend}</figcaption><div class=plot><div class=ticks>{ladder}</div>"
+        f"<svg role=img aria-label='{html.escape(title)}' viewBox='0 0 {count} 100' preserveAspectRatio=none>{paths}"
+        f"</svg></div><div class=x><span>0</span><span>{html.escape(x)}</span><span>{count - 1}</span></div></figure>"
+    )

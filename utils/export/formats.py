@@ -1,0 +1,233 @@
+"""The formats that a detector can be exported to: one row each, and what is shared by the files that write them.
+
+A toolchain is a module of this room with
+
+    write(source, sample, target, options) -> Path
+
+source:  the graph to write (an nn.Module of graph.py), or the file of another format where `Format.source` names one.
+sample:  images (B, C, H, W) of the type that the graph takes.
+target:  path to write, beside which nothing is left; the caller moves it to its final name once it is proven.
+
+Nothing heavy is imported here.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from utils.inference.runtimes import Metadata
+
+GRAPH = "graph"  # the source of formats that are made from the network itself
+
+
+class ExportError(ValueError):
+    """A file could not be written, or is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of the table.
+
+    name, argument, suffix: as `export_formats` prints them; the argument is what --include takes.
+    source:   GRAPH, or the argument of the format whose file it is made from.
+    module:   of utils/export, which has `write`.
+    packages: that have to be importable to write it.
+    extra:    the group of optional dependencies in pyproject.toml that holds them; "" where none is needed.
+    int8_packages: that --int8 takes besides.
+    half, int8, dynamic, nms: whether it honours --half, --int8, --dynamic and --nms.
+    systems:  of `platform.system()` on which it can be written; empty for all.
+    gpu:      whether writing and running it takes a CUDA GPU.
+    any_size: whether it takes every frame and number of images even without --dynamic.
+    typed:    whether --half makes it from a source in float16, whose types it keeps; else the source is in float32.
+    """
+
+    name: str
+    argument: str
+    suffix: str
+    source: str = GRAPH
+    module: str = ""
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    int8_packages: tuple[str, ...] = ()
+    half: bool = False
+    int8: bool = False
+    dynamic: bool = False
+    nms: bool = False
+    systems: tuple[str, ...] = ()
+    gpu: bool = False
+    any_size: bool = False
+    typed: bool = False
+
+    def target(self, weights: Path, int8: bool = False) -> Path:
+        """Where the export of these weights goes: `best.onnx`, `best_openvino_model`, `best-int8.tflite`."""
+        stem = weights.with_suffix("").name
+        if self.suffix.endswith(".tflite"):  # v6.1's names
+            stem += "-int8" if int8 or self.suffix != ".tflite" else "-fp16"
+        return weights.with_name(stem + self.suffix)
+
+    def writer(self):
+        """The function `write`; imports its toolchain's module, not the toolchain."""
+        return importlib.import_module(f"utils.export.{self.module}").write
+
+    def inspector(self):
+        """The function `inspect(path, options)` of its module, which looks at a file without running it, or None."""
+        return getattr(importlib.import_module(f"utils.export.{self.module}"), "inspect", None)
+
+    def obstacle(self, int8: bool = False) -> str | None:
+        """Why it cannot be written here, in integers where that is asked for; None where it can."""
+        if importlib.util.find_spec(f"utils.export.{self.module}") is None:
+            return "is not written by this version"
+        if self.systems and platform.system() not in self.systems:
+            return f"can be written on {' and '.join(self.systems)} only"
+        packages = self.packages + (self.int8_packages if int8 else ())
+        if missing := [package for package in packages if not _importable(package)]:
+            return f"needs {', '.join(missing)}: pip install '.[{self.extra}]'"
+        if self.gpu:
+            import torch
+
+            if not torch.cuda.is_available():
+                return "is written on the CUDA GPU that will run it, and torch sees none here"
+        return None
+
+
+def _importable(package: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # a part of a package that is not there
+        return False
+    return spec is not None and spec.origin is not None
+
+
+# v6.1's order, then what is new
+FORMATS = (
+    Format(
+        "TorchScript", "torchscript", ".torchscript", module="torchscript", half=True, dynamic=True, nms=True,
+        any_size=True,
+    ),
+    Format(
+        "ONNX", "onnx", ".onnx", module="onnx_file", packages=("onnx", "onnxruntime"), extra="onnx",
+        half=True, dynamic=True, nms=True,
+    ),
+    Format(
+        "OpenVINO", "openvino", "_openvino_model", source="onnx", module="openvino_model",
+        packages=("onnx", "openvino"), extra="openvino", int8_packages=("nncf",),
+        half=True, int8=True, dynamic=True, nms=True,
+    ),
+    Format(
+        "TensorRT", "engine", ".engine", source="onnx", module="tensorrt_engine", packages=("onnx", "tensorrt"),
+        extra="tensorrt", half=True, dynamic=True, nms=True, gpu=True, typed=True,
+    ),
+    Format(
+        "CoreML", "coreml", ".mlpackage", module="coreml_model", packages=("coremltools",), extra="coreml",
+        half=True, int8=True,
+    ),
+    Format(
+        "TensorFlow SavedModel", "saved_model", "_saved_model", source="onnx", module="tensorflow_models",
+        packages=("tensorflow",), extra="tensorflow", dynamic=True, nms=True,
+    ),
+    Format(
+        "TensorFlow GraphDef", "pb", ".pb", source="saved_model", module="tensorflow_models",
+        packages=("tensorflow",), extra="tensorflow", nms=True,
+    ),
+    Format(
+        "TensorFlow Lite", "tflite", ".tflite", module="tensorflow_models", packages=("litert_torch",),
+        extra="tensorflow", half=True, int8=True,
+    ),
+    Format(
+        "TensorFlow Edge TPU", "edgetpu", "_edgetpu.tflite", source="tflite", module="tensorflow_models",
+        packages=("litert_torch",), extra="tensorflow", int8=True, systems=("Linux",),
+    ),
+    Format(
+        "TensorFlow.js", "tfjs", "_web_model", source="saved_model", module="tensorflow_models",
+        packages=("tensorflowjs",), extra="tensorflow", nms=True,
+    ),
+    Format("torch.export", "pt2", ".pt2", module="program", half=True, dynamic=True, nms=True),
+    Format("ncnn", "ncnn", "_ncnn_model", module="ncnn_model", packages=("pnnx", "ncnn"), extra="ncnn", half=True),
+    Format(
+        "ExecuTorch", "executorch", ".pte", module="executorch_program", packages=("executorch",), extra="executorch",
+    ),
+)  # fmt: skip
+
+BY_ARGUMENT = {kind.argument: kind for kind in FORMATS}
+
+
+def export_formats() -> "pd.DataFrame":
+    """v6.1's table: Format, Argument, Suffix; the new formats below its own."""
+    import pandas as pd
+
+    rows = [("PyTorch", "-", ".pt"), *((f.name, f.argument, f.suffix) for f in FORMATS)]
+    return pd.DataFrame(rows, columns=["Format", "Argument", "Suffix"])
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """What `--nms` puts behind the network, per image: at most topk_all boxes, of each class topk_per_class."""
+
+    conf_thres: float = 0.25
+    iou_thres: float = 0.45
+    agnostic: bool = False
+    topk_per_class: int = 100
+    topk_all: int = 100
+
+
+@dataclass(frozen=True)
+class Options:
+    """What writers need of the command line, checked.
+
+    metadata: to be stored in the file.
+    nms:      the suppression that is in the graph, or in the file that is the source; None without.
+    data:     the data set YAML for calibration; None where the user gave none.
+    float32:  modules of the detector that no format may compute in integers: SOCA, and the decoding in Detect.
+    """
+
+    metadata: "Metadata"
+    device: "torch.device | str" = "cpu"
+    half: bool = False
+    int8: bool = False
+    dynamic: bool = False
+    train: bool = False
+    optimize: bool = False
+    simplify: bool = False
+    opset: int = 12
+    verbose: bool = False
+    workspace: int = 4
+    nms: Suppression | None = None
+    data: str | None = None
+    float32: tuple[str, ...] = ()
+
+
+def version(package: str) -> str:
+    """`onnx 1.23.2`."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return package
+
+
+@contextmanager
+def toolchain(*packages: str) -> Iterator[None]:
+    """Inside, whatever these packages raise becomes an ExportError that names their versions.
+
+    Their warnings, of deprecations and of what a trace may miss, are not shown: what was written is proven afterwards.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (ExportError, KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:  # each toolchain has exceptions of its own; none is lost, all go on as this one
+        lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+        reason = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+        raise ExportError(f"{' and '.join(map(version, packages))} failed: {type(error).__name__}: {reason}") from error

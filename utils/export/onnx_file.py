@@ -1,0 +1,69 @@
+"""ONNX, by torch's TorchScript-based exporter.
+
+It honours every opset from 11 to 20 and takes a second; the one based on torch.export writes opset 18 at least, takes
+a minute, and its graph runs no faster (benchmarks/README.md).
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.export.formats import ExportError, Options, toolchain
+from utils.export.graph import Decoded, EndToEnd
+from utils.export.onnx_nms import append_nms
+from utils.log import LOGGER
+
+OPSETS = 11, 20  # oldest and newest that this exporter writes a detector in
+OUTPUTS = "boxes", "scores", "classes"  # of a graph that suppresses
+
+
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+    """Writes and checks the file: input `images`; output `output`, or boxes, scores and classes with suppression.
+
+    A training graph has an output per level, `output` first. The metadata stands in metadata_props, as JSON texts.
+    """
+    import onnx
+
+    decoded = source.decoded if isinstance(source, EndToEnd) else source
+    assert isinstance(decoded, Decoded)
+    levels = len(decoded.detector.model[-1].m) if options.train else 1
+    names = ["output", *(f"output{i}" for i in range(1, levels))]
+    with toolchain("torch", "onnx"):
+        _trace(decoded, sample, target, names, options)
+        model = onnx.load(str(target))
+        if options.nms:
+            model = append_nms(model, len(options.metadata.names) + 5, options.nms, OUTPUTS)
+        if options.simplify:
+            model = _simplified(model)
+        for key, value in options.metadata.as_texts().items():
+            model.metadata_props.add(key=key, value=value)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, str(target))
+    return target
+
+
+def _trace(decoded: nn.Module, sample: torch.Tensor, target: Path, names: list[str], options: Options) -> None:
+    axes = {}
+    if options.dynamic:
+        axes = {"images": {0: "batch", 2: "height", 3: "width"}}
+        maps = {0: "batch", 2: "rows", 3: "columns"}
+        axes |= {name: maps if options.train else {0: "batch", 1: "anchors"} for name in names}
+    mode = torch.onnx.TrainingMode.TRAINING if options.train else torch.onnx.TrainingMode.EVAL
+    with torch.no_grad():
+        torch.onnx.export(
+            decoded, (sample,), str(target), input_names=["images"], output_names=names, dynamic_axes=axes,
+            opset_version=options.opset, training=mode, do_constant_folding=not options.train, dynamo=False,
+        )  # fmt: skip
+
+
+def _simplified(model):
+    """The model without what onnxslim can do without."""
+    import onnxslim
+
+    before = len(model.graph.node)
+    slim = onnxslim.slim(model)
+    if slim is None:
+        raise ExportError("onnxslim gave no model; leave out --simplify")
+    LOGGER.info(f"onnxslim {onnxslim.__version__}: {before} nodes became {len(slim.graph.node)}")
+    return slim

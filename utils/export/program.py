@@ -1,0 +1,25 @@
+"""torch.export: the graph as torch's compilers take it (`.pt2`)."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.export.formats import Options, toolchain
+
+
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+    """Writes the exported program, with the extra file config.txt as TorchScript files have it.
+
+    A dynamic one is made with two images, since torch takes a batch of one for a constant.
+    """
+    shapes = None
+    if options.dynamic:
+        free = torch.export.Dim.DYNAMIC
+        shapes = ({0: free, 2: free, 3: free},)
+        sample = sample if len(sample) > 1 else torch.cat((sample, sample))
+    with toolchain("torch"), torch.no_grad():
+        program = torch.export.export(source, (sample,), dynamic_shapes=shapes)
+        config = options.metadata.as_json(shape=list(sample.shape))
+        torch.export.save(program, str(target), extra_files={"config.txt": config})
+    return target

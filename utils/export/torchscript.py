@@ -1,0 +1,23 @@
+"""TorchScript: a trace that torch, in Python or C++, runs without this project's code."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.export.formats import Options, toolchain
+
+
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+    """Writes the trace, with v6.1's extra file config.txt: JSON with shape, stride, names and the other metadata.
+
+    optimize: weights become constants and what can be computed beforehand is. The optimiser for phones that v6.1 called
+        needs XNNPACK, which torch's packages are no longer built with.
+    """
+    with toolchain("torch"), torch.no_grad():
+        graph = torch.jit.trace(source, sample, strict=False)
+        if options.optimize:
+            graph = torch.jit.freeze(graph)
+        config = options.metadata.as_json(shape=list(sample.shape))
+        torch.jit.save(graph, str(target), _extra_files={"config.txt": config})
+    return target
