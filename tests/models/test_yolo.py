@@ -103,6 +103,21 @@ def test_the_attention_reaches_only_the_coarsest_map(soca):
     assert [torch.equal(a, b) for a, b in zip(before, after)] == [True, True, False]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_short_way_of_decoding(dtype, memory_format):
+    """Under inference mode every score is written once, to where it stays: the same boxes and raw maps."""
+    model = Model("yolov5n.yaml", nc=3).eval().to(dtype).to(memory_format=memory_format)
+    image = torch.rand(2, 3, 64, 96).to(dtype)
+    with torch.no_grad():
+        decoded, raw = model(image)
+    with torch.inference_mode():
+        short, short_raw = model(image)
+    assert short.dtype == decoded.dtype and short.is_contiguous()
+    torch.testing.assert_close(short, decoded, rtol=1e-6, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(raw, short_raw))
+
+
 # --- construction -----------------------------------------------------------------------------------------------------
 
 

@@ -16,8 +16,8 @@ from utils.inference.drawing import Annotator, class_name
 from utils.inference.outputs import result_stems, write_image, write_labels
 
 WHY_THEY_DIFFER = (
-    "COCO differs from v6.1: it keeps 100 boxes an image (v6.1: 300), pairs them anew at each IoU (once, at 0.5), "
-    "steps between points of the curve (straight lines), and counts nothing that lies in crowds."
+    "COCO: 100 boxes an image, paired anew at each IoU, crowds left out; "
+    "v6.1: 300, paired once at 0.5, curve by trapezoids"
 )
 ERROR_COLOURS = {  # BGR; those of Okabe and Ito, which the colour-blind can tell apart
     RIGHT: (115, 158, 0), PLACED: (0, 159, 230), CLASS: (167, 121, 204), BOTH: (0, 94, 213), DUPLICATE: (233, 180, 86),
