@@ -267,10 +267,11 @@ def _parts(side: int, count: int) -> list[tuple[int, int]]:
 
 def _look(maps: list[torch.Tensor]) -> torch.Tensor:
     """theta, phi, g of a region, each (N, c, h, w) -> sum over positions j of softmax_j(theta_i . phi_j) g_j."""
-    query, key, value = (_wide(m).flatten(2).transpose(1, 2) for m in maps)  # (N, h w, c)
+    # (N, 1, h w, c), in rows: kernels that never hold all scores take no other, and exporters want the dim of heads
+    query, key, value = (_wide(m).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for m in maps)
     with torch.autocast(maps[0].device.type, enabled=False):  # the scores are sums without a scale
         y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-    return y.transpose(1, 2).reshape(maps[0].shape).type_as(maps[0])
+    return y.squeeze(1).transpose(1, 2).reshape(maps[0].shape).type_as(maps[0])
 
 
 class ResidualBlock(nn.Module):

@@ -15,7 +15,7 @@ v = (1/C, ..., 1/C); with B = 2A - I and T_k the Chebyshev polynomials,
     s = sqrt(t) * sum_k c_k v_k,    v_k = T_k(B) v,
 
 which takes 28 products of A with a vector, each computed as Xc (Xc^T v) in O(C M), or with S formed once where that is
-no larger than Xc.
+no larger than Xc, or, of maps of few positions, with the M x M products of positions, Xc^T Xc.
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 
 ITERATIONS = 5  # of SAN; another number is another function
 MAX_SIDE = 1000  # SAN looks at the central 1000 positions of a longer side
+FEW = 200  # positions, of fewer than there are channels, up to which Xc^T Xc is formed: measured, bench_attention.py
 TAIL = 2e-9  # the Chebyshev series is cut where what is left of it is below this
 
 
@@ -197,9 +198,14 @@ def _images_at_a_time(x: torch.Tensor) -> int:
 
 
 def _statistic(x: torch.Tensor, coefficients: tuple[float, ...]) -> tuple[torch.Tensor, tuple]:
-    """x (N, C, M) -> s (N, C), and what its gradient needs: F or Xc, S or None, a factor, p(A) v and the v_k."""
+    """x (N, C, M) -> s (N, C), and what its gradient needs: F or Xc, S or None, a factor, p(A) v and the v_k.
+
+    In the form `few`: F, F^T F, the factor, p(A) v and the w_k.
+    """
     F, largest_mean = _centre(x)
     C, M = F.shape[1:]
+    if _is_few(C, M):
+        return _few_statistic(F, largest_mean, coefficients)
     # where it is no larger than F, S is formed once: a product then costs C^2 instead of 2 C M
     S = F @ F.mT if C <= M else None
     if S is None:
@@ -233,6 +239,9 @@ def _statistic_grad(
 
     With H = W^T V + V^T W + (<u, p> / 2 - <W^T V + V^T W, A>) I it is dL/dX = 2 / (sqrt(t) M) H Xc = factor H F.
     """
+    if _is_few(*F.shape[1:]):
+        _few_statistic_grad(out, u, F, S, factor, p, V, coefficients)
+        return
     d = V.shape[1]
     W = _adjoint_series(F, S, u.unsqueeze(1), coefficients)
     V = torch.cat([V[:, :1], 2 * V[:, 1:]], 1)
@@ -268,6 +277,77 @@ def _adjoint_series(
         b = e - b
         rows.append(b)
     return torch.cat(rows[::-1], 1)
+
+
+# --- the same for few positions ---------------------------------------------------------------------------------------
+# With K = F^T F (M x M), g = v F and h = u F, the vectors above are v_k = (-1)^k v + w_k F^T, b_k = beta_k u + z_k F^T
+# (as rows): the series runs over w_k and z_k, M numbers each, by products with K. sum_k c_k (-1)^k = f(0) = 0.
+
+
+def _is_few(C: int, M: int) -> bool:
+    return M < C and M <= FEW
+
+
+def _few_statistic(
+    F: torch.Tensor, largest_mean: torch.Tensor, coefficients: tuple[float, ...]
+) -> tuple[torch.Tensor, tuple]:
+    """`_statistic` of Xc (N, C, M), which is changed."""
+    K = F.mT @ F
+    scale, root = _scales(K.diagonal(dim1=1, dim2=2).sum(1), largest_mean, F.shape)
+    factor = torch.where(root > 0, 2 * F.shape[2] ** -0.5, torch.zeros_like(root)).unsqueeze(2)
+    F *= scale
+    K *= scale.square()
+    g = F.mean(1, keepdim=True)
+    w = e = 2 * g  # e_k = w_k + w_{k-1}, as d_k in `_series`
+    rows, y = [w], coefficients[1] * w
+    for k, c in enumerate(coefficients[2:]):
+        e = torch.baddbmm(torch.add(e, g, alpha=4 * (-1) ** k).neg_(), w, K, alpha=4)
+        w = e - w
+        rows.append(w)
+        y = torch.add(y, w, alpha=c)
+    p = (y @ F.mT).squeeze(1)
+    return root * p, (F, K, factor, p, torch.cat(rows[:-1], 1))
+
+
+def _few_statistic_grad(
+    out: torch.Tensor,
+    u: torch.Tensor,
+    F: torch.Tensor,
+    K: torch.Tensor,
+    factor: torch.Tensor,
+    p: torch.Tensor,
+    rows: torch.Tensor,
+    coefficients: tuple[float, ...],
+) -> None:
+    """`_statistic_grad` for what `_few_statistic` kept."""
+    C, d = F.shape[1], len(coefficients) - 1
+    u = u.unsqueeze(1)
+    g, h = F.mean(1, keepdim=True), u @ F
+    beta = beta_sum = coefficients[-1]
+    z = e = torch.zeros_like(h)
+    betas, zs = [beta], [z]
+    for c in coefficients[-2:0:-1]:  # by the sums of neighbours, as in `_adjoint_series`
+        e = torch.baddbmm(torch.add(4 * beta * h, e, alpha=-1), z, K, alpha=4)
+        beta_sum = c - beta_sum
+        beta, z = beta_sum - beta, e - z
+        betas.append(beta)
+        zs.append(z)
+    # V = of_v v + V_ F^T and W = of_u u + W_ F^T, stacks of rows
+    of_u = F.new_tensor(betas[::-1]).view(1, d, 1)
+    of_v = F.new_tensor([1.0, *(2.0 * (-1) ** k for k in range(1, d))]).view(1, d, 1)
+    W_ = torch.cat(zs[::-1], 1)
+    V_ = torch.cat([torch.zeros_like(g), 2 * rows], 1)
+    VF = torch.baddbmm(of_v * g, V_, K)
+    WF = torch.baddbmm(of_u * h, W_, K)
+    VF -= VF.mean(2, keepdim=True)
+    WF -= WF.mean(2, keepdim=True)
+    on_diagonal = (p * u.squeeze(1)).sum(1) / 2 - 2 * (VF * WF).sum((1, 2))
+    Q = W_.mT @ VF + V_.mT @ WF
+    Q.diagonal(dim1=1, dim2=2).add_(on_diagonal[:, None])
+    torch.mul(u.mT, of_u.mT @ VF, out=out)
+    out += of_v.mT @ WF / C
+    out.baddbmm_(F, Q)
+    out *= factor
 
 
 @contextmanager

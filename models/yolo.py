@@ -260,19 +260,28 @@ class Model(nn.Module):
 
     def gflops(self, image_size: int = 640) -> float:
         """Floating point operations (a multiply-add is two) of one image of image_size x image_size, in 1e9."""
-        from torch.utils.flop_counter import FlopCounterMode
-
         parameter = next(self.parameters())
         size = round_up(image_size, int(self.stride.max()))
         x = torch.zeros(1, self.yaml.get("ch", 3), size, size, device=parameter.device, dtype=parameter.dtype)
         was_training = self.training
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             self.eval()(x)
         self.train(was_training)
         return counter.get_total_flops() / 1e9 * (image_size / size) ** 2
 
 
 DetectionModel = Model  # its later name
+
+
+def flop_counter():
+    """A FlopCounterMode that also counts the attention kernel of CPUs, which torch leaves out."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def count(query, key, value, *_, **__) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: count})
 
 
 # --- from YAML to layers ----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 import cv2
 import pytest
 
-from models.second_order import chebyshev_coefficients
+from models.second_order import FEW, chebyshev_coefficients
 from models.yolo import Model
 from utils.files import ROOT
 
@@ -21,28 +21,42 @@ def tool():
     del sys.modules["explain"]
 
 
-def stack(*rows: list) -> Model:
-    """Rows on a map of 48 channels at stride 8, and a head that looks at it."""
-    backbone = [[-1, 1, "Conv", [48, 8, 8, 0]], *rows]
+def stack(*rows: list, channels: int = 48) -> Model:
+    """Rows on a map of so many channels at stride 8, and a head that looks at it."""
+    backbone = [[-1, 1, "Conv", [channels, 8, 8, 0]], *rows]
     head = [[[-1], 1, "Detect", ["nc", "anchors"]]]
     return Model({"nc": 1, "depth_multiple": 1, "width_multiple": 1, "anchors": 1, "backbone": backbone, "head": head})
 
 
 def soca_flops(C: int, M: int, hidden: int) -> int:
-    """28 products of S (C x C) or of Xc Xc^T with a vector, S itself where it is formed, and the gate."""
+    """28 products of S (C x C), of Xc Xc^T or of Xc^T Xc with a vector, what is formed of them, and the gate."""
     steps = len(chebyshev_coefficients()) - 1
-    statistic = 2 * C * C * M + steps * 2 * C * C if C <= M else steps * 4 * C * M
+    if C <= M:
+        statistic = 2 * C * C * M + steps * 2 * C * C
+    elif M <= FEW:  # the first product is free, a last one goes back to the channels
+        statistic = 2 * C * M * M + (steps - 1) * 2 * M * M + 2 * C * M
+    else:
+        statistic = steps * 4 * C * M
     return statistic + 4 * C * hidden
 
 
-@pytest.mark.parametrize("size", [32, 64, 160])  # 16, 64 and 400 positions for 48 channels
-def test_flops_by_hand(tool, size):
-    C, M = 48, (size // 8) ** 2
+# few positions, more than channels, and neither
+@pytest.mark.parametrize(("C", "size"), [(48, 32), (48, 64), (48, 160), (256, 120)])
+def test_flops_by_hand(tool, C, size):
+    M = (size // 8) ** 2
     rows = [-1, 1, "SOCA", []], [-1, 1, "SE", []], [-1, 1, "Conv", [C, 3, 1]], [-1, 1, "nn.Identity", []]
-    lines = tool.explain(stack(*rows), size)
+    lines = tool.explain(stack(*rows, channels=C), size)
     assert [line.module for line in lines] == ["Conv", "SOCA", "SE", "Conv", "Identity", "Detect"]
-    expected = [2 * M * C * 3 * 64, soca_flops(C, M, 6), 4 * C * 3, 2 * M * C * C * 9, 0, 2 * M * C * 6]
+    expected = [2 * M * C * 3 * 64, soca_flops(C, M, C // 8), 4 * C * (C // 16), 2 * M * C * C * 9, 0, 2 * M * C * 6]
     assert [line.flops for line in lines] == expected
+
+
+@pytest.mark.parametrize("C", [48, 16])
+def test_non_local_blocks_are_counted(tool, C):
+    """RLNL: four 1 x 1 convolutions, and in each of four regions m x m scores and as many sums."""
+    lines = tool.explain(stack([-1, 1, "RLNL", []], channels=C), 128)
+    M, c, m = 256, C // 2, 64
+    assert lines[1].flops == 4 * 2 * M * C * c + 4 * 2 * (2 * m * m * c)
 
 
 def test_transformers_are_counted(tool):

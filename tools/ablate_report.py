@@ -148,18 +148,20 @@ def spread(values: list[float]) -> str:
 
 
 def _difference_table(ablation: Ablation, reference: str, columns: list[tuple[str, str]], heads: list[str]) -> Table:
-    rows, shown = [], 0
+    rows, known = [], []
     for arm in ablation.arms:
         found = [paired(ablation.values(arm, *c), ablation.values(reference, *c)) for c in columns]
         if arm != reference and any(found):
             rows.append([arm, *(f"{d} {_mark(d)}".strip() if d else "-" for d in found)])
-            shown += sum(bool(_mark(d)) for d in found if d)
-    count = len(rows) * len(columns)
-    verdict = (
-        f"{shown} of {count} intervals exclude zero; of so many, {count * (1 - LEVEL):.1f} would by chance alone."
-        if shown
-        else "Every interval contains zero: no difference is shown."
-    )
+            known += [d for d in found if d and not math.isnan(d.reach)]
+    shown = sum(bool(_mark(d)) for d in known)
+    if not known:
+        verdict = "An interval needs two seeds."
+    elif shown:
+        by_chance = len(known) * (1 - LEVEL)
+        verdict = f"{shown} of {len(known)} intervals exclude zero; of so many, {by_chance:.1f} would by chance alone."
+    else:
+        verdict = "Every interval contains zero: no difference is shown."
     note = (
         f"Mean of the differences of runs of the same seed, and its {LEVEL:.0%} t interval over seeds, not corrected "
         f"for the number of comparisons. *better*, *worse*: the interval excludes zero. {verdict}"

@@ -5,7 +5,7 @@ python tools/explain.py yolov5n.yaml --attention SOCA@P3+P4+P5 --picture network
 
 FLOPs are those of one image, a multiply-add counted as two, by torch.utils.flop_counter: it sees every convolution and
 matrix product that runs, also those inside SOCA's own autograd function (28 products of the map or its covariance with
-a vector). Sums, activations and pooling are not counted, by it or by any published table.
+a vector) and those of RLNL's scores. Sums, activations and pooling are not counted, by it or by any published table.
 """
 
 import argparse
@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.insert import parse_attention
 from models.registry import keeps_channels, lookup
-from models.yolo import Model
+from models.yolo import Model, flop_counter
 from utils import cli
 from utils.boxes import check_image_size
 from utils.files import atomic_write
@@ -69,7 +68,7 @@ def explain(model: Model, image_size: int = 640) -> list[Line]:
         reached = counter.get_total_flops()
 
     hooks = [layer.register_forward_hook(after) for layer in model.model]
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         model.eval()(torch.zeros(1, model.yaml["ch"], image_size, image_size))
     for hook in hooks:
         hook.remove()

@@ -1,13 +1,16 @@
 """The processes of a torchrun launch: who am I, and what do we agree on. torchrun says it in environment variables."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+FOREVER = timedelta(days=30)  # waiting for the first process: a scan or a validation may take long
 
 
 def rank() -> int:
@@ -30,9 +33,39 @@ def is_main() -> bool:
     return rank() in (-1, 0)
 
 
-# --- several processes that train together ----------------------------------------------------------------------------
+# --- several processes that share work, and need no group for it ------------------------------------------------------
 
-FOREVER = timedelta(days=30)  # waiting for the first process: a scan or a validation may take long
+
+def agree(value: Callable[[], str]) -> str:
+    """What `value` gives the first process of a torchrun launch, on all of them, once all have heard it.
+
+    Raises ValueError where nothing says how the processes reach each other.
+    """
+    store, rank, processes = _meeting()
+    if rank == 0:
+        store.set("agreed", value())
+    agreed = store.get("agreed").decode()
+    if store.add("heard", 1) == processes:
+        store.set("all heard", "")
+    store.wait(["all heard"])  # the first process may keep the store
+    return agreed
+
+
+@cache  # kept to the end of the process: others may be about to ask
+def _meeting():
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ValueError(
+            f"{world_size()} processes, but {' and '.join(missing)} do not say where they meet: start them with "
+            "torchrun, or give them all the same --resume FOLDER"
+        )
+    import torch.distributed as dist
+
+    store, rank, processes = next(dist.rendezvous("env://"))
+    store.set_timeout(FOREVER)
+    return store, rank, processes
+
+
+# --- several processes that train together ----------------------------------------------------------------------------
 
 
 class Group:

@@ -9,14 +9,14 @@ from test_registry import small
 from torch import nn
 
 from models import attention
-from models.attention import CBAM, ECA, GCT, LSRAG, NLRG, RLNL, CoordAttention, SimAM
+from models.attention import CBAM, ECA, GCT, LSRAG, NLRG, RLNL, Adapter, CoordAttention, SimAM
 from models.backend import load_checkpoint
 from models.common import SE, SOCA
 from models.yolo import Model, checkpoint_classes
 from utils import checkpoint
 from utils.training.optimizer import parameter_groups
 
-KEEPING = [SOCA, SE, ECA, CBAM, CoordAttention, SimAM, GCT, RLNL, LSRAG]
+KEEPING = [SOCA, SE, ECA, CBAM, CoordAttention, SimAM, GCT, RLNL, LSRAG, Adapter]
 BLOCKS = [*KEEPING, NLRG]
 OPENING = [block for block in KEEPING if hasattr(block, "start_as_identity")]
 
@@ -175,6 +175,15 @@ def test_rlnl_by_hand(grid, rows, columns):
     assert near(block(x), expected, 1e-5)
 
 
+def test_adapter_by_hand():
+    block, x = build(Adapter), image(2, 24, 6, 7)
+    w = weights(block)
+    pixels = x.double().numpy().transpose(0, 2, 3, 1)  # one position after another
+    hidden = np.maximum(pixels @ w["down.weight"][:, :, 0, 0].T + w["down.bias"], 0)
+    added = hidden @ w["up.weight"][:, :, 0, 0].T + w["up.bias"]
+    assert near(block(x), (pixels + added).transpose(0, 3, 1, 2))
+
+
 def test_regions_do_not_see_each_other():
     block, x = build(RLNL), image(1, 24, 8, 8)
     changed = x.clone()
@@ -303,6 +312,16 @@ def test_autocast(block, half, kind):
     assert near(y, built(x.float()).detach().double().numpy(), 16 * max(torch.finfo(t).eps for t in (kind, given)))
 
 
+def test_scores_are_never_all_held():
+    """A region of M positions has M^2 scores; forward and backward keep far fewer numbers."""
+    block, x = RLNL(8, grid=1), image(1, 8, 48, 48).requires_grad_()
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
+        y = block(x)
+    y.sum().backward()
+    assert max(held) < 48**4 / 100
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_deterministic_and_any_memory_format(block):
     built, x = build(block), image(2, 24, 6, 7).requires_grad_()
@@ -324,6 +343,19 @@ def test_exported_and_traced(block):
         assert near(torch.jit.trace(built, x)(other), expected, 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx(tmp_path):
+    """All blocks one after another, as ONNX Runtime computes them."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    blocks = nn.Sequential(*(build(block) for block in BLOCKS)).eval()
+    path = tmp_path / "blocks.onnx"
+    torch.onnx.export(blocks, (image(2, 24, 6, 8),), path, dynamo=True, verbose=False)
+    session, other = runtime.InferenceSession(path, providers=["CPUExecutionProvider"]), image(2, 24, 6, 8, seed=1)
+    (y,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    assert near(blocks(other), y.astype(np.float64), 2e-5)
+
+
 @pytest.mark.parametrize("block", OPENING)
 def test_start_as_identity(block):
     built, x = build(block), image(2, 24, 6, 7)
@@ -336,7 +368,7 @@ def test_start_as_identity(block):
     assert any(p.grad.abs().max() > 0 for p in built.parameters())
 
 
-@pytest.mark.parametrize("block", [GCT, RLNL])
+@pytest.mark.parametrize("block", [GCT, RLNL, Adapter])
 def test_identity_as_built(block):
     x = image(2, 24, 6, 7)
     assert torch.equal(block(24)(x), x)

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image, ImageOps
 
 pytest.importorskip("hypothesis")
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from utils.data.dataset_yaml import load_dataset_yaml
@@ -222,6 +222,7 @@ def yaml_folder(tmp_path_factory):
 
 
 @fuzz
+@example(data=("train: images\nval: images\nnc: 1\ntest: " + 300 * "a").encode())  # too long for a name
 @given(YAMLS)
 def test_dataset_yaml(yaml_folder, data):
     file = yaml_folder / "data.yaml"
@@ -319,6 +320,7 @@ def mutated(name, edits):
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's about odd files
 @fuzz
+@example(name="tif", edits=[("set", 72, 2)])  # over which Pillow raises a TypeError
 @given(st.sampled_from(sorted(SOUND)), EDITS)
 def test_images(tmp_path_factory, name, edits):
     file = tmp_path_factory.getbasetemp() / f"fuzzed.{name}"

@@ -1,5 +1,6 @@
 """Boxes and captions are where they should be, can be read, and change nothing they are given."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,10 @@ def test_fonts_come_from_matplotlib_or_the_system():
 
 
 def test_missing_characters_are_warned_of_once(warnings_said, recwarn, monkeypatch, tmp_path):
+    from matplotlib import font_manager
     from matplotlib.font_manager import fontManager
 
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
     monkeypatch.setattr(fontManager, "ttflist", [font for font in fontManager.ttflist if font.name == "DejaVu Sans"])
     drawing.find_font.cache_clear()
     drawing._warn_missing_characters.cache_clear()
@@ -92,6 +95,24 @@ def test_missing_characters_are_warned_of_once(warnings_said, recwarn, monkeypat
     plot_labels(np.random.default_rng(0).random((5, 5)), chinese, tmp_path)
     assert len(warnings_said) == 1 and "install a font" in warnings_said[0]
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    drawing.find_font.cache_clear()
+
+
+def test_a_font_is_found_that_was_installed_after_matplotlib_made_its_list(warnings_said, monkeypatch, tmp_path):
+    from matplotlib import font_manager
+
+    listed = font_manager.fontManager.ttflist
+    arc = drawing.find_font(frozenset("a\u2312"))[0]  # not in DejaVu Sans
+    new = shutil.copy(arc, tmp_path / "new.ttf")
+    damaged = tmp_path / "damaged.ttf"
+    damaged.write_bytes(b"no font")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [f for f in listed if f.name == "DejaVu Sans"])
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(damaged), str(new)])
+    drawing.find_font.cache_clear()
+    drawing._warn_missing_characters.cache_clear()
+    file, family = drawing.find_font(frozenset("a\u2312"))
+    assert file == str(new) and not warnings_said
+    assert family in {font.name for font in font_manager.fontManager.ttflist}  # plots ask for it by its family
     drawing.find_font.cache_clear()
 
 

@@ -30,6 +30,7 @@ Any other text is shown to the user, and never executed.
 
 import difflib
 import os
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -153,11 +154,13 @@ def _expand_braces(place: str, where: str) -> list[str]:
     require("webdataset", f"{where}: a set of tar shards")
     from braceexpand import UnbalancedBracesError, braceexpand
 
+    ends = [[int(end[:18]) for end in ends] for ends in re.findall(r"\{(-?\d+)\.\.(-?\d+)", place)]
+    many = any(abs(last - first) >= MOST_SHARDS for first, last in ends)  # which the library would spell out at once
     try:
-        paths = list(islice(braceexpand(place), MOST_SHARDS + 1))
+        paths = [] if many else list(islice(braceexpand(place), MOST_SHARDS + 1))
     except UnbalancedBracesError as error:
         raise ValueError(f"{where}: {error}") from None
-    if len(paths) > MOST_SHARDS:
+    if many or len(paths) > MOST_SHARDS:
         raise ValueError(f"{where}: {place} stands for more than {MOST_SHARDS} shards")
     return paths
 

@@ -348,9 +348,11 @@ class VocSplit:
 def is_voc_place(place: str | Path) -> bool:
     """True for a list of names (not of image files) below ImageSets, and for a folder called Annotations."""
     place = Path(place)
-    if place.is_dir():
+    if os.path.isdir(place):  # not its own methods, which raise for a name that is too long
         return place.name == "Annotations"
-    return place.is_file() and "ImageSets" in place.parts[:-1] and not any(map(is_image, _listed_names(place)[:1]))
+    return (
+        os.path.isfile(place) and "ImageSets" in place.parts[:-1] and not any(map(is_image, _listed_names(place)[:1]))
+    )
 
 
 def _listed_names(file: Path) -> list[str]:

@@ -18,7 +18,7 @@ ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 lay the picture on its side
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 # what Pillow raises over damaged files
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
 
 
 def list_images(entry: str | Path | list[str | Path]) -> list[str]:

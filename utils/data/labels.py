@@ -401,7 +401,7 @@ def _save_cache(path: Path, digest: str, annotations: Annotations) -> None:
     archive = io.BytesIO()
     np.savez(archive, **counts, **texts, **arrays)
     try:
-        with atomic_write(path) as file:
+        with atomic_write(path, sync=False) as file:
             file.write(_cache_header(digest, archive.getvalue()) + archive.getvalue())
     except OSError as error:
         LOGGER.warning(f"label cache {path} cannot be written ({error}); the next run will check the labels again")

@@ -256,7 +256,11 @@ class ShardLoader:
             persistent_workers=self.num_workers > 0,
             **options,
         )
-        self.sampler = self  # which knows the epoch
+
+    @property
+    def sampler(self) -> "ShardLoader":  # no attribute: torch ends the workers of a loader in a reference cycle slowly
+        """What knows the epoch."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next iteration."""

@@ -5,6 +5,7 @@ Pillow and matplotlib's list of fonts are imported where they are used. No funct
 `names` is everywhere a list of class names or a dict from class number to name; a class without one shows its number.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -81,19 +82,32 @@ def find_font(characters: frozenset[str]) -> tuple[str, str]:
     from matplotlib.font_manager import fontManager
     from matplotlib.ft2font import FT2Font
 
-    # The font of last resort has a placeholder for everything and a picture of nothing.
-    installed = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
-    for font in sorted(installed, key=lambda f: (f.style != "normal", abs(_weight(f.weight) - 400), f.name, f.fname)):
-        try:
-            missing = len(needed - FT2Font(font.fname).get_charmap().keys())
-        except (OSError, RuntimeError):  # removed since the list was made, or in a format that cannot be scaled
-            continue
-        if missing < fewest_missing:
-            fewest_missing, best = missing, (font.fname, font.name)
-        if not missing:
-            return best
+    for fonts in (lambda: fontManager.ttflist, _fonts_since_matplotlib_looked):
+        # The font of last resort has a placeholder for everything and a picture of nothing.
+        real = [font for font in fonts() if not font.name.startswith("Last Resort")]
+        for font in sorted(real, key=lambda f: (f.style != "normal", abs(_weight(f.weight) - 400), f.name, f.fname)):
+            try:
+                missing = len(needed - FT2Font(font.fname).get_charmap().keys())
+            except (OSError, RuntimeError):  # removed since the list was made, or in a format that cannot be scaled
+                continue
+            if missing < fewest_missing:
+                fewest_missing, best = missing, (font.fname, font.name)
+            if not missing:
+                return best
     _warn_missing_characters()
     return best
+
+
+def _fonts_since_matplotlib_looked() -> list:
+    """Installed fonts that its list, which it makes once and keeps in a file, does not have yet; now it has them."""
+    from matplotlib import font_manager
+
+    known = list(font_manager.fontManager.ttflist)
+    files = {font.fname for font in known}
+    for file in sorted(set(font_manager.findSystemFonts()) - files):
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # in a format that it cannot read
+            font_manager.fontManager.addfont(file)
+    return font_manager.fontManager.ttflist[len(known) :]
 
 
 @lru_cache(maxsize=1)

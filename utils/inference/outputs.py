@@ -87,12 +87,44 @@ def crop(image: np.ndarray, box: torch.Tensor, gain: float = 1.02, margin: int =
     return image[y1:y2, x1:x2]
 
 
+def crop_folder(folder: Path, class_name: str) -> Path:
+    """folder/<class>, to which the name of a class can not lead further than that."""
+    return folder / (re.sub(r"[^\w .()+-]", "_", class_name).strip(". ") or "_")
+
+
 def write_crop(folder: Path, class_name: str, stem: str, picture: np.ndarray) -> Path:
-    """Saves a crop as folder/<class>/<stem>.jpg, <stem>2.jpg ... ; a class name can not lead out of the folder."""
-    safe = re.sub(r"[^\w .()+-]", "_", class_name).strip(". ") or "_"
-    path = folder / safe / f"{stem}.jpg"
+    """Saves a crop as folder/<class>/<stem>.jpg, <stem>2.jpg ..., the first that is free."""
+    path = crop_folder(folder, class_name) / f"{stem}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_image(increment_path(path), picture)
+
+
+class CropNames:
+    """Names for the crops of several sources that depend on nothing but their stems: a, a2, a3 ...
+
+    Where that could be mistaken for the name of another source, as frame1 and 2 for frame12, all are a, a-2, a-3.
+    """
+
+    def __init__(self, stems: Sequence[str]):
+        self._known = {stem.lower() for stem in stems}
+        self._between = ""
+        while any(self.source_of(stem) != stem for stem in self._known):
+            self._between += "-"
+
+    def name(self, stem: str, number: int) -> str:
+        """Of the number-th crop of a class in a source, from 1."""
+        return stem if number == 1 else f"{stem}{self._between}{number}"
+
+    def source_of(self, name: str) -> str | None:
+        """The stem, in small letters, of the source that a crop of this name is of; None for none of these."""
+        name = name.lower()
+        digits = re.search(r"[0-9]*$", name)[0]
+        for k in range(1, len(digits) + 1):
+            if name[-k] != "0" and (stem := name[:-k]).endswith(self._between):
+                stem = stem[: len(stem) - len(self._between)]
+                if stem in self._known:
+                    return stem
+        return name if name in self._known else None
 
 
 def write_image(path: str | Path, picture: np.ndarray) -> Path:

@@ -6,6 +6,7 @@ import os
 import queue
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,21 @@ import cv2
 import numpy as np
 import torch
 
+from utils import dist
 from utils.boxes import xyxy_to_xywh
 from utils.inference.drawing import automatic_line_width, draw_boxes
-from utils.inference.outputs import crop, result_stems, write_crop, write_image, write_labels
+from utils.inference.ledger import Ledger
+from utils.inference.outputs import (
+    CropNames,
+    crop,
+    crop_folder,
+    result_stems,
+    write_crop,
+    write_image,
+    write_labels,
+)
 from utils.inference.sources import VIDEO, Frame, Source
+from utils.log import LOGGER
 
 WINDOWS = ("darwin", "win32")  # systems that always have a display, as far as can be told
 
@@ -47,21 +59,35 @@ class Results:
         folder: the run's folder; it is there.
         sources: what the frames' numbers of sources stand for.
         names: of the classes.
+        ledger: is told what is done; then the tables are written at the end, by the process that finds all done.
+        lost: indices of sources that could not be read, by the end.
     """
 
-    def __init__(self, folder: Path, sources: Sequence[Source], names: Sequence[str], wanted: Wanted):
+    def __init__(
+        self,
+        folder: Path,
+        sources: Sequence[Source],
+        names: Sequence[str],
+        wanted: Wanted,
+        ledger: Ledger | None = None,
+        lost: Sequence[int] = (),
+    ):
         self.folder, self.sources, self.names, self.wanted = folder, sources, names, wanted
+        self.ledger, self.lost = ledger, lost
         self.stems = result_stems([source.result for source in sources])
+        self.crop_names = CropNames(self.stems)
         self.videos: dict[int, VideoFile] = {}
-        self.tables = []
-        if wanted.json:
-            self.tables.append(JsonTable(folder / "predictions.json"))
-        if wanted.csv:
-            self.tables.append(CsvTable(folder / "predictions.csv"))
+        self.tables = [] if ledger else self._open_tables(lambda name: folder / name)
+        self._current: int | None = None  # the source of the last frame
+        self._crops: Counter[Path] = Counter()  # of it, by folder
         if wanted.txt:
             (folder / "labels").mkdir(exist_ok=True)
         self.quit = False  # whether q was pressed in the window
         self._worker = None if wanted.view else Worker(self._write, depth=8)
+
+    def _open_tables(self, path: Callable[[str], Path]) -> list:
+        wanted = {"predictions.json": (self.wanted.json, JsonTable), "predictions.csv": (self.wanted.csv, CsvTable)}
+        return [table(path(name)) for name, (on, table) in wanted.items() if on]
 
     def add(self, frame: Frame, boxes: torch.Tensor) -> None:
         """Takes the boxes (n, 6) found in a frame, in its pixels, confidence, class; a seventh column is the track.
@@ -85,15 +111,65 @@ class Results:
                 closed.close()
             if self.wanted.view:
                 cv2.destroyAllWindows()
+            if self.ledger:
+                self._close_ledger(whole=kind is None and not self.quit)
+
+    def _close_ledger(self, whole: bool) -> None:
+        """The last process writes the tables and ends the run; an interrupted one says how to go on.
+
+        whole: nothing is left of this process's share.
+        """
+        ledger = self.ledger
+        if whole and self._current is not None and self.sources[self._current].kind == VIDEO:
+            ledger.done(self._current)
+        for source in self.lost:
+            ledger.left_out(source)
+        try:
+            complete = ledger.complete()
+            if complete or dist.world_size() == 1:
+                self._write_tables()
+            if complete:
+                ledger.finish()
+                if not any(ledger.places.values()):
+                    raise ValueError(f"none of the {len(ledger.sources)} files can be read")
+        except FileNotFoundError:  # another process has finished at the same moment
+            return
+        finally:
+            ledger.close()
+        if not whole:
+            LOGGER.warning(f"unfinished; to go on: python detect.py --resume '{self.folder}'")
+        elif not complete:
+            left = len(ledger.sources) - len(ledger.places)
+            LOGGER.info(f"this process's share is done; others have {left} of {len(ledger.sources)} files to go")
+
+    def _write_tables(self) -> None:
+        """Tables of all that is done, by whatever process, whole."""
+        paths: dict[str, Path] = {}
+        tables = self._open_tables(lambda name: paths.setdefault(name, self.ledger.scratch(name)))
+        try:
+            for source, number, boxes in self.ledger.rows() if tables else ():
+                for table in tables:
+                    table.add(self.sources[source].title, self._stem(source, number), number, boxes, self.names)
+        finally:
+            for table in tables:
+                table.close()
+        for name, path in paths.items():
+            os.replace(path, self.folder / name)
 
     def stem(self, frame: Frame) -> str:
         """The name of a frame's label file and crops."""
-        return self.stems[frame.source] + ("" if frame.number is None else f"_{frame.number}")
+        return self._stem(frame.source, frame.number)
+
+    def _stem(self, source: int, number: int | None) -> str:
+        return self.stems[source] + ("" if number is None else f"_{number}")
 
     def _write(self, frame: Frame, boxes: torch.Tensor) -> None:
         wanted, source, shape = self.wanted, self.sources[frame.source], frame.image.shape[:2]
+        self._begin(frame.source)
         for table in self.tables:
             table.add(source.title, self.stem(frame), frame.number, boxes, self.names)
+        if self.ledger and (wanted.json or wanted.csv) and len(boxes):
+            self.ledger.record(frame.source, frame.number, boxes)
         # whole pixels, as the pictures and label files of v6.1 have them
         boxes = torch.cat((boxes[:, :4].round(), boxes[:, 4:]), 1)
         if wanted.txt:
@@ -102,7 +178,7 @@ class Results:
             for box in boxes.flip(0):
                 picture = crop(frame.image, box[:4])
                 if picture.size:
-                    write_crop(self.folder / "crops", self.names[int(box[5])], self.stems[frame.source], picture)
+                    self._write_crop(self.names[int(box[5])], self.stems[frame.source], picture)
         if wanted.images or wanted.view:
             width = wanted.line_thickness or automatic_line_width(shape, usual=3)
             drawn = draw_boxes(frame.image, boxes, self.names, width, wanted.hide_labels, wanted.hide_conf)
@@ -110,6 +186,27 @@ class Results:
                 self._write_drawn(frame, source, drawn)
             if wanted.view:
                 self.quit = show(source.title, drawn) or self.quit
+        if self.ledger and source.kind != VIDEO:
+            self.ledger.done(frame.source)
+
+    def _begin(self, source: int) -> None:
+        """A frame of this source is written next. Files come one after another: with it the one before is done."""
+        before, self._current = self._current, source
+        if self.ledger and before not in (None, source):
+            self._crops.clear()
+            if self.sources[before].kind == VIDEO:
+                self.close_videos()
+                self.ledger.done(before)
+
+    def _write_crop(self, name: str, stem: str, picture: np.ndarray) -> None:
+        if not self.ledger:
+            write_crop(self.folder / "crops", name, stem, picture)
+            return
+        # not the first name that is free: a file that is done again must find its own
+        folder = crop_folder(self.folder / "crops", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._crops[folder] += 1
+        write_image(folder / f"{self.crop_names.name(stem, self._crops[folder])}.jpg", picture)
 
     def _write_drawn(self, frame: Frame, source: Source, drawn: np.ndarray) -> None:
         stem = self.stems[frame.source]

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -170,19 +170,29 @@ def _is_camera(text: str) -> bool:
 # --- files: none of their frames is lost ------------------------------------------------------------------------------
 
 
-def read_batches(sources: list[Source], batch_size: int = 1, stride: int = 1) -> Iterator[list[Frame]]:
+def read_batches(
+    sources: list[Source],
+    batch_size: int = 1,
+    stride: int = 1,
+    todo: Sequence[int] | None = None,
+    lost: list[int] | None = None,
+) -> Iterator[list[Frame]]:
     """The frames of all sources, read by threads while the caller works on earlier ones.
 
     Files come in batches of batch_size, every frame of them. Of live sources a batch holds the newest frame of each
     that has a new one; those for which there was no time are dropped. Close the iterator to end it early.
 
     stride: of a video or stream only every stride-th frame.
+    todo: indices of the files to read; None for all.
+    lost: is given the indices of files that cannot be read.
 
-    A file that cannot be read is named and left out; ValueError where none can, and where a stream does not open.
+    A file that cannot be read is named and left out; ValueError where none of all can, and where a stream does not
+    open.
     """
     if sources[0].kind == STREAM:
         return read_streams(sources, stride)
-    return in_background(_batched(_read_files(sources, stride), batch_size), depth=3)
+    todo, lost = range(len(sources)) if todo is None else todo, [] if lost is None else lost
+    return in_background(_batched(_read_files(sources, stride, todo, lost), batch_size), depth=3)
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -191,21 +201,19 @@ def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _read_files(sources: list[Source], stride: int) -> Iterator[Frame]:
-    faults = []
-    for i, source in enumerate(sources):
+def _read_files(sources: list[Source], stride: int, todo: Sequence[int], lost: list[int]) -> Iterator[Frame]:
+    for i in todo:
         try:
-            if source.kind == VIDEO:
-                yield from _read_video(i, source, stride)
+            if sources[i].kind == VIDEO:
+                yield from _read_video(i, sources[i], stride)
             else:
-                yield Frame(i, _read_picture(source))
+                yield Frame(i, _read_picture(sources[i]))
         except (ValueError, OSError) as error:
-            faults.append(error)
-            if len(faults) < len(sources):
-                LOGGER.warning(f"left out: {error}")
-    if len(faults) == len(sources):
-        others = f" (nor can the other {len(faults) - 1} files)" if len(faults) > 1 else ""
-        raise ValueError(f"{faults[-1]}{others}")
+            lost.append(i)
+            if len(lost) == len(sources):
+                others = f" (nor can the other {len(lost) - 1} files)" if len(lost) > 1 else ""
+                raise ValueError(f"{error}{others}") from None
+            LOGGER.warning(f"left out: {error}")
 
 
 def _read_picture(source: Source) -> np.ndarray:

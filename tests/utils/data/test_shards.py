@@ -1,8 +1,10 @@
 """Shards give the images and labels that files would, each once an epoch, in an order that can be had again."""
 
+import gc
 import io
 import json
 import tarfile
+import weakref
 
 import cv2
 import numpy as np
@@ -279,10 +281,22 @@ def test_options_of_a_dataset(load):
     assert next(iter(load(channels=1)))[0].shape == (2, 1, 64, 64)
 
 
+def test_a_loader_goes_with_its_last_reference(load):
+    # in a reference cycle it would wait for the garbage collector, and torch then 5 s for each of its workers
+    gc.disable()
+    try:
+        loader = load()
+        gone = weakref.ref(loader)
+        del loader
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 # --- in a data set YAML -----------------------------------------------------------------------------------------------
 
 
-def test_shards_in_a_yaml(split, tmp_path):
+def test_shards_in_a_yaml(split, tmp_path, monkeypatch):
     def read(train, splits=("train",)):
         (tmp_path / "set.yaml").write_text(f"path: {tmp_path}\ntrain: {train}\nval: train-000.tar\nnames: [a, b, c]\n")
         return load_dataset_yaml(tmp_path / "set.yaml", splits)
@@ -296,6 +310,9 @@ def test_shards_in_a_yaml(split, tmp_path):
         read("[train-000.tar, .]")
     with pytest.raises(ValueError, match="stands for more than 1000000 shards"):
         read("train-{0..99999999}.tar")
+    monkeypatch.setattr("utils.data.dataset_yaml.MOST_SHARDS", 1000)
+    with pytest.raises(ValueError, match="stands for more than 1000 shards"):
+        read("train-{0..99}-{0..99}.tar")
     with pytest.raises(FileNotFoundError, match="pipe:touch trap"):
         read("'pipe:touch trap.tar'")
 

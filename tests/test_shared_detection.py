@@ -1,0 +1,250 @@
+"""detect.py resumed and shared among processes: whatever is killed, the results are those of one undisturbed run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from test_cli import picture
+from test_detect import found, here, read_video, write_video  # noqa: F401
+
+from utils import dist
+from utils.inference.ledger import HIDDEN, Ledger
+from utils.inference.outputs import CropNames
+from utils.inference.results import Results
+from utils.inference.sources import PICTURE, VIDEO, Source
+
+TESTS = Path(__file__).parent
+OPTIONS = {"save_txt": True, "save_conf": True, "save_crop": True, "save_json": True, "save_csv": True}
+
+# Slow enough to be killed on the way; says what it hands to the writing thread.
+WORKER = f"""
+import json, os, sys, time
+sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]
+from pathlib import Path
+import detect
+from test_cli import SIZE, BrightBoxes
+detect.Backend, detect.find_weights = BrightBoxes, lambda name, download: Path(name)
+add, seen = detect.Results.add, open(sys.argv[1], "a", buffering=1)
+def slow(self, frame, boxes):
+    print(self.stem(frame), file=seen)
+    add(self, frame, boxes)
+    time.sleep(0.05)
+detect.Results.add = slow
+detect.run("bright.pt", imgsz=SIZE, device="cpu", **json.loads(sys.argv[2]))
+"""
+
+
+def start(rank: int, log: str, **options) -> subprocess.Popen:
+    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}
+    environment.pop("MASTER_ADDR", None)
+    return subprocess.Popen([sys.executable, "-c", WORKER, log, json.dumps(options)], env=environment)
+
+
+def lines(path: str | Path) -> list[str]:
+    return Path(path).read_text().split() if Path(path).exists() else []
+
+
+def shots(n: int) -> list[np.ndarray]:
+    return [picture((8 + i % 8, 10, 30 + i % 8, 40), (50, 20, 90, 52)) for i in range(n)]
+
+
+def make_files() -> None:
+    """Six pictures (places 0 to 5, of which 4 is damaged), and two videos (6, 7)."""
+    for i, image in enumerate(shots(6)):
+        Path("in").mkdir(exist_ok=True)
+        cv2.imencode(".png", image)[1].tofile(f"in/p{i}.png")
+    Path("in/p4.png").write_bytes(b"no picture")
+    for name in ("v", "w"):
+        write_video(Path(f"in/{name}.avi"), shots(12))
+
+
+def contents(folder: Path) -> dict[str, bytes | int]:
+    """What each file holds; of videos the number of frames."""
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    return {
+        p.relative_to(folder).as_posix(): len(read_video(p)[0]) if p.suffix == ".mp4" else p.read_bytes() for p in files
+    }
+
+
+def recorded(folder: Path) -> set[str]:
+    """Stems of the files that the journals call done."""
+    ledger = Ledger(folder)
+    return {Path(ledger.sources[i].name).stem for i, place in ledger.places.items() if place}
+
+
+def in_journals(folder: Path, text: bytes) -> bool:
+    return any(text in path.read_bytes() for path in (folder / HIDDEN).glob("journal-*"))
+
+
+def test_killed_and_resumed_it_is_one_undisturbed_run(found, here):  # noqa: F811
+    make_files()
+    expected = contents(found("in", name="alone", **OPTIONS))
+    assert {"p0.png", "labels/v_12.txt", "crops/red/v12.jpg", "w.mp4", "predictions.csv"} <= expected.keys()
+    assert "p4.png" not in expected and expected["v.mp4"] == 12
+
+    together = dict(OPTIONS, source="in", resume="out/together")
+    processes = [start(rank, f"seen{rank}", **together) for rank in (0, 1)]
+    try:
+        deadline = time.monotonic() + 120
+        while not in_journals(here / "out/together", b'{"source": 7, "frame": 3,') and time.monotonic() < deadline:
+            time.sleep(0.005)  # until it is in the middle of its video, w
+        os.kill(processes[1].pid, signal.SIGKILL)
+        assert processes[0].wait(120) == 0 and processes[1].wait(120) == -signal.SIGKILL
+    finally:
+        for process in processes:
+            process.kill()
+    folder = here / "out/together"
+    before, done = lines("seen0") + lines("seen1"), recorded(folder)
+    assert 3 + 3 <= len(lines("seen1")) < 3 + 12
+    assert {"p0", "p1", "p2", "p3", "v"} <= done and "w" not in done
+    assert not (folder / "predictions.json").exists() and (folder / HIDDEN).exists()
+
+    again = start(0, "seen2", resume="out/together")  # half of what is left, which is nothing; then the other half
+    assert again.wait(120) == 0 and lines("seen2") == []
+    again = start(1, "seen3", resume="out/together", batch_size=3)
+    assert again.wait(120) == 0
+    assert contents(folder) == expected
+    assert not any(name.startswith(".") for name in os.listdir(folder))
+
+    after = Counter(lines("seen3"))
+    assert not {name for name in after if name.split("_")[0] in done}  # nothing that was done is done again
+    assert {f"w_{i}" for i in range(1, 13)} <= after.keys() and set(after.values()) == {1}
+    assert max(Counter(before).values()) == 1
+
+
+def test_an_interrupted_run_goes_on(found, here, monkeypatch, capsys):  # noqa: F811
+    make_files()
+    expected = contents(found("in", name="alone", **OPTIONS))
+    write, count = Results._write, []
+
+    def stopped(self, frame, boxes):
+        count.append(frame)
+        if len(count) == 4:
+            raise KeyboardInterrupt(signal.SIGTERM)
+        write(self, frame, boxes)
+
+    monkeypatch.setattr(Results, "_write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        found("in", name="stopped", **OPTIONS)
+    folder = here / "out/stopped"
+    assert f"--resume '{Path('out/stopped')}'" in capsys.readouterr().err
+    assert len({row["file"] for row in json.loads((folder / "predictions.json").read_text())}) == 3
+    journal = next((folder / HIDDEN).glob("journal-*"))
+    journal.write_bytes(journal.read_bytes() + b'{"source": 5, "do')  # as a kill in the middle of a line leaves it
+    (folder / ".p5.png.x1.part").write_bytes(b"half")
+    monkeypatch.setattr(Results, "_write", write)
+
+    with pytest.raises(ValueError, match=r"--conf-thres: the run in .* was begun with 0.25; leave the option out"):
+        found("data/images", resume=folder, conf_thres=0.5)
+    found("data/images", resume=folder, batch_size=2)
+    assert contents(folder) == expected
+    with pytest.raises(ValueError, match="holds no unfinished run of detect; leave --resume out"):
+        found("data/images", resume=folder)
+    with pytest.raises(ValueError, match="no such folder; to begin a run in it, name its --source"):
+        found("data/images", resume="out/nowhere")
+
+
+def test_a_run_goes_on_where_it_was_begun(here, monkeypatch):  # noqa: F811
+    (here / "out").mkdir()
+    Ledger.begin(here / "out", [Source("a.png", PICTURE), Source("b.png", PICTURE)], {}, alone=True)
+    monkeypatch.chdir("out")
+    with pytest.raises(ValueError, match=r"go on where it was begun, in .*: there is a.png"):
+        Ledger(here / "out")
+
+
+def test_the_first_to_begin_a_run_says_what_it_is(here):  # noqa: F811
+    first = Ledger.begin(here / "run", [Source("a.png", PICTURE)], {"imgsz": [64, 64]}, alone=False)
+    second = Ledger.begin(here / "run", [Source("b.png", PICTURE)], {"imgsz": [96, 96]}, alone=False)
+    assert second.sources == first.sources == [Source("a.png", PICTURE)] and second.options == {"imgsz": [64, 64]}
+    assert os.listdir(here) == ["run"]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_shares_are_disjoint_and_rows_come_in_order(processes, here):  # noqa: F811
+    sources = [Source(f"{i}.avi", VIDEO) for i in range(7)]
+    ledger = Ledger.begin(here / "run", sources, {}, alone=False)
+    shares = [ledger.todo(rank, processes) for rank in range(processes)]
+    assert sorted(i for share in shares for i in share) == list(range(7))
+    for rank in reversed(range(processes)):
+        worker = Ledger(here / "run")
+        for i in shares[rank]:
+            if i == 3:
+                worker.left_out(i)
+                continue
+            for number in (1, 2):
+                worker.record(i, number, torch.tensor([[0.1, 1, 2, 3, 0.5, i]]))
+            if i != 5:  # its process was killed
+                worker.done(i)
+        worker.close()
+    assert not ledger.complete() and set(ledger.places) == {0, 1, 2, 3, 4, 6}
+    assert [Ledger(here / "run").todo(rank, 2) for rank in (0, 1)] == [[], [5]]
+    rows = [(source, number, boxes.tolist()) for source, number, boxes in ledger.rows()]
+    assert [row[:2] for row in rows] == [(i, n) for i in (0, 1, 2, 4, 6) for n in (1, 2)]
+    assert rows[-1][2] == torch.tensor([[0.1, 1, 2, 3, 0.5, 6]]).tolist()  # to the last bit
+
+
+def test_what_cannot_be_shared(found, here, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    make_files()
+    with pytest.raises(ValueError, match="neither resumed nor shared"):
+        found("0")
+    with pytest.raises(ValueError, match="--track follows objects from picture to picture"):
+        found("in", track=True)
+    with pytest.raises(ValueError, match="start them with torchrun, or give them all the same --resume FOLDER"):
+        found("in")
+    assert sorted(os.listdir(here)) == ["in"]
+
+
+def test_files_of_which_none_can_be_read(found, here, monkeypatch):  # noqa: F811
+    for name in "abc":
+        Path(f"{name}.png").write_bytes(b"no picture")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        if rank == "1":
+            with pytest.raises(ValueError, match="none of the 3 files can be read"):
+                found("*.png", resume="run")
+        else:
+            found("*.png", resume="run")
+
+
+def test_the_first_process_tells_the_others_through_the_store(monkeypatch):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    dist._meeting.cache_clear()
+    assert dist.agree(lambda: "runs/detect/exp7") == "runs/detect/exp7"
+    dist._meeting.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "stems, second",
+    [
+        (["a", "b"], "a2"),
+        (["a", "a2"], "a-2"),  # a2 is another picture
+        (["frame1", "frame12", "frame123"], "frame1-2"),
+        (["a", "a2", "a-2"], "a--2"),
+        (["a", "a02"], "a2"),  # numbers have no zero in front
+        (["A", "a2"], "A-2"),  # some file systems know no capitals
+    ],
+)
+def test_names_of_crops_belong_to_one_source(stems, second):
+    names = CropNames(stems)
+    assert names.name(stems[0], 1) == stems[0] and names.name(stems[0], 2) == second
+    made = [names.name(stem, k).lower() for stem in stems for k in range(1, 300)]
+    assert len(set(made)) == len(made)
