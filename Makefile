@@ -16,7 +16,7 @@ demo: $(VENV)/.core
 	$(RUN) tools/demo.py
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 test-export: $(VENV)/.export
 	$(RUN) -m pytest tests/export tests/test_export.py

@@ -20,6 +20,14 @@ SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What a test printed reaches the reporting process as UTF-8, which names of files need not be."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path, monkeypatch):
     """No test finds or leaves anything in the user's cache folder."""

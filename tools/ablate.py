@@ -324,11 +324,8 @@ def main(opt: argparse.Namespace) -> None:
     if not opt.report:
         with cli.stopped_by_signals():
             failed = do_runs(opt, arms, splits)
-        done = all(
-            (run_folder(opt.out, arm.name, s) / "result.json").exists() for arm in arms for s in range(opt.seeds)
-        )
         with suppress(Timeout), FileLock(opt.out / "costs.lock", timeout=0):
-            if done:
+            if all_done(opt, arms):
                 with atomic_write(opt.out / "costs.json", "w") as file:
                     json.dump(time_arms(opt, arms), file, indent=1)
     ablation = report(opt, arms, splits)

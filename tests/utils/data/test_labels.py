@@ -432,7 +432,7 @@ def test_random_damage_to_the_cache_is_never_an_error(mixed, monkeypatch):
 
 
 def test_place_that_cannot_be_written_only_warns(mixed, monkeypatch, capsys):
-    def refuse(path):
+    def refuse(path, sync):
         raise PermissionError(f"read-only: {path}")
 
     monkeypatch.setattr(labels_module, "atomic_write", refuse)
