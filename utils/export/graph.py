@@ -87,3 +87,8 @@ def _cap_classes(scores: torch.Tensor, classes: torch.Tensor, nc: int, most: int
     rank = (one_hot.cumsum(1) * one_hot).sum(2)  # 1 for the most confident of its class
     capped = torch.where(rank <= most, scores.gather(1, order), torch.zeros_like(scores))
     return torch.zeros_like(scores).scatter(1, order, capped)
+
+
+def delicate_modules(detector: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that want real numbers: SOCA wherever it is, and Detect, whose last steps give pixels."""
+    return tuple(name for name, m in detector.named_modules() if type(m).__name__ in ("SOCA", "Detect"))
