@@ -139,6 +139,12 @@ def choose_formats(include, data: str | None, **asked: bool) -> list[Format]:
     words = [str(word).lower() for word in ([include] if isinstance(include, str) else include)]
     if unknown := [word for word in words if word not in BY_ARGUMENT and word != "all"]:
         raise ValueError(f"--include: no such format: {', '.join(unknown)}; known: all, {', '.join(BY_ARGUMENT)}")
+    if asked["int8"] and not data:
+        raise ValueError("--int8 is calibrated on pictures of yours: give --data")
+    if asked["train"] and (asked["nms"] or asked["int8"]):
+        raise ValueError("--train gives raw maps: leave out --nms, --agnostic-nms and --int8")
+    if asked["half"] and asked["int8"]:
+        raise ValueError("--half and --int8 are two precisions: give one of them")
     obstacles = {f.argument: reason for f in FORMATS if (reason := f.obstacle(asked["int8"] and f.int8))}
     if "all" in words:
         for argument, reason in obstacles.items():
@@ -150,12 +156,6 @@ def choose_formats(include, data: str | None, **asked: bool) -> list[Format]:
     for kind in formats:
         if reason := obstacles.get(kind.argument):
             raise ValueError(f"--include {kind.argument}: {kind.name} {reason}")
-    if asked["int8"] and not data:
-        raise ValueError("--int8 is calibrated on pictures of yours: give --data")
-    if asked["train"] and (asked["nms"] or asked["int8"]):
-        raise ValueError("--train gives raw maps: leave out --nms, --agnostic-nms and --int8")
-    if asked["half"] and asked["int8"]:
-        raise ValueError("--half and --int8 are two precisions: give one of them")
     for option in ("half", "int8", "nms", "dynamic"):
         deaf = [f.argument for f in formats if not getattr(f, option)]
         if asked[option] and len(deaf) == len(formats):

@@ -90,9 +90,7 @@ def second_order_statistic(x: torch.Tensor, iterations: int = ITERATIONS) -> tor
         maps = x if x.dtype == torch.float64 else x.float()
         flat = central(maps).flatten(2)  # (N, C, M)
         if exporting:
-            centred, largest_mean = _centre(flat)
-            scale, root = _scales(centred.square().sum((1, 2)), largest_mean, flat.shape)
-            s = root * _series(centred * scale, None, coefficients)[0]
+            s = _plain_statistic(flat, coefficients)
         else:
             s = _SecondOrderStatistic.apply(flat, coefficients)
     return s.to(x.dtype)
@@ -151,6 +149,31 @@ def _series(F: torch.Tensor, S: torch.Tensor | None, coefficients: tuple[float, 
         vectors.append(d - vectors[-1])
         s = torch.add(s, vectors[-1], alpha=c)
     return s.squeeze(1), vectors
+
+
+def _plain_statistic(x: torch.Tensor, coefficients: tuple[float, ...]) -> torch.Tensor:
+    """x (N, C, M) -> s (N, C) in sums, products and few functions, which every toolchain that exports go to has.
+
+    What `_scales` says with comparisons is said here with arithmetic: with e = t less what rounding can leave, the
+    switch min(max(e, 0) 1e30, 1) is 0 for an image without variance, where 1 stands for t, and 1 from t = 1e-30 on.
+    """
+    centred, largest_mean = _centre(x)
+    C, M = x.shape[1:]
+    t = (centred * centred).sum((1, 2)) / M
+    rounding = 16 * torch.finfo(x.dtype).eps * largest_mean
+    switch = ((t - C * rounding * rounding).clamp(min=0) * 1e30).clamp(max=1)
+    safe = t + (1 - switch)
+    F = centred * (switch * (safe * M).rsqrt())[:, None, None]
+    G = F.transpose(1, 2)
+    last = torch.full_like(F[:, :, 0], 1 / C).unsqueeze(1)  # v_0
+    d = 2 * ((last @ F) @ G)
+    s, last = coefficients[0] * last, d - last
+    s = s + coefficients[1] * last
+    for c in coefficients[2:]:  # as in `_series`
+        d = 4 * ((last @ F) @ G) - d
+        last = d - last
+        s = s + c * last
+    return (switch * safe.sqrt())[:, None] * s.squeeze(1)
 
 
 class _SecondOrderStatistic(torch.autograd.Function):

@@ -80,7 +80,8 @@ class Detect(nn.Module):
             scores = (level.float() if level.dtype in (torch.float16, torch.bfloat16) else level).sigmoid()
             cell, anchors, stride = self._geometry(scores, anchors, stride)
             xy = (scores[..., :2] * 2 - 0.5 + cell) * stride
-            wh = (scores[..., 2:4] * 2) ** 2 * anchors
+            double = scores[..., 2:4] * 2
+            wh = double * double * anchors  # not every toolchain has a power
             rows.append(torch.cat((xy, wh, scores[..., 4:]), -1).view(scores.shape[0], -1, self.no))
         return torch.cat(rows, 1)
 

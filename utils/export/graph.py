@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torchvision.ops import nms
 
-from utils.activations import SiLU
 from utils.boxes import xywh_to_xyxy
 from utils.export.formats import Suppression
 from utils.inference.nms import MAX_SIDE, MIN_SIDE
@@ -88,15 +87,6 @@ def _cap_classes(scores: torch.Tensor, classes: torch.Tensor, nc: int, most: int
     rank = (one_hot.cumsum(1) * one_hot).sum(2)  # 1 for the most confident of its class
     capped = torch.where(rank <= most, scores.gather(1, order), torch.zeros_like(scores))
     return torch.zeros_like(scores).scatter(1, order, capped)
-
-
-def spell_out_silu(module: nn.Module) -> None:
-    """Puts x sigmoid(x) for each SiLU of a graph, for toolchains that do not know SiLU."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.SiLU):
-            setattr(module, name, SiLU())
-        else:
-            spell_out_silu(child)
 
 
 def delicate_modules(detector: nn.Module) -> tuple[str, ...]:

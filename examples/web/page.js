@@ -1,0 +1,84 @@
+import { openDetector } from "./detector.js";
+
+const COLOURS = ["#d55e00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#e69f00", "#cc79a7"];
+const DARK = new Set(["#d55e00", "#0072b2", "#009e73"]); // on which text is white
+const $ = (selector) => document.querySelector(selector);
+const drop = $("#drop"), canvas = $("canvas"), table = $("table");
+
+function say(text, error = false) {
+  $("#status").textContent = text;
+  $("#status").classList.toggle("error", error);
+}
+
+function draw(picture, boxes) {
+  canvas.width = picture.width;
+  canvas.height = picture.height;
+  const pen = canvas.getContext("2d"), line = Math.max(2, Math.round((picture.width + picture.height) / 600));
+  pen.drawImage(picture, 0, 0);
+  pen.lineWidth = line;
+  pen.font = `${6 * line + 4}px system-ui, sans-serif`;
+  pen.textBaseline = "top";
+  const colours = new Map();
+  for (const box of boxes) if (!colours.has(box.name)) colours.set(box.name, COLOURS[colours.size % COLOURS.length]);
+  for (const box of [...boxes].reverse()) { // the most confident on top
+    const colour = colours.get(box.name), text = `${box.name} ${box.score.toFixed(2)}`, height = 6 * line + 8;
+    const width = pen.measureText(text).width + 8, x = Math.max(Math.min(box.x1, picture.width - width), 0);
+    const y = box.y1 >= height ? box.y1 - height : box.y1;
+    pen.strokeStyle = pen.fillStyle = colour;
+    pen.strokeRect(box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1);
+    pen.fillRect(x, y, width, height);
+    pen.fillStyle = DARK.has(colour) ? "white" : "black";
+    pen.fillText(text, x + 4, y + 3);
+  }
+  const rows = boxes.map((box) => {
+    const row = document.createElement("tr");
+    const numbers = [box.x1, box.y1, box.x2, box.y2].map((v) => v.toFixed(1));
+    for (const text of [box.name, box.score.toFixed(4), ...numbers]) row.insertCell().textContent = text;
+    return row;
+  });
+  table.tBodies[0].replaceChildren(...rows);
+  canvas.hidden = false;
+  table.hidden = !boxes.length;
+}
+
+async function show(file) {
+  try {
+    say("Looking …");
+    const { find } = await detector;
+    const picture = await createImageBitmap(file).catch(() => { throw new Error(`${file.name} is no picture that this browser reads`); });
+    const start = performance.now(), boxes = await find(picture);
+    draw(picture, boxes);
+    say(`${boxes.length || "No"} ${boxes.length === 1 ? "box" : "boxes"} in ${Math.round(performance.now() - start)} ms`);
+    return boxes;
+  } catch (error) {
+    say(error.message, true);
+    throw error;
+  }
+}
+
+async function load() {
+  ort.env.wasm.wasmPaths = new URL("node_modules/onnxruntime-web/dist/", location.href).href;
+  ort.env.wasm.numThreads = 1; // more need a page that is cross-origin isolated
+  const name = new URLSearchParams(location.search).get("model") ?? "model.onnx";
+  const answer = await fetch(name);
+  if (!answer.ok) throw new Error(`there is no ${name}; copy an ONNX file of export.py here under that name`);
+  return openDetector(ort, await answer.arrayBuffer());
+}
+
+const detector = load();
+detector.then(
+  ({ meta }) => say(`Ready: ${meta.names.length} classes, frame ${meta.imgsz.join(" x ")}`),
+  (error) => say(error.message, true),
+);
+
+drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
+drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+drop.addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.classList.remove("over");
+  if (event.dataTransfer.files[0]) show(event.dataTransfer.files[0]).catch(console.error);
+});
+$("input").addEventListener("change", (event) => {
+  if (event.target.files[0]) show(event.target.files[0]).catch(console.error);
+  event.target.value = ""; // so that the same file can be chosen again
+});

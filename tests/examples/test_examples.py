@@ -1,0 +1,100 @@
+"""The examples that run an exported file without this project find the boxes that detect.py finds."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from models.backend import Backend, load_model
+from utils.data.augmentations import letterbox
+from utils.export.formats import Options
+from utils.export.graph import Decoded
+from utils.inference.finder import Finder
+from utils.inference.nms import non_max_suppression
+from utils.inference.runtimes import Metadata
+
+WEB = ROOT / "examples/web"
+SIZE = 320
+
+
+@pytest.fixture(scope="module")
+def example():
+    pytest.importorskip("onnxruntime", reason="the example runs on onnxruntime")
+    spec = importlib.util.spec_from_file_location("example_detect", ROOT / "examples/onnxruntime/detect.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def exported(shared, tmp_path_factory):
+    """An ONNX file of a detector that finds things, a photograph, and the boxes that detect.py finds with the file."""
+    pytest.importorskip("onnx", reason="writing ONNX needs onnx")
+    from utils.export import onnx_file
+
+    model = load_model(shared / "weights/yolov5n.pt")
+    path = tmp_path_factory.mktemp("example") / "yolov5n.onnx"
+    metadata = Metadata(tuple(model.names), 32, (SIZE, SIZE))
+    onnx_file.write(Decoded(model), torch.zeros(1, 3, SIZE, SIZE), path, Options(metadata))
+    photo = sorted((shared / "datasets/coco-val128/images").rglob("*.jpg"))[2]
+    suppression = {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 1000}
+    finder = Finder(Backend(path), (SIZE, SIZE), torch.device("cpu"), **suppression)
+    boxes = finder([cv2.imread(str(photo))])[0][0].numpy()
+    assert len(boxes) > 3
+    return path, photo, boxes, model.names
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (333, 500), (64, 64), (37, 200)])
+def test_the_frame_is_that_of_detect(example, shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    expected, (gain, _), padding = letterbox(image, (96, 128), auto=False)
+    frame, *place = example.letterbox(image, (96, 128))
+    assert (frame == expected).all() and place[0] == gain and np.abs(np.subtract(place[1], padding)).max() <= 0.5
+
+
+def test_the_suppression_is_that_of_detect(example):
+    rng = np.random.default_rng(1)
+    rows = rng.random((400, 8), np.float32)
+    rows[:, :2] = rows[:, :2] * 200 + 100
+    rows[:, 2:4] *= 120
+    rows[:20, 2] = 1  # pixel wide
+    expected = non_max_suppression(torch.from_numpy(rows)[None], max_det=1000)[0].numpy()
+    found = example.decode(rows, 1.0, (0, 0), (400, 400))
+    expected[:, :4] = expected[:, :4].clip(0, 400)
+    assert len(expected) > 50 and found.shape == expected.shape
+    assert np.allclose(found, expected, atol=1e-3)
+
+
+def test_nothing_found(example):
+    assert example.decode(np.zeros((10, 8), np.float32), 1.0, (0, 0), (40, 40)).shape == (0, 6)
+
+
+def test_the_boxes_are_those_of_detect(example, exported):
+    path, photo, boxes, names = exported
+    session = example.onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found, theirs = example.find(session, cv2.imread(str(photo)))
+    assert theirs == list(names) and np.allclose(found, boxes, atol=0.01)
+
+
+def test_the_page_finds_the_boxes_of_detect(exported):
+    """In a real browser, whose resizing differs a little from OpenCV's."""
+    browser = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not shutil.which("node") or not browser or not (WEB / "node_modules/onnxruntime-web").is_dir():
+        pytest.skip("needs node, Chromium, and `npm install` in examples/web")
+    path, photo, boxes, names = exported
+    run = subprocess.run(
+        ["node", WEB / "test.mjs", path, photo], env={**os.environ, "CHROMIUM": browser},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert [name for name, *_ in found] == [names[int(label)] for label in boxes[:, 5]]
+    numbers = np.array([row[1:] for row in found])
+    assert np.abs(numbers[:, 0] - boxes[:, 4]).max() < 0.05 and np.abs(numbers[:, 1:] - boxes[:, :4]).max() < 3
