@@ -311,10 +311,7 @@ def _check_options(opt: argparse.Namespace) -> None:
 
 
 def _use_lists(opt: argparse.Namespace) -> None:
-    sides = [opt.imgsz] if isinstance(opt.imgsz, int) else list(opt.imgsz)
-    if len(sides) not in (1, 2):
-        raise ValueError(f"--imgsz takes one number, or height and width, got {sides}")
-    opt.imgsz = (sides * 2)[:2]
+    opt.imgsz = cli.frame_sides(opt.imgsz)
     opt.classes = [opt.classes] if isinstance(opt.classes, int) else opt.classes and list(opt.classes)
     weights = opt.weights if isinstance(opt.weights, list | tuple) else [opt.weights]
     opt.weights = [str(file) for file in weights]

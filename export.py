@@ -170,9 +170,7 @@ def _check_options(imgsz, batch_size, opset, workspace, topk_per_class, topk_all
     """Height and width; ValueError for a number that makes no sense."""
     from utils.export.onnx_file import OPSETS
 
-    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
-    if len(sides) not in (1, 2):
-        raise ValueError(f"--imgsz takes one number, or height and width, got {sides}")
+    sides = cli.frame_sides(imgsz)
     cli.check_range("--imgsz", min(sides), 1)
     cli.check_range("--batch-size", batch_size, 1)
     cli.check_range("--opset", opset, *OPSETS)
@@ -181,7 +179,7 @@ def _check_options(imgsz, batch_size, opset, workspace, topk_per_class, topk_all
     cli.check_range("--topk-all", topk_all, 1)
     cli.check_range("--iou-thres", iou_thres, 0, 1)
     cli.check_range("--conf-thres", conf_thres, 0, 1)
-    return (sides * 2)[:2]
+    return sides
 
 
 def _prepare(file: Path, sides: list[int], batch_size: int, options: Options) -> Job:

@@ -14,7 +14,7 @@ from torch import nn
 
 from models.attention import CBAM, ECA, GCT, CoordAttention, SimAM
 from models.common import SE, SOCA
-from models.second_order import central, covariance, newton_schulz_scalar
+from models.second_order import central, covariance, left_by_rounding, newton_schulz_scalar
 from utils.boxes import xywh_to_xyxy
 from utils.inference.nms import non_max_suppression
 
@@ -242,7 +242,7 @@ def spectrum(maps: np.ndarray) -> Spectrum | None:
     S = covariance(x)[0].numpy()
     trace = S.trace()
     largest_mean = float(x.mean((2, 3)).abs().max())
-    if not trace > len(S) * (16 * np.finfo(np.float32).eps * largest_mean) ** 2:  # SOCA's own rule
+    if not trace > left_by_rounding(len(S), largest_mean, float(np.finfo(np.float32).eps)):
         return None
     values, vectors = np.linalg.eigh(S / trace)
     values, vectors = values[::-1].clip(0), vectors[:, ::-1]

@@ -112,6 +112,12 @@ def _centre(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x - mean, mean.abs().amax((1, 2))
 
 
+def left_by_rounding(C: int, largest_mean: torch.Tensor | float, eps: float) -> torch.Tensor | float:
+    """The total variance t that rounding can leave of C constant channels; eps of the type that they came in."""
+    bound = 16 * eps * largest_mean
+    return C * (bound * bound)
+
+
 def _scales(squares: torch.Tensor, largest_mean: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
     """<Xc, Xc> = t M and largest |mean|, both (N,) -> scale (N, 1, 1) with F = scale * Xc, A = F F^T; sqrt(t) (N, 1).
 
@@ -120,7 +126,7 @@ def _scales(squares: torch.Tensor, largest_mean: torch.Tensor, shape: torch.Size
     """
     C, M = shape[1:]
     t = squares / M
-    varies = t > C * (16 * torch.finfo(t.dtype).eps * largest_mean).square()
+    varies = t > left_by_rounding(C, largest_mean, torch.finfo(t.dtype).eps)
     t = torch.where(varies, t, torch.ones_like(t))  # so that no branch has an infinite derivative
     scale = torch.where(varies, (t * M).rsqrt(), torch.zeros_like(t))
     root = torch.where(varies, t.sqrt(), torch.zeros_like(t))
@@ -156,12 +162,13 @@ def _plain_statistic(x: torch.Tensor, coefficients: tuple[float, ...]) -> torch.
 
     What `_scales` says with comparisons is said here with arithmetic: with e = t less what rounding can leave, the
     switch min(max(e, 0) 1e30, 1) is 0 for an image without variance, where 1 stands for t, and 1 from t = 1e-30 on.
+    Between the two s comes out too large. 1e30 is beyond float16: the statistic must stay in float32.
     """
     centred, largest_mean = _centre(x)
     C, M = x.shape[1:]
     t = (centred * centred).sum((1, 2)) / M
-    rounding = 16 * torch.finfo(x.dtype).eps * largest_mean
-    switch = ((t - C * rounding * rounding).clamp(min=0) * 1e30).clamp(max=1)
+    excess = (t - left_by_rounding(C, largest_mean, torch.finfo(x.dtype).eps)).clamp(min=0)
+    switch = (excess * 1e30).clamp(max=1)
     safe = t + (1 - switch)
     F = centred * (switch * (safe * M).rsqrt())[:, None, None]
     G = F.transpose(1, 2)

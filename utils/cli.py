@@ -96,6 +96,14 @@ def number_or_text(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
+def frame_sides(imgsz: int | Sequence[int]) -> list[int]:
+    """[height, width] from what --imgsz takes: one number for both, or the two. ValueError for more of them."""
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    if len(sides) not in (1, 2):
+        raise ValueError(f"--imgsz takes one number, or height and width, got {sides}")
+    return (sides * 2)[:2]
+
+
 def check_range(flag: str, value: float, low: float, high: float | None = None) -> None:
     """ValueError unless low <= value <= high; NaN is never in range."""
     if not (low <= value and (high is None or value <= high)):

@@ -10,11 +10,9 @@ from tqdm import tqdm
 
 from utils.boxes import xywh_to_xyxy
 from utils.device import Timer
-from utils.evaluation.metrics import ClassMetrics, ConfusionMatrix, ap_per_class, match_once
+from utils.evaluation.metrics import IOU_THRESHOLDS, ClassMetrics, ConfusionMatrix, ap_per_class, match_once
 from utils.inference.nms import non_max_suppression
 from utils.log import LOGGER
-
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10, dtype=np.float32)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10, dtype=np.float32)
 CONFIDENCE_GRID = np.linspace(0, 1, 1000)  # where the curves over confidence are sampled
 RECALL_GRID = np.linspace(0, 1, 1000)  # where the precision-recall curve is sampled for its plot
 
@@ -230,7 +231,7 @@ def ap_by_area(
     paired = partner >= 0
     area[paired] = label_area[partner[paired]]
     kept, labels = (area >= low) & (area <= high), (label_area >= low) & (label_area <= high)
-    correct = iou[kept, None] >= np.linspace(0.5, 0.95, 10, dtype=np.float32)
+    correct = iou[kept, None] >= IOU_THRESHOLDS
     return ap_per_class(correct, predictions[kept, 4], predictions[kept, 5], label_classes[labels])
 
 

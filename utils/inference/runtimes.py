@@ -68,23 +68,17 @@ class Metadata:
     @classmethod
     def from_texts(cls, texts: dict[str, str], path: str | Path) -> "Metadata | None":
         """What `as_texts` wrote; None where there is no such entry."""
-        known = {field.name for field in fields(cls)}
         if "names" not in texts:
             return None
-        try:
-            return cls.checked({key: json.loads(texts[key]) for key in known & set(texts)}, path)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: its metadata is no JSON: {error}; export it anew") from None
+        known = {field.name for field in fields(cls)}
+        return cls.checked({key: _parsed(texts[key], path) for key in known & set(texts)}, path)
 
     @classmethod
     def from_json(cls, text: str, path: str | Path) -> "Metadata | None":
         """What `as_json` wrote; None where the text is empty."""
         if not text:
             return None
-        try:
-            entries = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: its metadata is no JSON: {error}; export it anew") from None
+        entries = _parsed(text, path)
         known = {field.name for field in fields(cls)}
         if not isinstance(entries, dict):
             raise ValueError(f"{path}: its metadata must be a mapping, found {type(entries).__name__}; export it anew")
@@ -109,6 +103,13 @@ class Metadata:
                 raise ValueError(f"{path}: imgsz in its metadata must be height and width in pixels, found {size!r}")
             entries["imgsz"] = tuple(size)
         return cls(**entries)
+
+
+def _parsed(text: str, path: str | Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: its metadata is no JSON: {error}; export it anew") from None
 
 
 def undeclared(shape: Sequence[Any], columns: Any = None) -> Metadata:
