@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 from models.backend import Backend, load_model
 from utils.data.augmentations import letterbox
 from utils.export.formats import Options
 from utils.export.graph import Decoded
+from utils.files import ROOT
 from utils.inference.finder import Finder
 from utils.inference.nms import non_max_suppression
 from utils.inference.runtimes import Metadata

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import yaml
 from utils.evaluation.metrics import fitness
 from utils.evaluation.plots import plot_evolution
 from utils.training.hyperparameters import load_hyp
-from utils.training.search import GAINS, LIMITS, RESULTS, draw_parent, mutate, search
+from utils.training.search import GAINS, LIMITS, RESULTS, _open_storage, draw_parent, mutate, search
 
 ROOT = Path(__file__).resolve().parents[2]
 HYP = load_hyp(ROOT / "data/hyps/hyp.scratch-low.yaml")
@@ -198,6 +199,17 @@ def test_other_errors_end_the_search(tmp_path):
 
     with pytest.raises(RuntimeError, match="a bug"):
         run(Training(wrong), 2, tmp_path)
+
+
+def test_a_waiting_trial_is_taken_once(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    url = f"sqlite:///{tmp_path}/shared.db"
+    studies = [optuna.create_study(storage=_open_storage(url), study_name="s", load_if_exists=True) for _ in range(4)]
+    for k in range(20):
+        studies[0].enqueue_trial({"x": k})
+    with ThreadPool(4) as pool:
+        taken = pool.map(lambda study: [study.ask().number for _ in range(5)], studies)
+    assert sorted(number for numbers in taken for number in numbers) == list(range(20))
 
 
 def test_processes_share_a_search(tmp_path):

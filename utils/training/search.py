@@ -22,6 +22,7 @@ from utils.log import LOGGER
 
 if TYPE_CHECKING:
     import optuna
+    import sqlalchemy
 
 # Lowest and highest value of each hyper-parameter that is searched, as in v6.1. The others stay as they are.
 LIMITS = {
@@ -180,12 +181,33 @@ def _open_storage(url: str, attempts: int = 2) -> "optuna.storages.RDBStorage":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.storages.RDBStorage(url, waiting, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+            storage = optuna.storages.RDBStorage(url, waiting, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
     except (ImportError, SQLAlchemyError) as error:  # ImportError: the driver of that kind of database
         if attempts > 1:  # of processes that begin at once only one can make the tables; the others look again
             time.sleep(1)
             return _open_storage(url, attempts - 1)
         raise ValueError(f"--evolve: the database {url} cannot be opened: {error}") from None
+    if waiting:
+        _lock_before_reading(storage.engine)
+    return storage
+
+
+def _lock_before_reading(engine: "sqlalchemy.Engine") -> None:
+    """Lets transactions of SQLite begin by locking the database, as SQLAlchemy's manual says how.
+
+    Otherwise two processes that look for a waiting trial at the same moment both see it, and both take it.
+    """
+    from sqlalchemy import event
+
+    @event.listens_for(engine, "connect")
+    def no_begin_of_its_own(connection, _) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections made before
 
 
 def _evolution(start: dict[str, float], seed: int) -> "optuna.samplers.BaseSampler":
