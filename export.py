@@ -79,7 +79,7 @@ from utils.boxes import check_image_size  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.export.exporter import Job, export  # noqa: E402
 from utils.export.pictures import proof_batches  # noqa: E402
-from utils.inference.runtimes import Metadata  # noqa: E402
+from utils.inference.exported import Metadata  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 
 

@@ -11,7 +11,8 @@ from utils import checkpoint
 from utils.boxes import check_image_size
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.files import ROOT
-from utils.inference.runtimes import RUNTIMES, OpenCVRuntime, Runtime, runtime_for
+from utils.inference.exported import Runtime
+from utils.inference.runtimes import RUNTIMES, OpenCVRuntime, runtime_for
 from utils.log import LOGGER
 
 

@@ -21,7 +21,7 @@ ORDER = [
     "utils.training.guard", "utils.training.records", "utils.training.autobatch", "utils.training.loggers",
     "utils.training.search", "utils.training.run",
     "utils.inference.drawing", "utils.inference.outputs", "utils.inference.sources", "utils.inference.nms",
-    "utils.inference.runtimes",
+    "utils.inference.exported", "utils.inference.runtimes",
     "utils.inference.finder", "utils.inference.tracking", "utils.inference.features", "utils.inference.ledger",
     "utils.inference.results",
     "utils.export.formats", "utils.export.graph", "utils.export.pictures", "utils.export.torchscript",

@@ -19,8 +19,8 @@ from utils import checkpoint
 from utils.boxes import scale_boxes, xyxy_to_xywhn
 from utils.data.images import read_image
 from utils.export.formats import BY_ARGUMENT, FORMATS, export_formats
+from utils.inference.exported import Metadata
 from utils.inference.nms import non_max_suppression
-from utils.inference.runtimes import Metadata
 from utils.inference.sources import to_input
 
 SIZE = 64

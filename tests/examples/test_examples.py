@@ -16,9 +16,9 @@ from utils.data.augmentations import letterbox
 from utils.export.formats import Options
 from utils.export.graph import Decoded
 from utils.files import ROOT
+from utils.inference.exported import Metadata
 from utils.inference.finder import Finder
 from utils.inference.nms import non_max_suppression
-from utils.inference.runtimes import Metadata
 
 WEB = ROOT / "examples/web"
 SIZE = 320

@@ -6,18 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.inference import runtimes
+from utils.inference import exported
+from utils.inference.exported import Metadata, Runtime, into_frame, undeclared
 from utils.inference.runtimes import (
-    Metadata,
     ONNXRuntime,
     OpenVINORuntime,
-    Runtime,
     TensorRTRuntime,
-    into_frame,
     join_engine,
     runtime_for,
     split_engine,
-    undeclared,
 )
 
 META = Metadata(("red", "weiß"), 32, (64, 96), 2, 3, False, True, False, True, False, 0.25, 0.5)
@@ -168,7 +165,7 @@ def test_what_stands_in_the_way(monkeypatch):
     assert Echo.obstacle() == "runs with no_such_package, not installed here"
     monkeypatch.setattr(Echo, "packages", ())
     monkeypatch.setattr(Echo, "systems", ("Darwin",))
-    monkeypatch.setattr(runtimes.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(exported.platform, "system", lambda: "Linux")
     assert Echo.obstacle() == "runs on Darwin only"
-    monkeypatch.setattr(runtimes.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(exported.platform, "system", lambda: "Darwin")
     assert Echo.obstacle() is None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from utils.inference.runtimes import Metadata
+    from utils.inference.exported import Metadata
 
 GRAPH = "graph"  # the source of formats that are made from the network itself
 

@@ -8,7 +8,7 @@ import torch
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.images import list_images, read_image
 from utils.files import ROOT
-from utils.inference.runtimes import Metadata
+from utils.inference.exported import Metadata
 from utils.inference.sources import to_input
 
 PROOF_IMAGES = 4
