@@ -101,7 +101,7 @@ def run(
         cli.require("onnxslim", "--simplify")
     nms = nms or agnostic_nms
     data = None if isinstance(data, cli.Default) else data
-    formats = choose_formats(include, data, half=half, int8=int8, nms=nms, train=train, dynamic=dynamic)
+    formats = choose_formats(include, data, batch_size, half=half, int8=int8, nms=nms, train=train, dynamic=dynamic)
     device = select_device(device)
     options = Options(
         Metadata(("",)), device, half, int8, dynamic, train, optimize, simplify, opset, verbose, workspace,
@@ -127,10 +127,11 @@ def run(
     return [str(path) for path in made]
 
 
-def choose_formats(include, data: str | None, **asked: bool) -> list[Format]:
+def choose_formats(include, data: str | None, batch_size: int = 1, **asked: bool) -> list[Format]:
     """The formats that --include names, in the order of work; `all` are those that can be written here.
 
     data: the data set that the user gave.
+    batch_size: images at a time.
     asked: of half, int8, nms, train and dynamic, which were asked for.
 
     Raises ValueError for a word that is no format, for one that cannot be written here, and for options that none of
@@ -145,7 +146,8 @@ def choose_formats(include, data: str | None, **asked: bool) -> list[Format]:
         raise ValueError("--train gives raw maps: leave out --nms, --agnostic-nms and --int8")
     if asked["half"] and asked["int8"]:
         raise ValueError("--half and --int8 are two precisions: give one of them")
-    obstacles = {f.argument: reason for f in FORMATS if (reason := f.obstacle(asked["int8"] and f.int8))}
+    obstacles = {f.argument: f.obstacle(asked["int8"] and f.int8, asked["train"], batch_size) for f in FORMATS}
+    obstacles = {argument: reason for argument, reason in obstacles.items() if reason}
     if "all" in words:
         for argument, reason in obstacles.items():
             LOGGER.warning(f"--include all leaves out {argument}, which {reason}")

@@ -74,6 +74,8 @@ def refused(command, here):
         (["--include", "onnx", "--int8", "--data", "x.yaml"], "--int8 has no effect on onnx; leave it out"),
         (["--include", "openvino", "--int8", "--half", "--data", "x.yaml"], "--half and --int8 are two precisions"),
         (["--include", "tflite", "tfjs"], "--include: tflite and tfjs want different suppression in one network"),
+        (["--include", "ncnn", "--batch-size", 2], "ncnn takes one image at a time: --batch-size 1"),
+        (["--include", "tflite", "--train"], "TensorFlow Lite gives decoded boxes only: leave out --train"),
         (["--train", "--nms"], "--train gives raw maps: leave out --nms"),
         (["--train", "--agnostic-nms"], "--train gives raw maps"),
         (["--device", 99], "--device 99"),

@@ -160,7 +160,7 @@ def test_of_a_half_graph_soca_is_in_float32_and_convolutions_are_not(model, tmp_
     import onnx
 
     job = job_for(model, tmp_path, half=True)
-    path = onnx_file.write(job.graph(job.options), job.pictures[0].half(), tmp_path / "a.onnx", job.options)
+    path = onnx_file.write(job.graph(job.options, half=True), job.pictures[0].half(), tmp_path / "a.onnx", job.options)
     graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     found = {operator: set() for operator in ("MatMul", "Conv")}
@@ -277,7 +277,7 @@ def test_a_wrong_file_is_kept_aside_and_an_old_one_stays(model, tmp_path, monkey
     (tmp_path / "best.torchscript").write_text("old")
     other = lively(seed=7).fuse()
     job = job_for(model, tmp_path)
-    monkeypatch.setattr(job, "graph", lambda options: Decoded(other))
+    monkeypatch.setattr(job, "graph", lambda options, half: Decoded(other))
     with pytest.raises(ExportError, match=r"differs from PyTorch .* kept as .*best\.torchscript\.rejected"):
         export(job, BY_ARGUMENT["torchscript"], tmp_path)
     assert (tmp_path / "best.torchscript").read_text() == "old"

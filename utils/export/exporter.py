@@ -45,15 +45,17 @@ class Job:
             "dynamic": (self.options.dynamic and kind.dynamic) or kind.any_size,
             "nms": self.options.nms if kind.nms else None,
         }
+        nms = kept["nms"]
         metadata = replace(
-            self.options.metadata, dynamic=kept["dynamic"], nms=kept["nms"] is not None, half=kept["half"], int8=int8
-        )
+            self.options.metadata, **{**kept, "nms": nms is not None},
+            conf_thres=nms.conf_thres if nms else 0.0, iou_thres=nms.iou_thres if nms else 0.0,
+        )  # fmt: skip
         return replace(self.options, metadata=metadata, **kept)
 
-    def graph(self, options: Options) -> nn.Module:
-        """The network in the precision, and with the suppression, that options ask for."""
+    def graph(self, options: Options, half: bool = False) -> nn.Module:
+        """The network, in float16 or not, with the suppression that options ask for."""
         decoded = Decoded(self.detector, options.train)
-        if options.half:
+        if half:
             decoded.half()
         return EndToEnd(decoded, options.nms) if options.nms else decoded
 
@@ -82,9 +84,12 @@ def export(job: Job, kind: Format, work: Path) -> Path:
 def write(job: Job, kind: Format, part: Path, options: Options, work: Path) -> None:
     """Writes a format to `part`, and before it what it is made from."""
     sample = job.pictures[0].to(options.device)
-    half_input = options.half and kind.source == GRAPH
-    source = job.graph(options) if kind.source == GRAPH else source_of(job, kind, options, work)
-    kind.writer()(source, sample.half() if half_input else sample, part, options)
+    if kind.source == GRAPH:
+        half = options.half and kind.typed
+        source, sample = job.graph(options, half), sample.half() if half else sample
+    else:
+        source = source_of(job, kind, options, work)
+    kind.writer()(source, sample, part, options)
     if not part.exists():
         raise ExportError(f"{kind.name}: nothing was written")
 

@@ -45,11 +45,13 @@ class Format:
     packages: that have to be importable to write it.
     extra:    the group of optional dependencies in pyproject.toml that holds them; "" where none is needed.
     int8_packages: that --int8 takes besides.
-    half, int8, dynamic, nms: whether it honours --half, --int8, --dynamic and --nms.
+    half, int8, dynamic, nms, train: whether it honours --half, --int8, --dynamic, --nms and --train.
     systems:  of `platform.system()` on which it can be written; empty for all.
     gpu:      whether writing and running it takes a CUDA GPU.
     any_size: whether it takes every frame and number of images even without --dynamic.
-    typed:    whether --half makes it from a source in float16, whose types it keeps; else the source is in float32.
+    single:   whether it takes one image at a time.
+    typed:    whether --half makes it from a graph or file in float16, whose types it keeps; else from one in float32,
+              of which its toolchain makes float16.
     """
 
     name: str
@@ -64,9 +66,11 @@ class Format:
     int8: bool = False
     dynamic: bool = False
     nms: bool = False
+    train: bool = False
     systems: tuple[str, ...] = ()
     gpu: bool = False
     any_size: bool = False
+    single: bool = False
     typed: bool = False
 
     def target(self, weights: Path, int8: bool = False) -> Path:
@@ -84,8 +88,12 @@ class Format:
         """The function `inspect(path, options)` of its module, which looks at a file without running it, or None."""
         return getattr(importlib.import_module(f"utils.export.{self.module}"), "inspect", None)
 
-    def obstacle(self, int8: bool = False) -> str | None:
-        """Why it cannot be written here, in integers where that is asked for; None where it can."""
+    def obstacle(self, int8: bool = False, train: bool = False, batch: int = 1) -> str | None:
+        """Why it cannot be written here, in integers, in training mode or for so many images; None where it can."""
+        if self.single and batch > 1:
+            return "takes one image at a time: --batch-size 1"
+        if train and not self.train:
+            return "gives decoded boxes only: leave out --train"
         if importlib.util.find_spec(f"utils.export.{self.module}") is None:
             return "is not written by this version"
         if self.systems and platform.system() not in self.systems:
@@ -112,21 +120,22 @@ def _importable(package: str) -> bool:
 # v6.1's order, then what is new
 FORMATS = (
     Format(
-        "TorchScript", "torchscript", ".torchscript", module="torchscript", half=True, dynamic=True, nms=True,
-        any_size=True,
+        "TorchScript", "torchscript", ".torchscript", module="torchscript",
+        half=True, dynamic=True, nms=True, train=True, any_size=True, typed=True,
     ),
     Format(
         "ONNX", "onnx", ".onnx", module="onnx_file", packages=("onnx", "onnxruntime"), extra="onnx",
-        half=True, dynamic=True, nms=True,
+        half=True, dynamic=True, nms=True, train=True, typed=True,
     ),
     Format(
         "OpenVINO", "openvino", "_openvino_model", source="onnx", module="openvino_model",
         packages=("onnx", "openvino"), extra="openvino", int8_packages=("nncf",),
-        half=True, int8=True, dynamic=True, nms=True,
+        half=True, int8=True, dynamic=True, nms=True, train=True,
     ),
     Format(
         "TensorRT", "engine", ".engine", source="onnx", module="tensorrt_engine", packages=("onnx", "tensorrt"),
-        extra="tensorrt", half=True, dynamic=True, nms=True, gpu=True, typed=True,
+        extra="tensorrt", half=True, dynamic=True, nms=True, train=True, gpu=True,
+        typed=True,
     ),
     Format(
         "CoreML", "coreml", ".mlpackage", module="coreml_model", packages=("coremltools",), extra="coreml",
@@ -152,8 +161,13 @@ FORMATS = (
         "TensorFlow.js", "tfjs", "_web_model", source="saved_model", module="tensorflow_models",
         packages=("tensorflowjs",), extra="tensorflow", nms=True,
     ),
-    Format("torch.export", "pt2", ".pt2", module="program", half=True, dynamic=True, nms=True),
-    Format("ncnn", "ncnn", "_ncnn_model", module="ncnn_model", packages=("pnnx", "ncnn"), extra="ncnn", half=True),
+    Format(
+        "torch.export", "pt2", ".pt2", module="program", half=True, dynamic=True, nms=True, train=True, typed=True,
+    ),
+    Format(
+        "ncnn", "ncnn", "_ncnn_model", module="ncnn_model", packages=("pnnx", "ncnn"), extra="ncnn", half=True,
+        single=True,
+    ),
     Format(
         "ExecuTorch", "executorch", ".pte", module="executorch_program", packages=("executorch",), extra="executorch",
     ),
