@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A file may import only files listed above it.
 ORDER = [
-    "models.registry", "utils.log", "utils.cli", "utils.boxes", "utils.files", "utils.dist", "utils.device",
+    "models.registry", "utils.log", "utils.cli", "utils.boxes", "utils.files", "utils.environments", "utils.dist",
+    "utils.device",
     "utils.downloads", "utils.activations", "utils.checkpoint",
     "utils.data.shapes", "utils.data.images", "utils.data.formats", "utils.data.dataset_yaml", "utils.data.labels",
     "utils.data.cache", "utils.data.augmentations", "utils.data.dataset", "utils.data.shards", "utils.data.loader",

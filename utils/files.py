@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,17 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository
 ALIASED_VALUES = 10_000  # what a YAML file may make of its aliases, beyond ten times its length
+
+
+def cache_folder() -> Path:
+    """This user's folder for what can be made again: below XDG_CACHE_HOME where that is set. Not made here."""
+    if place := os.environ.get("XDG_CACHE_HOME"):
+        root = Path(place)
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        root = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return root / "yolov5-soca"
 
 
 def increment_path(path: str | Path, exist_ok: bool = False, mkdir: bool = False) -> Path:

@@ -6,14 +6,13 @@ import mmap
 import os
 import platform
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from utils.files import atomic_write
+from utils.files import atomic_write, cache_folder
 from utils.log import LOGGER
 
 SHARE = {"ram": 0.8, "auto": 0.5}  # of the free memory, at most, for decoded images: as asked for, and unasked
@@ -21,17 +20,6 @@ DISK_SHARE = 0.9  # of the free space, at most
 VERSION = 1  # of what is stored; raise it when the same file would give other pixels
 HEAD = mmap.PAGESIZE  # bytes before the first image, which hold the key
 GIB = 2**30
-
-
-def cache_folder() -> Path:
-    """This user's folder for what can be made again: below XDG_CACHE_HOME where that is set. Not made here."""
-    if place := os.environ.get("XDG_CACHE_HOME"):
-        root = Path(place)
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        root = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return root / "yolov5-soca"
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from utils.data import cache as cache_module
-from utils.data.cache import ImagesOnDisk, SharedImages, cache_folder
+from utils.data.cache import ImagesOnDisk, SharedImages
 from utils.data.dataset import DetectionDataset
-from utils.files import ROOT
+from utils.files import ROOT, cache_folder
 
 SHAPES = np.array([(4, 5), (1, 1), (7, 3)])
 
