@@ -1,7 +1,8 @@
 # make demo   the main job on the embedded data set: train, validate, detect
 # make test   the test suite
 # make fuzz   100,000 broken label files, data set YAMLs and images each (CASES=... for another number); a quarter of an hour
-# make test-export   the tests of export.py that need more than the suite installs, such as integers by NNCF
+# make test-export   the tests of export.py that need more than the suite installs, such as TensorFlow, in environments of
+#                    their own (4 GB; TensorFlow.js needs npm)
 # All set up a virtual environment in .venv first. PYTHON=... chooses the interpreter.
 
 PYTHON ?= python3
@@ -9,6 +10,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 CASES ?= 100000
+ENVIRONMENTS = $(abspath $(VENV))/environments
 
 .PHONY: demo test test-export fuzz lint format clean
 
@@ -19,7 +21,7 @@ test: $(VENV)/.dev
 	$(RUN) -m pytest -n auto --dist loadfile
 
 test-export: $(VENV)/.export
-	$(RUN) -m pytest tests/export tests/test_export.py
+	YOLOV5_ENVIRONMENTS=$(ENVIRONMENTS) $(RUN) -m pytest tests/export tests/test_export.py
 
 fuzz: $(VENV)/.dev
 	FUZZ_CASES=$(CASES) OPENCV_LOG_LEVEL=OFF $(RUN) -m pytest tests/tools/test_fuzz.py --durations=4 --show-capture=no
@@ -42,6 +44,7 @@ $(VENV)/.dev: requirements.txt requirements-dev.txt
 
 $(VENV)/.export: $(VENV)/.dev requirements-export.txt
 	$(PYTHON) tools/setup_env.py $(VENV) requirements-export.txt
+	-YOLOV5_ENVIRONMENTS=$(ENVIRONMENTS) $(RUN) -m utils.environments
 	@touch $@
 
 clean:

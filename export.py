@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from utils import cli
+from utils.environments import ENVIRONMENTS
 from utils.export.formats import BY_ARGUMENT, FORMATS, ExportError, Format, Options, Suppression  # nothing heavy
 
 INCLUDE = ("torchscript", "onnx")
@@ -30,6 +31,12 @@ def parse_opt(known: bool = False) -> argparse.Namespace:
         f"(default: {' '.join(INCLUDE)})",
     )
     parser.add_argument(
+        "--make-env",
+        action="store_true",
+        help="make environments for toolchains whose packages contradict torch's (TensorFlow's formats), in "
+        "$YOLOV5_ENVIRONMENTS or the user's cache folder; these packages are not touched",
+    )
+    parser.add_argument(
         "--data",
         default=DATA,
         help="data set YAML: --int8 is calibrated on its train images, and files are proven on its val images",
@@ -45,7 +52,7 @@ def _add_network(group) -> None:
     group.add_argument("--batch-size", type=int, default=1, help="images at a time (default: %(default)s)")
     group.add_argument("--dynamic", action="store_true", help="any frame and number of images")
     group.add_argument("--half", action="store_true", help="float16, but for SOCA inside, which stays in float32")
-    group.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on --data (openvino)")
+    group.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on --data")
     group.add_argument("--train", action="store_true", help="in training mode: the raw maps of all levels")
     group.add_argument("--inplace", action="store_true", help="accepted and without effect: Detect copies nothing")
     group.add_argument("--device", default="cpu", help="cpu, or a GPU number such as 0 (default: %(default)s)")
@@ -87,7 +94,7 @@ def run(
     data=DATA, weights=cli.WEIGHTS, imgsz=(640, 640), batch_size=1, device="cpu", include=INCLUDE,
     half=False, inplace=False, train=False, optimize=False, int8=False, dynamic=False, simplify=False, opset=12,
     verbose=False, workspace=4, nms=False, agnostic_nms=False, topk_per_class=100, topk_all=100, iou_thres=0.45,
-    conf_thres=0.25, *, download=False,
+    conf_thres=0.25, *, download=False, make_env=False,
 ) -> list[str]:  # fmt: skip
     """Exports each of the weights, as the command line does.
 
@@ -101,6 +108,8 @@ def run(
         cli.require("onnxslim", "--simplify")
     nms = nms or agnostic_nms
     data = None if isinstance(data, cli.Default) else data
+    if make_env:
+        make_environments(include)
     formats = choose_formats(include, data, batch_size, half=half, int8=int8, nms=nms, train=train, dynamic=dynamic)
     device = select_device(device)
     options = Options(
@@ -137,23 +146,21 @@ def choose_formats(include, data: str | None, batch_size: int = 1, **asked: bool
     Raises ValueError for a word that is no format, for one that cannot be written here, and for options that none of
     them honours.
     """
-    words = [str(word).lower() for word in ([include] if isinstance(include, str) else include)]
-    if unknown := [word for word in words if word not in BY_ARGUMENT and word != "all"]:
-        raise ValueError(f"--include: no such format: {', '.join(unknown)}; known: all, {', '.join(BY_ARGUMENT)}")
+    words = _words(include)
     if asked["int8"] and not data:
         raise ValueError("--int8 is calibrated on pictures of yours: give --data")
     if asked["train"] and (asked["nms"] or asked["int8"]):
         raise ValueError("--train gives raw maps: leave out --nms, --agnostic-nms and --int8")
     if asked["half"] and asked["int8"]:
         raise ValueError("--half and --int8 are two precisions: give one of them")
-    obstacles = {f.argument: f.obstacle(asked["int8"] and f.int8, asked["train"], batch_size) for f in FORMATS}
+    obstacles = {
+        f.argument: f.obstacle(asked["int8"] and f.int8, asked["train"], batch_size, bool(data)) for f in FORMATS
+    }
     obstacles = {argument: reason for argument, reason in obstacles.items() if reason}
     if "all" in words:
         for argument, reason in obstacles.items():
             LOGGER.warning(f"--include all leaves out {argument}, which {reason}")
         words += [f.argument for f in FORMATS if f.argument not in obstacles]
-    elif {"tflite", "tfjs"} <= set(words):
-        raise ValueError("--include: tflite and tfjs want different suppression in one network; export them one by one")
     formats = [f for f in FORMATS if f.argument in words]
     for kind in formats:
         if reason := obstacles.get(kind.argument):
@@ -166,6 +173,24 @@ def choose_formats(include, data: str | None, batch_size: int = 1, **asked: bool
             LOGGER.warning(f"--{option} has no effect on {', '.join(deaf)}")
     first = {"torchscript": 0, "engine": 1}  # as v6.1
     return sorted(formats, key=lambda f: first.get(f.argument, 2))
+
+
+def make_environments(include) -> None:
+    """Makes the environments of their own that the formats take; ValueError where an installer fails."""
+    words = _words(include)
+    wanted = [name for f in FORMATS if {f.argument, "all"} & set(words) for name in f.environments]
+    for name in dict.fromkeys(wanted):
+        try:
+            ENVIRONMENTS[name].make()
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"--make-env: {name} in {ENVIRONMENTS[name].folder}: {error}") from None
+
+
+def _words(include) -> list[str]:
+    words = [str(word).lower() for word in ([include] if isinstance(include, str) else include)]
+    if unknown := [word for word in words if word not in BY_ARGUMENT and word != "all"]:
+        raise ValueError(f"--include: no such format: {', '.join(unknown)}; known: all, {', '.join(BY_ARGUMENT)}")
+    return words
 
 
 def _check_options(imgsz, batch_size, opset, workspace, topk_per_class, topk_all, iou_thres, conf_thres) -> list[int]:

@@ -73,7 +73,6 @@ def refused(command, here):
         (["--include", "openvino", "--int8"], "--int8 is calibrated on pictures of yours: give --data"),
         (["--include", "onnx", "--int8", "--data", "x.yaml"], "--int8 has no effect on onnx; leave it out"),
         (["--include", "openvino", "--int8", "--half", "--data", "x.yaml"], "--half and --int8 are two precisions"),
-        (["--include", "tflite", "tfjs"], "--include: tflite and tfjs want different suppression in one network"),
         (["--include", "ncnn", "--batch-size", 2], "ncnn takes one image at a time: --batch-size 1"),
         (["--include", "tflite", "--train"], "TensorFlow Lite gives decoded boxes only: leave out --train"),
         (["--train", "--nms"], "--train gives raw maps: leave out --nms"),
@@ -89,13 +88,13 @@ def test_refused(refused, weights, arguments, says):
 
 def test_a_package_that_is_not_there(refused, weights, monkeypatch):
     monkeypatch.setitem(BY_ARGUMENT, "x", None)
-    monkeypatch.setattr("utils.export.formats._importable", lambda package: package != "openvino")
+    monkeypatch.setattr("utils.export.formats.installed", lambda package: package != "openvino")
     refused("--include", "openvino", says="OpenVINO needs openvino: pip install '.[openvino]'")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here an engine can be built")
 def test_an_engine_needs_a_gpu(refused, weights, monkeypatch):
-    monkeypatch.setattr("utils.export.formats._importable", lambda package: True)
+    monkeypatch.setattr("utils.export.formats.installed", lambda package: True)
     refused("--include", "engine", says="is written on the CUDA GPU that will run it, and torch sees none here")
 
 
@@ -126,7 +125,7 @@ def test_several_weights(weights, here, command):
 
 
 def test_all_that_can_be_written_here(weights, here, command, monkeypatch):
-    monkeypatch.setattr("utils.export.formats._importable", lambda package: package != "openvino")
+    monkeypatch.setattr("utils.export.formats.installed", lambda package: package != "openvino")
     formats = export.choose_formats("all", None, half=False, int8=False, nms=False, train=False, dynamic=False)
     arguments = [kind.argument for kind in formats]
     assert arguments[0] == "torchscript" and "onnx" in arguments and "openvino" not in arguments

@@ -57,6 +57,7 @@ from utils.boxes import round_up  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.export.formats import ExportError, Format  # noqa: E402
 from utils.files import atomic_write, increment_path  # noqa: E402
+from utils.inference.runtimes import runtime_for  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 
 
@@ -76,7 +77,7 @@ class Row:
 
 def variants(formats: list[Format], precisions) -> list[tuple[str, Format | None]]:
     """(precision, format) of all rows: PyTorch (None), then each format in what it honours."""
-    honours = {"float32": lambda f: True, "float16": lambda f: f.half, "int8": lambda f: f.int8}
+    honours = {"float32": lambda f: not f.integers, "float16": lambda f: f.half, "int8": lambda f: f.int8}
     chosen = [p for p in PRECISIONS if p in precisions]
     return [("float32", None), *((p, f) for f in formats for p in chosen if honours[p](f))]
 
@@ -92,12 +93,16 @@ def measure(row: Row, kind: Format | None, weights: Path, opt: argparse.Namespac
                 include=kind.argument, **flags,
             )  # fmt: skip
             file = Path(made)
+            row.megabytes = export.megabytes(file)
+            if reason := runtime_for(file).obstacle():
+                row.reason = f"unrun: {reason}"
+                return
         (_, _, row.map50, row.map, *_), _, _ = val.run(
             opt.data, file, opt.batch_size, opt.imgsz, task="benchmark", device=opt.device, workers=opt.workers,
             half=False, plots=False,
             project=weights.parent / "val", name=f"{row.name} {row.precision}",
         )  # fmt: skip
-        row.megabytes = export.megabytes(file)
+        row.megabytes = row.megabytes or export.megabytes(file)
         row.file = file
     except ExportError as error:
         LOGGER.warning(f"{row.name} {row.precision}: {error}")
@@ -133,7 +138,8 @@ def as_table(rows: list[Row]) -> str:
     ]
     for row in rows:
         if row.milliseconds is None:
-            lines.append(f"| {row.name} | {row.precision} | | | | | {row.reason} |")
+            size = f"{row.megabytes:.1f}" if row.megabytes else ""
+            lines.append(f"| {row.name} | {row.precision} | {size} | | | | {row.reason} |")
             continue
         ratio = rows[0].milliseconds / row.milliseconds if rows[0].milliseconds else float("nan")
         lines.append(

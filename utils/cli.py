@@ -113,9 +113,18 @@ def check_range(flag: str, value: float, low: float, high: float | None = None) 
 
 def require(package: str, flag: str) -> None:
     """ValueError unless a package that only `flag` needs is installed. Does not import it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:  # without an origin it is only a folder of that name, such as wandb's runs
-        raise ValueError(f"{flag} needs the package {package}, which is not installed: pip install {package}")
+    if not installed(package):
+        name = package.split(".")[0]
+        raise ValueError(f"{flag} needs the package {name}, which is not installed: pip install {name}")
+
+
+def installed(package: str) -> bool:
+    """Whether a package, or a part of one such as `executorch.runtime`, can be imported. Does not import the part."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # the package of which it is a part
+        return False
+    return spec is not None and spec.origin is not None  # else it is only a folder of that name, such as wandb's runs
 
 
 def override(opt: Options, values: dict) -> Options:

@@ -336,7 +336,8 @@ def test_names_of_files(argument, int8, name):
 
 
 def test_names_of_tflite_files():
-    assert Format("", "", ".tflite").target(Path("best.pt")).name == "best-fp16.tflite"
+    assert Format("", "", ".tflite").target(Path("best.pt")).name == "best-fp32.tflite"
+    assert Format("", "", ".tflite").target(Path("best.pt"), half=True).name == "best-fp16.tflite"
     assert Format("", "", ".tflite").target(Path("best.pt"), True).name == "best-int8.tflite"
     assert Format("", "", "_edgetpu.tflite").target(Path("best.pt"), True).name == "best-int8_edgetpu.tflite"
 

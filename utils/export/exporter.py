@@ -38,7 +38,7 @@ class Job:
 
     def options_for(self, kind: Format) -> Options:
         """The options, without those that the format does not honour."""
-        int8 = self.options.int8 and kind.int8
+        int8 = (self.options.int8 and kind.int8) or kind.integers
         kept = {
             "int8": int8,
             "half": self.options.half and kind.half and not int8,
@@ -69,7 +69,7 @@ def export(job: Job, kind: Format, work: Path) -> Path:
     with the suffix `.rejected`.
     """
     options = job.options_for(kind)
-    target = kind.target(job.weights, options.int8)
+    target = kind.target(job.weights, options.int8, options.half)
     with beside(target) as part:
         write(job, kind, part, options, work)
         reason = check(job, kind, part, options)
@@ -102,7 +102,7 @@ def source_of(job: Job, kind: Format, options: Options, work: Path) -> Path:
     if key not in job.made:
         metadata = replace(options.metadata, half=half)
         folder = Path(tempfile.mkdtemp(dir=work))
-        path = folder / below.target(job.weights, options.int8).name
+        path = folder / below.target(job.weights, options.int8, half).name
         write(job, below, path, replace(options, half=half, metadata=metadata), work)
         job.made[key] = path
     return job.made[key]

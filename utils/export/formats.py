@@ -15,12 +15,16 @@ import importlib
 import importlib.metadata
 import importlib.util
 import platform
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from utils.cli import installed
+from utils.environments import ENVIRONMENTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,10 +49,13 @@ class Format:
     packages: that have to be importable to write it.
     extra:    the group of optional dependencies in pyproject.toml that holds them; "" where none is needed.
     int8_packages: that --int8 takes besides.
+    environments: of utils/environments.py, in which it is written and run, where that is not this one.
+    program:  that has to be installed besides, of the same name in the shell.
     half, int8, dynamic, nms, train: whether it honours --half, --int8, --dynamic, --nms and --train.
     systems:  of `platform.system()` on which it can be written; empty for all.
     gpu:      whether writing and running it takes a CUDA GPU.
     any_size: whether it takes every frame and number of images even without --dynamic.
+    integers: whether it is in 8-bit integers also without --int8.
     single:   whether it takes one image at a time.
     typed:    whether --half makes it from a graph or file in float16, whose types it keeps; else from one in float32,
               of which its toolchain makes float16.
@@ -62,6 +69,8 @@ class Format:
     packages: tuple[str, ...] = ()
     extra: str = ""
     int8_packages: tuple[str, ...] = ()
+    environments: tuple[str, ...] = ()
+    program: str = ""
     half: bool = False
     int8: bool = False
     dynamic: bool = False
@@ -70,14 +79,15 @@ class Format:
     systems: tuple[str, ...] = ()
     gpu: bool = False
     any_size: bool = False
+    integers: bool = False
     single: bool = False
     typed: bool = False
 
-    def target(self, weights: Path, int8: bool = False) -> Path:
-        """Where the export of these weights goes: `best.onnx`, `best_openvino_model`, `best-int8.tflite`."""
+    def target(self, weights: Path, int8: bool = False, half: bool = False) -> Path:
+        """Where the export of these weights goes: `best.onnx`, `best_openvino_model`, `best-fp16.tflite`."""
         stem = weights.with_suffix("").name
         if self.suffix.endswith(".tflite"):  # v6.1's names
-            stem += "-int8" if int8 or self.suffix != ".tflite" else "-fp16"
+            stem += "-int8" if int8 or self.integers else "-fp16" if half else "-fp32"
         return weights.with_name(stem + self.suffix)
 
     def writer(self):
@@ -88,8 +98,13 @@ class Format:
         """The function `inspect(path, options)` of its module, which looks at a file without running it, or None."""
         return getattr(importlib.import_module(f"utils.export.{self.module}"), "inspect", None)
 
-    def obstacle(self, int8: bool = False, train: bool = False, batch: int = 1) -> str | None:
-        """Why it cannot be written here, in integers, in training mode or for so many images; None where it can."""
+    def obstacle(self, int8: bool = False, train: bool = False, batch: int = 1, calibrated: bool = True) -> str | None:
+        """Why it cannot be written here, in integers, in training mode or for so many images; None where it can.
+
+        calibrated: whether there are pictures to calibrate integers on.
+        """
+        if self.integers and not calibrated:
+            return "is in 8-bit integers, calibrated on pictures of yours: give --data"
         if self.single and batch > 1:
             return "takes one image at a time: --batch-size 1"
         if train and not self.train:
@@ -99,22 +114,19 @@ class Format:
         if self.systems and platform.system() not in self.systems:
             return f"can be written on {' and '.join(self.systems)} only"
         packages = self.packages + (self.int8_packages if int8 else ())
-        if missing := [package for package in packages if not _importable(package)]:
+        if missing := [package for package in packages if not installed(package)]:
             return f"needs {', '.join(missing)}: pip install '.[{self.extra}]'"
+        if self.program and not shutil.which(self.program):
+            return f"needs the program {self.program}, which is not found here"
+        for environment in self.environments:
+            if reason := ENVIRONMENTS[environment].obstacle():
+                return reason
         if self.gpu:
             import torch
 
             if not torch.cuda.is_available():
                 return "is written on the CUDA GPU that will run it, and torch sees none here"
         return None
-
-
-def _importable(package: str) -> bool:
-    try:
-        spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # a part of a package that is not there
-        return False
-    return spec is not None and spec.origin is not None
 
 
 # v6.1's order, then what is new
@@ -142,24 +154,26 @@ FORMATS = (
         half=True, int8=True,
     ),
     Format(
-        "TensorFlow SavedModel", "saved_model", "_saved_model", source="onnx", module="tensorflow_models",
-        packages=("tensorflow",), extra="tensorflow", dynamic=True, nms=True,
+        "TensorFlow SavedModel", "saved_model", "_saved_model", source="onnx", module="saved_model",
+        packages=("onnx", "onnxslim"), extra="onnx", environments=("tensorflow",), nms=True,
     ),
     Format(
-        "TensorFlow GraphDef", "pb", ".pb", source="saved_model", module="tensorflow_models",
-        packages=("tensorflow",), extra="tensorflow", nms=True,
+        "TensorFlow GraphDef", "pb", ".pb", source="saved_model", module="graph_def",
+        packages=("onnx", "onnxslim"), extra="onnx", environments=("tensorflow",), nms=True,
     ),
     Format(
-        "TensorFlow Lite", "tflite", ".tflite", module="tensorflow_models", packages=("litert_torch",),
-        extra="tensorflow", half=True, int8=True,
+        "TensorFlow Lite", "tflite", ".tflite", module="litert_model",
+        packages=("ai_edge_litert", "ai_edge_quantizer"), extra="tflite", environments=("litert",),
+        half=True, int8=True,
     ),
     Format(
-        "TensorFlow Edge TPU", "edgetpu", "_edgetpu.tflite", source="tflite", module="tensorflow_models",
-        packages=("litert_torch",), extra="tensorflow", int8=True, systems=("Linux",),
+        "TensorFlow Edge TPU", "edgetpu", "_edgetpu.tflite", source="tflite", module="edge_tpu",
+        packages=("ai_edge_litert", "ai_edge_quantizer"), extra="tflite", environments=("litert",),
+        program="edgetpu_compiler", int8=True, integers=True, systems=("Linux",),
     ),
     Format(
-        "TensorFlow.js", "tfjs", "_web_model", source="saved_model", module="tensorflow_models",
-        packages=("tensorflowjs",), extra="tensorflow", nms=True,
+        "TensorFlow.js", "tfjs", "_web_model", source="saved_model", module="web_model",
+        packages=("onnx", "onnxslim"), extra="onnx", environments=("tensorflow", "tfjs"), nms=True,
     ),
     Format(
         "torch.export", "pt2", ".pt2", module="program", half=True, dynamic=True, nms=True, train=True, typed=True,
@@ -169,7 +183,8 @@ FORMATS = (
         single=True,
     ),
     Format(
-        "ExecuTorch", "executorch", ".pte", module="executorch_program", packages=("executorch",), extra="executorch",
+        "ExecuTorch", "executorch", ".pte", module="executorch_program", packages=("executorch.exir",),
+        extra="executorch",
     ),
 )  # fmt: skip
 

@@ -27,6 +27,24 @@ class Decoded(nn.Module):
         return tuple(outputs) if self.training else outputs[0]
 
 
+class ChannelsLast(nn.Module):
+    """images (B, H, W, C), 0-1 -> decoded rows (B, N, 5 + nc) whose x, y, w, h are shares of the frame.
+
+    So v6.1's TensorFlow formats have them: with pixels, 8 bits would leave no steps for scores.
+    """
+
+    def __init__(self, decoded: Decoded):
+        super().__init__()
+        self.decoded = decoded
+        self.eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[1:3]
+        rows = self.decoded(images.permute(0, 3, 1, 2))
+        xy_wh = rows[..., :4] * rows.new_tensor([1 / width, 1 / height, 1 / width, 1 / height])
+        return torch.cat((xy_wh, rows[..., 4:]), -1)
+
+
 class EndToEnd(nn.Module):
     """images -> boxes (B, K, 4) x1, y1, x2, y2 in pixels, scores (B, K), classes (B, K) int64; K = topk_all.
 

@@ -5,6 +5,7 @@ a minute, and its graph runs no faster (benchmarks/README.md).
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from utils.export.formats import ExportError, Options, toolchain
 from utils.export.graph import Decoded, EndToEnd
 from utils.export.onnx_nms import append_nms
 from utils.log import LOGGER
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSETS = 11, 20  # oldest and newest that this exporter writes a detector in
 OUTPUTS = "boxes", "scores", "classes"  # of a graph that suppresses
@@ -35,7 +39,7 @@ def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Option
         if options.nms:
             model = append_nms(model, len(options.metadata.names) + 5, options.nms, OUTPUTS)
         if options.simplify:
-            model = _simplified(model)
+            model = simplified(model)
         for key, value in options.metadata.as_texts().items():
             model.metadata_props.add(key=key, value=value)
         onnx.checker.check_model(model, full_check=True)
@@ -57,13 +61,13 @@ def _trace(decoded: nn.Module, sample: torch.Tensor, target: Path, names: list[s
         )  # fmt: skip
 
 
-def _simplified(model):
+def simplified(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """The model without what onnxslim can do without."""
     import onnxslim
 
     before = len(model.graph.node)
     slim = onnxslim.slim(model)
     if slim is None:
-        raise ExportError("onnxslim gave no model; leave out --simplify")
+        raise ExportError(f"onnxslim {onnxslim.__version__} gave no model")
     LOGGER.info(f"onnxslim {onnxslim.__version__}: {before} nodes became {len(slim.graph.node)}")
     return slim

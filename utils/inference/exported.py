@@ -3,10 +3,12 @@
 A file says which classes it knows, for which stride and frame it was made, and whether it suppresses on its own.
 """
 
-import importlib.util
 import json
+import os
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.boxes import xyxy_to_xywh
-from utils.cli import require
+from utils.cli import installed, require
 from utils.log import LOGGER
 
 GREY = 114 / 255  # around a picture that does not fill its frame
@@ -141,7 +143,7 @@ class Runtime:
         """Why such a file cannot be run here; None where it can."""
         if cls.systems and platform.system() not in cls.systems:
             return f"runs on {' and '.join(cls.systems)} only"
-        if missing := [package for package in cls.packages if importlib.util.find_spec(package) is None]:
+        if missing := [package for package in cls.packages if not installed(package)]:
             return f"runs with {', '.join(missing)}, not installed here"
         return (
             "runs on a CUDA GPU, which torch does not see here" if cls.gpu and not torch.cuda.is_available() else None
@@ -151,6 +153,8 @@ class Runtime:
         self.path, self.device = Path(path), torch.device(device)
         for package in self.packages:
             require(package, str(self.path))
+        if reason := self.obstacle():
+            raise ValueError(f"{self.path} {reason}")
         self.metadata: Metadata = undeclared((None, None, None, None))
         self.declared = False
         self.dtype = torch.float32
@@ -238,6 +242,22 @@ def as_text(value: str | bytes) -> str:
 def as_tuple(outputs: Any) -> tuple[torch.Tensor, ...]:
     """What a graph gives, also where it is one tensor alone."""
     return tuple(outputs) if isinstance(outputs, list | tuple) else (outputs,)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Inside, what C++ libraries write to standard error goes nowhere: some greet, or warn of flags of their own."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def first_line(error: Exception) -> str:

@@ -22,6 +22,8 @@ from utils.inference.exported import (
     only_file,
     undeclared,
 )
+from utils.inference.mobile import CoreMLRuntime, ExecuTorchRuntime, NCNNRuntime
+from utils.inference.tensorflow_runtimes import EdgeTPURuntime, LiteRTRuntime, TensorFlowRuntime, WebModelRuntime
 
 # --- torch's own ------------------------------------------------------------------------------------------------------
 
@@ -254,6 +256,15 @@ RUNTIMES: dict[str, Callable[..., Runtime]] = {
     "_openvino_model": OpenVINORuntime,
     ".xml": OpenVINORuntime,
     ".engine": TensorRTRuntime,
+    "_saved_model": TensorFlowRuntime,
+    ".pb": TensorFlowRuntime,
+    "_edgetpu.tflite": EdgeTPURuntime,
+    ".tflite": LiteRTRuntime,
+    "_web_model": WebModelRuntime,
+    "_ncnn_model": NCNNRuntime,
+    ".pte": ExecuTorchRuntime,
+    ".mlpackage": CoreMLRuntime,
+    ".mlmodel": CoreMLRuntime,
 }
 
 

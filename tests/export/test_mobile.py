@@ -1,0 +1,255 @@
+"""ncnn, ExecuTorch and CoreML: their files give what PyTorch gives, and say what they are."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small_world import lively
+
+import export
+from models.backend import Backend
+from utils.export import coreml_model
+from utils.export.exporter import Job, write
+from utils.export.formats import BY_ARGUMENT, ExportError, Options
+from utils.export.graph import Decoded
+from utils.export.proof import prove
+from utils.inference.exported import Metadata, Runtime
+from utils.inference.mobile import CoreMLRuntime
+from utils.inference.runtimes import runtime_for
+
+H, W = 64, 96
+NAMES = ("red", "weiß")
+
+
+def pictures(B: int = 1) -> torch.Tensor:
+    return torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(2))
+
+
+# --- ncnn and ExecuTorch ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "name", "options"),
+    [
+        ("ncnn", "best_ncnn_model", {}),
+        ("ncnn", "best_ncnn_model", {"half": True}),
+        ("executorch", "best.pte", {}),
+        ("executorch", "best.pte", {"batch_size": 2}),
+    ],
+    ids=["ncnn", "ncnn float16", "ExecuTorch", "ExecuTorch of two"],
+)
+def test_it_gives_what_pytorch_gives(weights, here, argument, name, options):
+    for package in BY_ARGUMENT[argument].packages:
+        pytest.importorskip(package)
+    [path] = export.run(weights=weights, imgsz=(H, W), include=argument, **options)
+    assert path == str(here / name) and sorted(os.listdir(here)) == sorted(["best.pt", name])
+    runtime = runtime_for(path)(path)
+    B, half = options.get("batch_size", 1), "half" in options
+    assert runtime.metadata == Metadata(NAMES, 32, (H, W), B, half=half) and runtime.declared
+    images = pictures(B)
+    first = runtime.run(1 - images)[0]
+    kept = first.clone()
+    found, expected = runtime.run(images)[0], Decoded(Backend(weights).model)(images)
+    assert found.shape == expected.shape and torch.equal(first, kept)  # which the second run has not written over
+    tolerance = {"rtol": 1e-2, "atol": 0.5} if half else {"rtol": 1e-4, "atol": 2e-3}
+    assert torch.allclose(found, expected, **tolerance)
+    assert torch.allclose(Backend(path)(pictures(3))[0], Backend(weights)(pictures(3))[0], **tolerance)
+
+
+def test_ncnn_stores_half_the_bytes(weights, here):
+    pytest.importorskip("pnnx")
+    sizes = []
+    for half in (False, True):
+        [path] = export.run(weights=weights, imgsz=(H, W), include="ncnn", half=half)
+        sizes.append(Path(path, "model.ncnn.bin").stat().st_size)
+    assert 1.8 < sizes[0] / sizes[1] < 2.1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (
+            lambda folder: (folder / "model.ncnn.param").write_text("7767518\n"),
+            "is no network of ncnn",
+        ),
+        (lambda folder: (folder / "model.ncnn.bin").unlink(), "is no network of ncnn"),
+        (lambda folder: (folder / "model.ncnn.bin").write_bytes(b""), "is damaged"),
+        (
+            lambda folder: (folder / "model.ncnn.param").unlink(),
+            "expected one .ncnn.param file",
+        ),
+    ],
+)
+def test_ncnn_files_that_are_damaged(weights, spoil, says):
+    pytest.importorskip("pnnx")
+    [path] = export.run(weights=weights, imgsz=(H, W), include="ncnn")
+    spoil(Path(path))
+    with pytest.raises(ValueError, match=says):
+        Backend(path)
+
+
+def test_an_executorch_file_that_is_damaged(here):
+    pytest.importorskip("executorch.runtime")
+    (here / "broken.pte").write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match=r"broken\.pte: ExecuTorch cannot read it"):
+        Backend("broken.pte")
+
+
+def test_what_pnnx_says_is_passed_on(weights, here, monkeypatch):
+    pnnx = pytest.importorskip("pnnx")
+    program = here / "pnnx"
+    program.write_text("#!/bin/sh\necho 'first'\necho 'layer Foo not supported' >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(pnnx, "EXEC_PATH", str(program))
+    with pytest.raises(ExportError, match=r"pnnx \d+ ended with status 3: layer Foo not supported"):
+        export.run(weights=weights, imgsz=(H, W), include="ncnn")
+    assert sorted(os.listdir(here)) == ["best.pt", "pnnx"]
+
+
+# --- CoreML -----------------------------------------------------------------------------------------------------------
+
+
+class Evaluated(Runtime):
+    """A package, its operations computed one by one in torch."""
+
+    def __init__(self, path: Path, metadata: Metadata):
+        self.path, self.metadata, self.device, self.dtype = path, metadata, torch.device("cpu"), torch.float32
+
+    def run(self, images):
+        from ml_program import evaluate
+
+        return (evaluate(self.path, images),)
+
+
+def package_of(
+    folder: Path, half=False, int8=False, float32: tuple[str, ...] | None = None
+) -> tuple[Path, Options, Job]:
+    """The small detector as a package, which modules stay in float32, and the job it was written for."""
+    pytest.importorskip("coremltools")
+    metadata = Metadata(NAMES, 32, (H, W), half=half, int8=int8)
+    detector = lively(nc=2).fuse()
+    job = Job(detector, folder / "best.pt", Options(metadata, half=half, int8=int8), [pictures()])
+    options = job.options if float32 is None else replace(job.options, float32=float32)
+    write(job, BY_ARGUMENT["coreml"], folder / "best.mlpackage", options, folder)
+    return folder / "best.mlpackage", options, job
+
+
+@pytest.mark.parametrize("precision", [{}, {"half": True}, {"int8": True}], ids=["float32", "float16", "int8"])
+def test_a_program_of_coreml(tmp_path, precision):
+    path, options, job = package_of(tmp_path, **precision)
+    coreml_model.inspect(path, options)
+    runtime = Evaluated(path, options.metadata)
+    found, expected = runtime.run(pictures())[0], job.reference(pictures())
+    assert found.dtype == torch.float32 and found.shape == expected.shape
+    if not precision:
+        assert torch.allclose(found, expected, rtol=1e-4, atol=2e-3)
+    elif "half" in precision:
+        assert torch.allclose(found, expected, rtol=2e-2, atol=0.5)
+        assert not torch.allclose(found, expected, rtol=1e-5, atol=1e-4)  # it is in another precision
+    proof = prove(runtime, job.reference, [pictures()])
+    assert not proof.faults and proof.boxes > 3
+
+
+def test_weights_in_8_bits_but_for_socas(tmp_path):
+    import coremltools
+
+    path, *_ = package_of(tmp_path, int8=True)
+    spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    names = [op.outputs[0].name for op in block.operations if op.type == "constexpr_affine_dequantize"]
+    assert len(names) == 5 and all("conv_weight" in name or "model_4_m_" in name for name in names)  # Detect's m.0, m.1
+    float32 = [op.outputs[0].name for op in block.operations if op.type == "const"]
+    assert sum("conv_du" in name and "weight" in name for name in float32) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"stride": 64}, "says of itself"),
+        ({"imgsz": (W, H)}, "says of itself"),
+    ],
+)
+def test_a_package_that_says_something_else(tmp_path, change, says):
+    path, options, _ = package_of(tmp_path)
+    with pytest.raises(ExportError, match=says):
+        coreml_model.inspect(path, replace(options, metadata=replace(options.metadata, **change)))
+
+
+def test_a_package_whose_ends_are_others(tmp_path):
+    path, options, _ = package_of(tmp_path)
+    import coremltools
+
+    spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
+    coreml_model._inspect_ends(path, spec.description, options.metadata)
+    for change, says in (
+        ({"imgsz": (W, H)}, "its input should be image, 96 x 64 with 3 channels"),
+        ({"channels": 1}, "its input should be image"),
+        ({"names": ("red",)}, "its output should be output, rows of 6 numbers"),
+    ):
+        with pytest.raises(ExportError, match=says):
+            coreml_model._inspect_ends(path, spec.description, replace(options.metadata, **change))
+
+
+def test_soca_in_float16_is_seen(tmp_path):
+    path, options, _ = package_of(tmp_path, half=True, float32=())
+    with pytest.raises(ExportError, match="SOCA's products are not in float32"):
+        coreml_model.inspect(path, options)
+
+
+def test_it_is_called_unrun(weights, here, command):
+    pytest.importorskip("coremltools")
+    if not CoreMLRuntime.obstacle():
+        pytest.skip("it runs here")
+    code, err = command("export", "--weights", "best.pt", "--include", "coreml", "--imgsz", H, W)
+    assert code == 0 and "CoreML: unrun: runs on Darwin only; its structure was checked" in err
+    code, err = command("detect", "--weights", "best.mlpackage", "--source", "best.pt")
+    assert code == 1 and "best.mlpackage runs on Darwin only" in err.splitlines()[-1]
+
+
+class MLModel:
+    """CoreML's interface, behind which PyTorch computes with the picture that it is given."""
+
+    detector = None
+    metadata: dict | None = None
+
+    def __init__(self, path):
+        pass
+
+    def get_spec(self):
+        image = SimpleNamespace(height=H, width=W)
+        kind = SimpleNamespace(imageType=image, WhichOneof=lambda _: "imageType")
+        rows = SimpleNamespace(multiArrayType=SimpleNamespace(shape=[1, 252, 7]))
+        outputs = [SimpleNamespace(name="var_1", type=None), SimpleNamespace(name="var_9", type=rows)]
+        return SimpleNamespace(
+            description=SimpleNamespace(
+                input=[SimpleNamespace(name="image", type=kind)], output=outputs,
+                metadata=SimpleNamespace(userDefined=self.metadata),
+            )
+        )  # fmt: skip
+
+    def predict(self, given):
+        picture = np.asarray(given["image"])
+        assert picture.dtype == np.uint8 and picture.shape == (H, W, 3)
+        images = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+        return {"var_1": None, "var_9": self.detector(images).detach().numpy()}
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["ours", "of v6.1"])
+def test_how_coreml_is_asked(monkeypatch, says):
+    """As far as it goes off macOS: pictures in whole numbers, one by one, and the last output."""
+    decoded = Decoded(lively(nc=2).fuse())
+    metadata = Metadata(NAMES, 32, (H, W))
+    monkeypatch.setattr(MLModel, "detector", decoded)
+    monkeypatch.setattr(MLModel, "metadata", metadata.as_texts() if says else {})
+    monkeypatch.setattr(CoreMLRuntime, "systems", ())
+    monkeypatch.setattr(CoreMLRuntime, "packages", ())
+    stand_in = SimpleNamespace(models=SimpleNamespace(MLModel=MLModel), __version__="9.9")
+    monkeypatch.setitem(__import__("sys").modules, "coremltools", stand_in)
+    runtime = CoreMLRuntime("best.mlmodel")
+    assert runtime.declared == says and runtime.metadata.imgsz == (H, W) and len(runtime.metadata.names) == 2
+    images = (pictures(2) * 255).round() / 255
+    assert torch.allclose(runtime.run(images)[0], decoded(images), atol=1e-4)

@@ -1,0 +1,19 @@
+"""TensorFlow GraphDef: a SavedModel with its variables made constants (`.pb`)."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from utils.environments import TENSORFLOW
+from utils.export.formats import Options, toolchain
+from utils.export.saved_model import WORKER
+
+
+def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:
+    """Freezes a SavedModel; the metadata is a constant of the graph."""
+    with tempfile.TemporaryDirectory() as folder, toolchain("tensorflow"):
+        metadata = Path(folder, "metadata.json")
+        metadata.write_text(options.metadata.as_json(), encoding="utf-8")
+        TENSORFLOW.call(WORKER, "freeze", source, target, metadata)
+    return target

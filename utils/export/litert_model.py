@@ -1,0 +1,83 @@
+"""LiteRT, formerly TensorFlow Lite: litert-torch converts the network, ai-edge-quantizer makes it smaller.
+
+litert-torch pins packages, so it runs in an environment of its own: `python -m utils.export.litert_model GRAPH TARGET`.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.checkpoint import load_own
+from utils.environments import LITERT
+from utils.export.formats import Options, toolchain
+from utils.export.graph import ChannelsLast
+from utils.export.pictures import calibration_images
+from utils.inference.exported import silence
+from utils.inference.tensorflow_runtimes import append_metadata
+
+SIGNATURE, INPUT = "serving_default", "args_0"  # litert-torch's names
+# names of operations hold the modules that they are in. Float32 stay SOCA, the decoding in Detect but not its
+# convolutions, which are modules themselves, and what comes behind it
+FLOAT32 = (r"\.SOCA_", r"\.Detect_[^/;]*;", r"\.ChannelsLast;", SIGNATURE)
+
+
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+    """Writes the network with images (B, H, W, C) and rows whose places are shares of the frame, as v6.1 did.
+
+    half: weights of convolutions are stored in float16, and computed with in float32, as v6.1 did.
+    int8: weights and activations in integers, calibrated on the images of `--data`, but for what FLOAT32 names.
+    """
+    # litert-torch takes weights in channels-last order for contiguous ones, and writes garbage
+    graph = ChannelsLast(source).to(memory_format=torch.contiguous_format)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "graph.pt")
+        torch.save((graph, sample.permute(0, 2, 3, 1).contiguous()), path)
+        with toolchain("litert-torch"):
+            LITERT.call("-m", "utils.export.litert_model", path, target)
+    if options.int8 or options.half:
+        target.write_bytes(quantise(target.read_bytes(), options))
+    append_metadata(target, options.metadata)
+    return target
+
+
+def quantise(model: bytes, options: Options) -> bytes:
+    """A float32 model with its convolutions in 8-bit integers, or their weights in float16."""
+    from ai_edge_quantizer import qtyping, quantizer
+    from ai_edge_quantizer.recipe import AlgorithmName, TFLOperationName
+
+    everything = TFLOperationName.ALL_SUPPORTED
+    with toolchain("ai-edge-quantizer", "ai-edge-litert"), silence():
+        work = quantizer.Quantizer(model)
+        calibration = None
+        if options.int8:
+            work.add_static_config(".*", everything, activation_num_bits=8, weight_num_bits=8)
+            for names in FLOAT32:
+                work.update_quantization_recipe(names, everything, algorithm_key=AlgorithmName.NO_QUANTIZE)
+            images = calibration_images(options.metadata, options.data)
+            samples = [{INPUT: image.permute(0, 2, 3, 1).contiguous().numpy()} for image in images]
+            calibration = work.calibrate({SIGNATURE: samples}, num_threads=torch.get_num_threads())
+        else:
+            half = qtyping.OpQuantizationConfig(
+                weight_tensor_config=qtyping.TensorQuantizationConfig(16, dtype=qtyping.TensorDataType.FLOAT),
+                compute_precision=qtyping.ComputePrecision.FLOAT,
+                explicit_dequantize=True,
+            )
+            work.update_quantization_recipe(".*", TFLOperationName.CONV_2D, half, AlgorithmName.FLOAT_CASTING)
+        return bytes(
+            work.quantize(calibration, enable_progress_bar=False, enable_progress_report=False).quantized_model
+        )
+
+
+def _convert(graph: str, target: str) -> None:
+    """What runs in the environment."""
+    import litert_torch
+
+    module, images = load_own(graph)
+    litert_torch.convert(module, (images,)).export(target)
+
+
+if __name__ == "__main__":
+    _convert(*sys.argv[1:])
