@@ -87,6 +87,7 @@ from utils.device import select_device  # noqa: E402
 from utils.export.exporter import Job, export  # noqa: E402
 from utils.export.pictures import proof_batches  # noqa: E402
 from utils.inference.exported import Metadata  # noqa: E402
+from utils.inference.runtimes import runtime_for  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
 
 
@@ -132,7 +133,8 @@ def run(
                         LOGGER.info(f"{kind.name}: {made[-1]}, {megabytes(made[-1]):.1f} MB")
     if failures:
         raise ExportError("; ".join(failures))
-    LOGGER.info(f"try one: python detect.py --weights {made[-1]}")
+    if usable := [path for path in made if not runtime_for(path).obstacle()]:
+        LOGGER.info(f"try one: python detect.py --weights {usable[-1]}")
     return [str(path) for path in made]
 
 

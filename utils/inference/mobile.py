@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from utils.inference.exported import (
-    UNKNOWN_CLASSES,
     Metadata,
     Runtime,
     as_tuple,
@@ -115,22 +114,25 @@ class CoreMLRuntime(Runtime):
             raise ValueError(f"{path}: coremltools {version} cannot read it: {first_line(error)}") from None
         description = self.model.get_spec().description
         entry = description.input[0]
-        self.input, self.output = entry.name, description.output[-1].name  # v6.1's last output has the decoded rows
+        # v6.1's files give raw maps (1, na, ny, nx, 5 + nc) besides, and do not say which shapes they have
+        self.input = entry.name
         self.pictures = entry.type.WhichOneof("Type") == "imageType"
         if self.pictures:
             image = entry.type.imageType
             shape = (1, None, image.height, image.width)
         else:
             shape = tuple(entry.type.multiArrayType.shape)
-        columns = list(description.output[-1].type.multiArrayType.shape)
+        shapes = [tuple(output.type.multiArrayType.shape) for output in description.output]
+        columns = next((shape[-1] for shape in shapes if len(shape) == 3), None)
         metadata = Metadata.from_texts(dict(description.metadata.userDefined), path)
-        self.declare(metadata, undeclared(shape, int(columns[-1]) if columns else UNKNOWN_CLASSES + 5))
+        self.declare(metadata, undeclared(shape, columns))
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows = []
         for image in images.cpu():
             value = image[None].numpy() if not self.pictures else _as_picture(image)
-            rows.append(torch.from_numpy(np.asarray(self.model.predict({self.input: value})[self.output])))
+            outputs = self.model.predict({self.input: value}).values()
+            rows += [torch.from_numpy(np.asarray(output)) for output in outputs if np.ndim(output) == 3]
         return (torch.cat(rows).float().to(self.device),)
 
 
@@ -138,5 +140,5 @@ def _as_picture(image: torch.Tensor):
     """(C, H, W), 0-1, C 1 or 3 -> what PIL calls an image."""
     from PIL import Image
 
-    values = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    values = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)

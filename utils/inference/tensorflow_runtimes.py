@@ -153,8 +153,9 @@ class ServedRuntime(Runtime):
         if command is None:
             raise ValueError(f"{path}: running it {self.environment.obstacle()}")
         self.said = tempfile.TemporaryFile()
+        threads = {"TF_NUM_INTRAOP_THREADS": str(torch.get_num_threads())}
         self.child = subprocess.Popen(
-            [*command, *self.arguments()], env=self.environment.variables(),
+            [*command, *self.arguments()], env={**self.environment.variables(), **threads},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said,
         )  # fmt: skip
         self.end = weakref.finalize(self, _end, self.child)
