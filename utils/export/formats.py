@@ -13,7 +13,6 @@ Nothing heavy is imported here.
 
 import importlib
 import importlib.metadata
-import importlib.util
 import platform
 import shutil
 import warnings
@@ -109,8 +108,6 @@ class Format:
             return "takes one image at a time: --batch-size 1"
         if train and not self.train:
             return "gives decoded boxes only: leave out --train"
-        if importlib.util.find_spec(f"utils.export.{self.module}") is None:
-            return "is not written by this version"
         if self.systems and platform.system() not in self.systems:
             return f"can be written on {' and '.join(self.systems)} only"
         packages = self.packages + (self.int8_packages if int8 else ())

@@ -42,9 +42,9 @@ def proof_batches(metadata: Metadata, data: str | None) -> list[torch.Tensor]:
 
 
 def calibration_images(metadata: Metadata, data: str) -> Iterator[torch.Tensor]:
-    """Train images of a data set YAML, spread over it, each (1, C, height, width), float32, 0-1."""
+    """Train images of a data set YAML, spread over it, float32, 0-1, each repeated to (batch, C, height, width)."""
     for file in _spread(_images(data, "train", metadata), CALIBRATION_IMAGES):
-        yield framed(file, metadata.imgsz, metadata)
+        yield framed(file, metadata.imgsz, metadata).repeat(metadata.batch, 1, 1, 1)
 
 
 def _images(data: str, split: str, metadata: Metadata) -> list[str]:
