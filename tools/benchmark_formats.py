@@ -42,7 +42,6 @@ OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help befo
 
 import csv  # noqa: E402
 import io  # noqa: E402
-import math  # noqa: E402
 import shutil  # noqa: E402
 import time  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
@@ -160,43 +159,36 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def as_picture(rows: list[Row], title: str):
-    """A figure: accuracy over time per image, the area of a disc by the file's size."""
+    """A figure: a line for each format, the fastest on top; its time, with its size as the area of a disc, and mAP."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    done = [row for row in rows if row.milliseconds is not None]
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
-    colours = {"float32": "#0072b2", "float16": "#e69f00", "int8": "#009e73"}
-    for precision, colour in colours.items():
-        some = [row for row in done if row.precision == precision]
-        if some:
-            axes.scatter(
-                [r.milliseconds for r in some], [r.map for r in some], s=[20 + 15 * r.megabytes for r in some],
-                color=colour, alpha=0.55, label=precision, edgecolors="black", linewidths=0.8,
-            )  # fmt: skip
-    # names beside the discs, one below the other where discs share a place
-    low, high = min(r.map for r in done), max(r.map for r in done)
-    room = max(high - low, 0.02)
-    axes.set_ylim(low - 0.3 * room, high + 0.45 * room)
-    times = [r.milliseconds for r in done]
-    span = max(math.log(max(times) / min(times)), 0.5)
-    axes.set_xscale("log")
-    axes.set_xlim(min(times) * math.exp(-0.15 * span), max(times) * math.exp(0.15 * span))
-    axes.xaxis.set_major_formatter("{x:.3g}")
-    axes.xaxis.set_minor_formatter("{x:.3g}")
-    taken: list[tuple[float, float]] = []
-    for row in sorted(done, key=lambda r: r.milliseconds):
-        x, y = row.milliseconds, row.map + 0.06 * room
-        while any(abs(math.log(x / a)) < 0.16 * span and abs(y - b) < 0.075 * room for a, b in taken):
-            y += 0.02 * room
-        taken.append((x, y))
-        axes.annotate(
-            row.name, (row.milliseconds, row.map), (x, y), ha="center", fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": "grey", "lw": 0.6},
-        )  # fmt: skip
-    axes.set(xlabel="milliseconds per image, the network alone", ylabel="mAP50-95", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(title="area: size of the file", loc="lower right")
+    done = sorted((row for row in rows if row.milliseconds is not None), key=lambda row: -row.milliseconds)
+    figure = Figure(figsize=(9, 1.6 + 0.3 * len(done)), layout="constrained")
+    time, accuracy = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for precision, colour in {"float32": "#0072b2", "float16": "#e69f00", "int8": "#009e73"}.items():
+        places = [i for i, row in enumerate(done) if row.precision == precision]
+        if not places:
+            continue
+        look = {"color": colour, "alpha": 0.6, "edgecolors": "black", "linewidths": 0.8}
+        sizes = [20 + 15 * done[i].megabytes for i in places]
+        time.scatter([done[i].milliseconds for i in places], places, s=sizes, label=precision, **look)
+        accuracy.scatter([done[i].map for i in places], places, s=60, **look)
+    time.set_yticks(range(len(done)), [f"{row.name}, {row.precision}" for row in done])
+    time.set_xscale("log")
+    time.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    time.xaxis.set_major_formatter("{x:g}")
+    time.xaxis.set_minor_locator(NullLocator())
+    time.set(xlabel="milliseconds per image, the network alone", title=title)
+    accuracy.set(xlabel="mAP50-95")
+    accuracy.margins(x=0.2)
+    accuracy.xaxis.set_major_locator(MaxNLocator(4))
+    for axes in (time, accuracy):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    legend = time.legend(title="area: size of the file", loc="best")
+    for handle in legend.legend_handles:
+        handle.set_sizes([60])
     return figure
 
 

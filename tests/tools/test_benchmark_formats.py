@@ -22,6 +22,8 @@ ROWS = [
 def test_what_is_measured():
     formats = [BY_ARGUMENT[argument] for argument in ("onnx", "openvino")]
     found = [(precision, kind.argument if kind else "-") for precision, kind in variants(formats, ["int8", "float32"])]
+    of_edge_tpu = variants([BY_ARGUMENT["edgetpu"]], ["int8", "float16", "float32"])
+    assert of_edge_tpu[1:] == [("int8", BY_ARGUMENT["edgetpu"])]
     assert found == [("float32", "-"), ("float32", "onnx"), ("float32", "openvino"), ("int8", "openvino")]
 
 
@@ -34,9 +36,10 @@ def test_the_table_and_the_csv():
 
 
 def test_the_picture_leaves_out_what_failed():
-    axes = as_picture(ROWS, "title").axes[0]
-    assert sorted(text.get_text() for text in axes.texts) == ["ONNX", "PyTorch"]
-    assert [len(discs.get_offsets()) for discs in axes.collections] == [2]
+    time, accuracy = as_picture(ROWS, "title").axes
+    assert [text.get_text() for text in time.get_yticklabels()] == ["PyTorch, float32", "ONNX, float32"]  # upwards
+    assert [discs.get_offsets().tolist() for discs in time.collections] == [[[30, 0], [15, 1]]]
+    assert [discs.get_offsets().tolist() for discs in accuracy.collections] == [[[0.56, 0], [0.56, 1]]]
 
 
 def test_a_run(here, monkeypatch):
