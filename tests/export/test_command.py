@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_world import H, W, lively, picture, write_boxes, write_yaml
+from small_world import H, W, lively, picture
 
 import detect
 import export
@@ -24,20 +24,6 @@ from utils.inference.nms import non_max_suppression
 from utils.inference.sources import to_input
 
 SIZE = 64
-
-
-@pytest.fixture
-def weights(here) -> Path:
-    """A small detector of two classes."""
-    model = lively(nc=2)
-    model.names = ["red", "weiß"]
-    checkpoint.save(here / "best.pt", checkpoint.pack(model))
-    return here / "best.pt"
-
-
-@pytest.fixture
-def data(here) -> Path:
-    return write_yaml(here / "boxes.yaml", write_boxes(here / "boxes"))
 
 
 @pytest.fixture
