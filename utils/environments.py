@@ -64,7 +64,7 @@ class Environment:
         if self.command():
             return None
         return (
-            f"needs {' and '.join(self.packages)} in an environment of their own, in {self.folder}: "
+            f"needs {' and '.join(self.packages)} in an environment of its own, in {self.folder}: "
             f"--make-env makes it ({self.size})"
         )
 

@@ -103,8 +103,8 @@ def test_metadata_at_the_end_of_a_file(tmp_path):
     ("include", "packages", "says"),
     [
         ("tflite", (), "TensorFlow Lite needs ai_edge_litert, ai_edge_quantizer: pip install '.[tflite]'"),
-        ("tflite", "all", "needs litert-torch==0.10.0 in an environment of their own, in"),
-        ("saved_model", "all", "needs onnx2tf==1.29.24 in an environment of their own, in"),
+        ("tflite", "all", "needs litert-torch==0.10.0 in an environment of its own, in"),
+        ("saved_model", "all", "needs onnx2tf==1.29.24 in an environment of its own, in"),
         ("edgetpu", "all", "is in 8-bit integers, calibrated on pictures of yours: give --data"),
     ],
 )

@@ -31,7 +31,7 @@ def test_made_found_and_run(pip, tmp_path, monkeypatch):
     alone = PythonEnvironment("alone", ("toolchain==7",), "toolchain", "0 GB")
     assert alone.command() is None
     place = tmp_path / "of mine/alone"
-    reason = f"needs toolchain==7 in an environment of their own, in {place}: --make-env makes it (0 GB)"
+    reason = f"needs toolchain==7 in an environment of its own, in {place}: --make-env makes it (0 GB)"
     assert alone.obstacle() == reason
     alone.make()
     assert alone.obstacle() is None and [p.name for p in (tmp_path / "of mine").iterdir()] == ["alone"]
