@@ -137,8 +137,8 @@ def as_table(rows: list[Row]) -> str:
     ]
     for row in rows:
         if row.milliseconds is None:
-            size = f"{row.megabytes:.1f}" if row.megabytes else ""
-            lines.append(f"| {row.name} | {row.precision} | {size} | | | | {row.reason} |")
+            size = f"{row.megabytes:.1f} " if row.megabytes else ""
+            lines.append(f"| {row.name} | {row.precision} | {size}| | | | {row.reason} |")
             continue
         ratio = rows[0].milliseconds / row.milliseconds if rows[0].milliseconds else float("nan")
         lines.append(

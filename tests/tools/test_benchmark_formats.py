@@ -31,6 +31,8 @@ def test_the_table_and_the_csv():
     lines = as_table(ROWS).splitlines()
     assert lines[3] == "| ONNX | float32 | 7.5 | 0.900 | 0.560 | 15.0 | 2.00 |"
     assert lines[4] == "| OpenVINO | int8 | | | | | nncf failed |"
+    unrun = Row("CoreML", "float32", 7.5, reason="unrun: runs on Darwin only")
+    assert as_table([ROWS[0], unrun]).splitlines()[3] == "| CoreML | float32 | 7.5 | | | | unrun: runs on Darwin only |"
     rows = list(csv.DictReader(as_csv(ROWS).splitlines()))
     assert rows[1]["milliseconds"] == "15.0" and rows[2]["map"] == "" and rows[2]["reason"] == "nncf failed"
 
