@@ -155,9 +155,9 @@ def test_a_program_of_coreml(tmp_path, precision):
 
 
 def test_weights_in_8_bits_but_for_socas(tmp_path):
+    path, *_ = package_of(tmp_path, int8=True)
     import coremltools
 
-    path, *_ = package_of(tmp_path, int8=True)
     spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
     (block,) = spec.mlProgram.functions["main"].block_specializations.values()
     names = [op.outputs[0].name for op in block.operations if op.type == "constexpr_affine_dequantize"]
