@@ -44,7 +44,7 @@ $(VENV)/.dev: requirements.txt requirements-dev.txt
 
 $(VENV)/.export: $(VENV)/.dev requirements-export.txt
 	$(PYTHON) tools/setup_env.py $(VENV) requirements-export.txt
-	-YOLOV5_ENVIRONMENTS=$(ENVIRONMENTS) $(RUN) -m utils.environments
+	-YOLOV5_ENVIRONMENTS=$(ENVIRONMENTS) $(RUN) -m utils.runtimes.environments
 	@touch $@
 
 clean:

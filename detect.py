@@ -108,7 +108,7 @@ from typing import Any  # noqa: E402
 from models.backend import Backend, find_weights, frame_size  # noqa: E402
 from models.yolo import checkpoint_classes  # noqa: E402
 from utils import checkpoint, dist  # noqa: E402
-from utils.data.augmentations import letterbox  # noqa: E402
+from utils.data.letterbox import letterbox  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.files import increment_path  # noqa: E402
 from utils.inference.features import FeatureRecorder  # noqa: E402

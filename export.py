@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from utils import cli
-from utils.environments import ENVIRONMENTS
 from utils.export.formats import BY_ARGUMENT, FORMATS, ExportError, Format, Options, Suppression  # nothing heavy
+from utils.runtimes.environments import ENVIRONMENTS
 
 INCLUDE = ("torchscript", "onnx")
 DATA = cli.Default(cli.DATA)  # where the user gave none
@@ -86,9 +86,9 @@ from utils.boxes import check_image_size  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.export.exporter import Job, export  # noqa: E402
 from utils.export.pictures import proof_batches  # noqa: E402
-from utils.inference.exported import Metadata  # noqa: E402
-from utils.inference.runtimes import runtime_for  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
+from utils.runtimes.base import Metadata  # noqa: E402
+from utils.runtimes.table import runtime_for  # noqa: E402
 
 
 def run(

@@ -30,11 +30,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.data import dataset as dataset_module
-from utils.data.augmentations import draw_hsv, draw_mosaic_centre, draw_warp, warp_matrix
+from utils.data.augmentations import draw_hsv, draw_warp, warp_matrix
 from utils.data.dataset import DetectionDataset
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.labels import scan
 from utils.data.loader import WindowSampler, create_dataloader
+from utils.data.mosaic import draw_mosaic_centre
 from utils.files import ROOT
 from utils.log import LOGGER
 from utils.training.hyperparameters import load_hyp

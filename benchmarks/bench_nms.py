@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import nms as ours
 from utils.boxes import xywh_to_xyxy
-from utils.inference import nms as ours
 
 SETTINGS = {"val": (0.001, 0.6, 300, True), "detect": (0.25, 0.45, 1000, False)}  # confidence, IoU, boxes, multi-label
 

@@ -16,7 +16,7 @@ from models.attention import CBAM, ECA, GCT, CoordAttention, SimAM
 from models.common import SE, SOCA
 from models.second_order import central, covariance, left_by_rounding, newton_schulz_scalar
 from utils.boxes import xywh_to_xyxy
-from utils.inference.nms import non_max_suppression
+from utils.nms import non_max_suppression
 
 GATED = (SOCA, SE, ECA, CBAM, CoordAttention, SimAM, GCT)  # out = gate * x
 WITHOUT = ("mean", "one")  # what may stand for a gate

@@ -13,16 +13,16 @@ from torch import nn
 
 from models.backend import Backend
 from models.yolo import profile_layers
-from utils.boxes import round_up, scale_boxes, xyxy_to_xywh
-from utils.data.augmentations import letterbox_planes
+from utils.boxes import round_up, xyxy_to_xywh
 from utils.data.images import read_image
+from utils.data.letterbox import letterbox_planes, scale_boxes
 from utils.device import Timer
 from utils.downloads import download
+from utils.drawing import class_name, draw_boxes
 from utils.files import increment_path
-from utils.inference.drawing import class_name, draw_boxes
-from utils.inference.nms import non_max_suppression
 from utils.inference.outputs import crop, result_stems, summary, write_crop, write_image
 from utils.log import LOGGER
+from utils.nms import non_max_suppression
 
 if TYPE_CHECKING:
     import supervision

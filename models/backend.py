@@ -11,9 +11,9 @@ from utils import checkpoint
 from utils.boxes import check_image_size
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.files import ROOT
-from utils.inference.exported import Runtime
-from utils.inference.runtimes import RUNTIMES, OpenCVRuntime, runtime_for
 from utils.log import LOGGER
+from utils.runtimes.base import Runtime
+from utils.runtimes.table import RUNTIMES, OpenCVRuntime, runtime_for
 
 
 def newest_best() -> Path | None:

@@ -19,7 +19,7 @@ from models.backend import load_checkpoint, load_model
 from models.common import SOCA
 from models.yolo import Model, checkpoint_classes
 from utils import checkpoint
-from utils.inference.nms import non_max_suppression
+from utils.nms import non_max_suppression
 
 
 @pytest.fixture(scope="module")

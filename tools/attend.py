@@ -61,11 +61,10 @@ from models.backend import find_weights, load_model  # noqa: E402
 from models.common import SE, SOCA  # noqa: E402
 from tools.attend_report import Block, Explained, Finding, as_html, as_text  # noqa: E402
 from utils.boxes import check_image_size  # noqa: E402
-from utils.data.augmentations import letterbox  # noqa: E402
 from utils.data.images import read_image  # noqa: E402
+from utils.data.letterbox import letterbox, to_input  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.files import atomic_write  # noqa: E402
-from utils.inference.sources import to_input  # noqa: E402
 
 
 def explain(model: torch.nn.Module, title: str, picture: np.ndarray, size: int, options) -> Explained:

@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.attention_view import Spectrum
-from utils.inference.drawing import class_name, draw_boxes
+from utils.drawing import class_name, draw_boxes
 from utils.inference.features import draw_emphasis, draw_heat, draw_maps
 
 CHANNELS = 4  # most raised, and most lowered, that are shown

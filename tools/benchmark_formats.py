@@ -56,8 +56,8 @@ from utils.boxes import round_up  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.export.formats import ExportError, Format  # noqa: E402
 from utils.files import atomic_write, increment_path  # noqa: E402
-from utils.inference.runtimes import runtime_for  # noqa: E402
 from utils.log import LOGGER  # noqa: E402
+from utils.runtimes.table import runtime_for  # noqa: E402
 
 
 @dataclass

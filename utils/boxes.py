@@ -7,6 +7,7 @@ Functions take torch tensors or numpy arrays of shape (..., 4), return the same 
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from utils.log import LOGGER
 Array = torch.Tensor | np.ndarray
 
 
-def _stack(columns: list[Array]) -> Array:
+def stack_columns(columns: Sequence[Array]) -> Array:
+    """Columns, each (...), side by side: (..., k)."""
     if isinstance(columns[0], torch.Tensor):
         return torch.stack(columns, -1)
     stacked = np.empty((*np.shape(columns[0]), len(columns)), np.result_type(*columns))
@@ -25,7 +27,8 @@ def _stack(columns: list[Array]) -> Array:
     return stacked
 
 
-def _columns(boxes: Array) -> tuple[Array, Array, Array, Array]:
+def columns(boxes: Array) -> tuple[Array, Array, Array, Array]:
+    """The four columns of boxes (..., 4), each (...)."""
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 
@@ -34,14 +37,14 @@ def _columns(boxes: Array) -> tuple[Array, Array, Array, Array]:
 
 def xyxy_to_xywh(boxes: Array) -> Array:
     """Corners to centre form."""
-    x1, y1, x2, y2 = _columns(boxes)
-    return _stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+    x1, y1, x2, y2 = columns(boxes)
+    return stack_columns([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
 
 
 def xywh_to_xyxy(boxes: Array) -> Array:
     """Centre form to corners."""
-    x, y, w, h = _columns(boxes)
-    return _stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    x, y, w, h = columns(boxes)
+    return stack_columns([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
 
 
 def xywhn_to_xyxy(boxes: Array, width: float, height: float, pad_w: float = 0, pad_h: float = 0) -> Array:
@@ -49,8 +52,8 @@ def xywhn_to_xyxy(boxes: Array, width: float, height: float, pad_w: float = 0, p
 
     Each of the four is one number, or an array of one for each box.
     """
-    x, y, w, h = _columns(boxes)
-    return _stack(
+    x, y, w, h = columns(boxes)
+    return stack_columns(
         [
             width * (x - w / 2) + pad_w,
             height * (y - h / 2) + pad_h,
@@ -64,13 +67,13 @@ def xyxy_to_xywhn(boxes: Array, width: float, height: float, clip: bool = False,
     """Pixel corners to normalised centre form; `clip` first limits corners to [0, width - eps] x [0, height - eps]."""
     if clip:
         boxes = clip_boxes(boxes, (height - eps, width - eps))
-    x, y, w, h = _columns(xyxy_to_xywh(boxes))
-    return _stack([x / width, y / height, w / width, h / height])
+    x, y, w, h = columns(xyxy_to_xywh(boxes))
+    return stack_columns([x / width, y / height, w / width, h / height])
 
 
 def points_to_pixels(points: Array, width: float, height: float, pad_w: float = 0, pad_h: float = 0) -> Array:
     """Normalised points (..., 2) to pixels in an image of (width, height) that lies at (pad_w, pad_h)."""
-    return _stack([width * points[..., 0] + pad_w, height * points[..., 1] + pad_h])
+    return stack_columns([width * points[..., 0] + pad_w, height * points[..., 1] + pad_h])
 
 
 # --- polygons ---------------------------------------------------------------------------------------------------------
@@ -111,28 +114,8 @@ def clip_boxes(boxes: Array, shape: tuple[float, float]) -> Array:
     height, width = shape
     if isinstance(boxes, np.ndarray):
         return np.minimum(np.maximum(boxes, 0), np.array([width, height, width, height], boxes.dtype))
-    x1, y1, x2, y2 = _columns(boxes)
-    return _stack([x1.clip(0, width), y1.clip(0, height), x2.clip(0, width), y2.clip(0, height)])
-
-
-def scale_boxes(
-    boxes: Array,
-    from_shape: tuple[int, int],
-    to_shape: tuple[int, int],
-    ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
-) -> Array:
-    """xyxy boxes of the letterboxed input (height, width) mapped to the original image (height, width) and clipped.
-
-    ratio_pad: ((gain_h, gain_w), (pad_w, pad_h)) as the loader recorded it; worked out from the shapes when not given.
-    """
-    if ratio_pad is None:
-        gain = min(from_shape[0] / to_shape[0], from_shape[1] / to_shape[1])
-        pad_w, pad_h = (from_shape[1] - to_shape[1] * gain) / 2, (from_shape[0] - to_shape[0] * gain) / 2
-    else:
-        gain, (pad_w, pad_h) = ratio_pad[0][0], ratio_pad[1]
-    x1, y1, x2, y2 = _columns(boxes)
-    original = _stack([(x1 - pad_w) / gain, (y1 - pad_h) / gain, (x2 - pad_w) / gain, (y2 - pad_h) / gain])
-    return clip_boxes(original, to_shape)
+    x1, y1, x2, y2 = columns(boxes)
+    return stack_columns([x1.clip(0, width), y1.clip(0, height), x2.clip(0, width), y2.clip(0, height)])
 
 
 def round_up(x: float, divisor: int) -> int:
@@ -166,7 +149,7 @@ def box_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def box_ioa(box: np.ndarray, boxes: np.ndarray, eps: float = 1e-7) -> np.ndarray:
     """Intersection of one xyxy box (4,) with each of boxes (n, 4), over the area of each of boxes: (n,)."""
-    x1, y1, x2, y2 = _columns(boxes)
+    x1, y1, x2, y2 = columns(boxes)
     width = (np.minimum(box[2], x2) - np.maximum(box[0], x1)).clip(0)
     height = (np.minimum(box[3], y2) - np.maximum(box[1], y1)).clip(0)
     return width * height / ((x2 - x1) * (y2 - y1) + eps)
@@ -186,8 +169,8 @@ def paired_iou(a: torch.Tensor, b: torch.Tensor, kind: str = "ciou", xywh: bool 
     """
     if kind not in ("iou", "giou", "diou", "ciou"):
         raise ValueError(f"kind of IoU must be iou, giou, diou or ciou, got {kind!r}")
-    ax1, ay1, ax2, ay2 = _columns(xywh_to_xyxy(a) if xywh else a)
-    bx1, by1, bx2, by2 = _columns(xywh_to_xyxy(b) if xywh else b)
+    ax1, ay1, ax2, ay2 = columns(xywh_to_xyxy(a) if xywh else a)
+    bx1, by1, bx2, by2 = columns(xywh_to_xyxy(b) if xywh else b)
 
     overlap_w = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp(min=0)
     overlap_h = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp(min=0)

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from models.backend import Backend, load_model
-from utils.data.augmentations import letterbox
+from utils.data.letterbox import letterbox
 from utils.export.formats import Options
 from utils.export.graph import Decoded
 from utils.files import ROOT
-from utils.inference.exported import Metadata
 from utils.inference.finder import Finder
-from utils.inference.nms import non_max_suppression
+from utils.nms import non_max_suppression
+from utils.runtimes.base import Metadata
 
 WEB = ROOT / "examples/web"
 SIZE = 320

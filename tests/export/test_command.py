@@ -16,12 +16,12 @@ import hubconf
 import val
 from models.backend import Backend
 from utils import checkpoint
-from utils.boxes import scale_boxes, xyxy_to_xywhn
+from utils.boxes import xyxy_to_xywhn
 from utils.data.images import read_image
+from utils.data.letterbox import scale_boxes, to_input
 from utils.export.formats import BY_ARGUMENT, FORMATS, export_formats
-from utils.inference.exported import Metadata
-from utils.inference.nms import non_max_suppression
-from utils.inference.sources import to_input
+from utils.nms import non_max_suppression
+from utils.runtimes.base import Metadata
 
 SIZE = 64
 

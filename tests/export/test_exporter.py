@@ -19,9 +19,9 @@ from utils.export.formats import BY_ARGUMENT, ExportError, Format, Options, Supp
 from utils.export.graph import Decoded, suppress
 from utils.export.proof import prove
 from utils.export.quantise import float32_names
-from utils.inference.exported import Metadata, Runtime
-from utils.inference.nms import non_max_suppression
-from utils.inference.runtimes import ONNXRuntime, TorchScriptRuntime, runtime_for, split_engine
+from utils.nms import non_max_suppression
+from utils.runtimes.base import Metadata, Runtime
+from utils.runtimes.table import ONNXRuntime, TorchScriptRuntime, runtime_for, split_engine
 
 SIZE = 64
 HOW = Suppression(conf_thres=0.25, iou_thres=0.45, agnostic=False, topk_per_class=100, topk_all=30)

@@ -17,9 +17,9 @@ from utils.export.exporter import Job, write
 from utils.export.formats import BY_ARGUMENT, ExportError, Options
 from utils.export.graph import Decoded
 from utils.export.proof import prove
-from utils.inference.exported import Metadata, Runtime
-from utils.inference.mobile import CoreMLRuntime
-from utils.inference.runtimes import runtime_for
+from utils.runtimes.base import Metadata, Runtime
+from utils.runtimes.mobile import CoreMLRuntime
+from utils.runtimes.table import runtime_for
 
 H, W = 64, 96
 NAMES = ("red", "weiß")

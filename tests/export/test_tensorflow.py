@@ -1,6 +1,6 @@
 """TensorFlow's formats: what is asked of their toolchains, what their files say, and that they give PyTorch's boxes.
 
-Tests that write such files need the environments of utils/environments.py, which `make test-export` makes.
+Tests that write such files need the environments of utils/runtimes/environments.py, which `make test-export` makes.
 """
 
 import os
@@ -15,17 +15,17 @@ from small_world import lively
 
 import export
 from models.backend import Backend
-from utils.environments import ENVIRONMENTS, PythonEnvironment
 from utils.export import edge_tpu
 from utils.export.formats import BY_ARGUMENT, ExportError, Options
 from utils.export.graph import ChannelsLast, Decoded
 from utils.export.onnx_file import write as write_onnx
 from utils.export.saved_model import _to_shares
-from utils.inference import tensorflow_runtimes
-from utils.inference.exported import Metadata
-from utils.inference.nms import non_max_suppression
-from utils.inference.runtimes import runtime_for
-from utils.inference.tensorflow_runtimes import (
+from utils.nms import non_max_suppression
+from utils.runtimes import tensorflow_runtimes
+from utils.runtimes.base import Metadata
+from utils.runtimes.environments import ENVIRONMENTS, PythonEnvironment
+from utils.runtimes.table import runtime_for
+from utils.runtimes.tensorflow_runtimes import (
     EdgeTPURuntime,
     TensorFlowRuntime,
     append_metadata,

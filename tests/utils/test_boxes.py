@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from utils import boxes as B
+from utils.data.letterbox import scale_boxes
 
 KINDS = ("iou", "giou", "diou", "ciou")
 
@@ -52,7 +53,7 @@ def test_corners_to_normalised_as_recorded(recorded):
 def test_scale_boxes_as_recorded(recorded):
     for case in recorded["scale_back"]["cases"]:
         for boxes in (torch.tensor(recorded["px"], dtype=torch.float32), recorded["px"].astype(np.float32)):
-            out = B.scale_boxes(boxes, case["net_hw"], case["image_hw"], case["ratio_pad"])
+            out = scale_boxes(boxes, case["net_hw"], case["image_hw"], case["ratio_pad"])
             assert type(out) is type(boxes)
             close(out, case["out"], rtol=1e-4, atol=1e-4)
             close(boxes, recorded["px"].astype(np.float32), rtol=0)
@@ -67,7 +68,7 @@ def test_clip_boxes_as_recorded(recorded):
 def test_scale_boxes_by_hand():
     # golden: 384 x 640 input of a 720 x 1280 picture: gain 1/2, 12 rows of border
     box = np.array([[100.0, 100.0, 200.0, 200.0]])
-    close(B.scale_boxes(box, (384, 640), (720, 1280)), [[200.0, 176.0, 400.0, 376.0]])
+    close(scale_boxes(box, (384, 640), (720, 1280)), [[200.0, 176.0, 400.0, 376.0]])
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
@@ -227,7 +228,7 @@ def test_ioa_and_wh_iou_against_slow_loop():
         lambda x: B.xyxy_to_xywhn(x, 64, 48, clip=True, eps=1e-3),
         lambda x: B.points_to_pixels(x[..., :2], 640, 480),
         lambda x: B.clip_boxes(x, (10, 20)),
-        lambda x: B.scale_boxes(x, (384, 640), (720, 1280)),
+        lambda x: scale_boxes(x, (384, 640), (720, 1280)),
     ],
 )
 @pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 3, 4), (0, 4)])

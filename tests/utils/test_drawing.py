@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from utils import drawing
 from utils.evaluation.plots import plot_labels
-from utils.inference import drawing
 from utils.log import LOGGER
 
 

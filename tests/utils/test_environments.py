@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from utils import environments
-from utils.environments import ENVIRONMENTS, NodeEnvironment, PythonEnvironment
+from utils.runtimes import environments
+from utils.runtimes.environments import ENVIRONMENTS, NodeEnvironment, PythonEnvironment
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_behind_its_own_packages_are_those_of_this_interpreter(pip, tmp_path, mo
     behind = PythonEnvironment("behind", ("toolchain",), "toolchain", "0 GB", behind=True, bare=("other",))
     behind.make()
     assert pip[-1][-2:] == ["--no-deps", "other"]
-    behind.call("-c", "import toolchain, numpy, utils.environments")
+    behind.call("-c", "import toolchain, numpy, utils.runtimes.environments")
     assert not subprocess.run([sys.executable, "-c", "import numpy"]).returncode  # which has no toolchain
     assert subprocess.run([sys.executable, "-c", "import toolchain"], capture_output=True).returncode
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.inference import nms as module
-from utils.inference.nms import MAX_CANDIDATES, non_max_suppression
+from utils import nms as module
+from utils.nms import MAX_CANDIDATES, non_max_suppression
 
 
 def clusters(rng, images=2, rows=80, nc=4, scale=1.0):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.inference import exported
-from utils.inference.exported import Metadata, Runtime, into_frame, undeclared
-from utils.inference.runtimes import (
+from utils.runtimes import base as exported
+from utils.runtimes.base import Metadata, Runtime, into_frame, undeclared
+from utils.runtimes.table import (
     ONNXRuntime,
     OpenVINORuntime,
     TensorRTRuntime,

@@ -34,28 +34,29 @@ from utils.data.augmentations import (
     draw_copy_paste,
     draw_hsv,
     draw_mixup,
-    draw_mosaic9_corner,
-    draw_mosaic_centre,
     draw_warp,
     flip_left_right,
     flip_up_down,
-    letterbox,
-    letterbox_planes,
     mixup,
-    mosaic9_tiles,
-    mosaic_canvas,
-    mosaic_labels,
-    mosaic_tiles,
     random_perspective,
-    tile_spans,
     to_planes,
     warp_labels,
     warp_matrix,
-    warp_mosaic,
 )
 from utils.data.cache import DISK_SHARE, GIB, SHARE, ImagesOnDisk, SharedImages, free_memory
 from utils.data.images import by_fours, decode_image
 from utils.data.labels import Annotations, Entry, files_digest, image_to_label_path, parse_labels, scan
+from utils.data.letterbox import letterbox, letterbox_planes
+from utils.data.mosaic import (
+    draw_mosaic9_corner,
+    draw_mosaic_centre,
+    mosaic9_tiles,
+    mosaic_canvas,
+    mosaic_labels,
+    mosaic_tiles,
+    tile_spans,
+    warp_mosaic,
+)
 from utils.log import LOGGER
 
 FRACTION_STREAM = 3  # keeps this random stream apart from those of the samples, seeded by (seed, epoch, index)

@@ -9,10 +9,11 @@ import torch
 from tqdm import tqdm
 
 from utils.boxes import xywh_to_xyxy
+from utils.data.letterbox import boxes_to_original
 from utils.device import Timer
 from utils.evaluation.metrics import IOU_THRESHOLDS, ClassMetrics, ConfusionMatrix, ap_per_class, match_once
-from utils.inference.nms import non_max_suppression
 from utils.log import LOGGER
+from utils.nms import non_max_suppression
 
 
 @dataclass
@@ -162,9 +163,11 @@ class _Collector:
         counts = [len(boxes) for boxes in found]
         predictions = torch.cat(found).cpu().numpy().copy()
         image = np.repeat(np.arange(len(found)), counts)
-        predictions[:, :4] = _to_original(predictions[:, :4], image, shapes)
+        predictions[:, :4] = boxes_to_original(predictions[:, :4], image, shapes)
         label_image = targets[:, 0].astype(int)
-        labels = np.concatenate([targets[:, 1:2], _to_original(xywh_to_xyxy(targets[:, 2:]), label_image, shapes)], 1)
+        labels = np.concatenate(
+            [targets[:, 1:2], boxes_to_original(xywh_to_xyxy(targets[:, 2:]), label_image, shapes)], 1
+        )
         partner, iou = match_once(predictions, labels, IOU_THRESHOLDS[0], (image, label_image))
         self._confuse(predictions, labels, image, label_image)
 
@@ -201,19 +204,6 @@ class _Collector:
             loss=loss,
             speed=speed,
         )
-
-
-def _to_original(boxes: np.ndarray, image: np.ndarray, shapes: Sequence[tuple]) -> np.ndarray:
-    """xyxy boxes (n, 4) of letterboxed images mapped to the original ones and clipped there.
-
-    image:  (n,) of each box.
-    shapes: per image ((h0, w0), ((gain_h, gain_w), (pad_w, pad_h))).
-    """
-    sizes = np.array([size for size, _ in shapes], np.float32)
-    gains = np.array([gain for _, ((gain, _), _) in shapes], np.float32)
-    pads = np.array([pad for _, (_, pad) in shapes], np.float32)
-    original = (boxes - np.tile(pads[image], 2)) / gains[image, None]
-    return np.clip(original, 0, np.tile(sizes[image, ::-1], 2)).astype(np.float32)
 
 
 def log_evaluation(evaluation: Evaluation, verbose: bool = True) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from utils.boxes import xywhn_to_xyxy, xyxy_to_xywhn
+from utils.drawing import Annotator, Names, class_name, colors, find_font, shorten, visible
 from utils.evaluation.metrics import CONFIDENCE_GRID, RECALL_GRID, ClassMetrics, ConfusionMatrix, fitness
 from utils.files import atomic_write
-from utils.inference.drawing import Annotator, Names, class_name, colors, find_font, shorten, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 
 from utils.data.images import read_image
+from utils.drawing import Annotator, class_name
 from utils.evaluation.coco import AREAS, CocoMetrics, Truth
 from utils.evaluation.errors import BACKGROUND, BOTH, CLASS, DUPLICATE, KINDS, MISSED, PLACED, RIGHT, Errors
 from utils.evaluation.evaluator import Boxes, EvaluatedBatch, Evaluation
 from utils.evaluation.metrics import ap_by_area
 from utils.evaluation.plots import found_to_targets, plot_batch, plot_confusion_matrix, plot_curves
-from utils.inference.drawing import Annotator, class_name
 from utils.inference.outputs import result_stems, write_image, write_labels
 
 WHY_THEY_DIFFER = (

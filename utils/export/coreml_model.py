@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from utils.export.formats import ExportError, Options, toolchain
-from utils.inference.exported import Metadata, silence
+from utils.runtimes.base import Metadata, silence
 
 if TYPE_CHECKING:
     import coremltools as ct

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from utils.export.formats import ExportError, Options
-from utils.inference.tensorflow_runtimes import append_metadata
+from utils.runtimes.tensorflow_runtimes import append_metadata
 
 COMPILER = "edgetpu_compiler"
 CUSTOM_OPERATION = b"edgetpu-custom-op"  # which stands for all that the compiler took

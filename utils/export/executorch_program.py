@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from utils.export.formats import Options, toolchain
-from utils.inference.mobile import METADATA_METHOD
+from utils.runtimes.mobile import METADATA_METHOD
 
 
 def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.cli import installed
-from utils.environments import ENVIRONMENTS
+from utils.runtimes.environments import ENVIRONMENTS
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from utils.inference.exported import Metadata
+    from utils.runtimes.base import Metadata
 
 GRAPH = "graph"  # the source of formats that are made from the network itself
 
@@ -48,7 +48,7 @@ class Format:
     packages: that have to be importable to write it.
     extra:    the group of optional dependencies in pyproject.toml that holds them; "" where none is needed.
     int8_packages: that --int8 takes besides.
-    environments: of utils/environments.py, in which it is written and run, where that is not this one.
+    environments: of utils/runtimes/environments.py, in which it is written and run, where that is not this one.
     program:  that has to be installed besides, of the same name in the shell.
     half, int8, dynamic, nms, train: whether it honours --half, --int8, --dynamic, --nms and --train.
     systems:  of `platform.system()` on which it can be written; empty for all.

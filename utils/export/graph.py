@@ -11,7 +11,7 @@ from torchvision.ops import nms
 
 from utils.boxes import xywh_to_xyxy
 from utils.export.formats import Suppression
-from utils.inference.nms import MAX_SIDE, MIN_SIDE
+from utils.nms import MAX_SIDE, MIN_SIDE
 
 
 class Decoded(nn.Module):

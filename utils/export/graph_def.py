@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from utils.environments import TENSORFLOW
 from utils.export.formats import Options, toolchain
 from utils.export.saved_model import WORKER
+from utils.runtimes.environments import TENSORFLOW
 
 
 def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from utils.checkpoint import load_own
-from utils.environments import LITERT
 from utils.export.formats import Options, toolchain
 from utils.export.graph import ChannelsLast
 from utils.export.pictures import calibration_images
-from utils.inference.exported import silence
-from utils.inference.tensorflow_runtimes import append_metadata
+from utils.runtimes.base import silence
+from utils.runtimes.environments import LITERT
+from utils.runtimes.tensorflow_runtimes import append_metadata
 
 SIGNATURE, INPUT = "serving_default", "args_0"  # litert-torch's names
 # names of operations hold the modules that they are in. Float32 stay SOCA, the decoding in Detect but not its

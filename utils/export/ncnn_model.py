@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.environments import last_words
 from utils.export.formats import ExportError, Options, toolchain, version
-from utils.inference.exported import METADATA_FILE
+from utils.runtimes.base import METADATA_FILE
+from utils.runtimes.environments import last_words
 
 
 def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.export.formats import Suppression
-from utils.inference.nms import MAX_SIDE, MIN_SIDE
+from utils.nms import MAX_SIDE, MIN_SIDE
 
 if TYPE_CHECKING:
     import onnx

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from utils.export.formats import Options, toolchain
-from utils.inference.exported import METADATA_FILE
+from utils.runtimes.base import METADATA_FILE
 
 
 def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:

@@ -7,9 +7,9 @@ import torch
 
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.images import list_images, read_image
+from utils.data.letterbox import to_input
 from utils.files import ROOT
-from utils.inference.exported import Metadata
-from utils.inference.sources import to_input
+from utils.runtimes.base import Metadata
 
 PROOF_IMAGES = 4
 CALIBRATION_IMAGES = 101  # as v6.1

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from utils.boxes import box_iou
-from utils.inference.exported import Metadata, Runtime
-from utils.inference.nms import non_max_suppression
-from utils.inference.runtimes import runtime_for
+from utils.nms import non_max_suppression
+from utils.runtimes.base import Metadata, Runtime
+from utils.runtimes.table import runtime_for
 
 CONFIDENCE = 0.25  # of boxes that are compared
 REPEATS = 7

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from utils.environments import TENSORFLOW
 from utils.export.formats import ExportError, Options, toolchain
 from utils.export.onnx_file import simplified
-from utils.inference.exported import METADATA_FILE
+from utils.runtimes.base import METADATA_FILE
+from utils.runtimes.environments import TENSORFLOW
 
 if TYPE_CHECKING:
     import onnx

@@ -8,7 +8,7 @@ tensorflow_worker.py web SAVED_MODEL TARGET               a folder for TensorFlo
 import sys
 from unittest import mock
 
-METADATA_NODE = "metadata"  # as in utils/inference/tensorflow_server.py
+METADATA_NODE = "metadata"  # as in utils/runtimes/tensorflow_server.py
 
 
 class _Enough(Exception):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from utils.export.formats import ExportError, Options, toolchain
-from utils.inference.runtimes import join_engine
+from utils.runtimes.table import join_engine
 
 
 def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:

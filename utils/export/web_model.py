@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from utils.environments import TENSORFLOW
 from utils.export.formats import Options, toolchain
 from utils.export.saved_model import WORKER
-from utils.inference.exported import METADATA_FILE
+from utils.runtimes.base import METADATA_FILE
+from utils.runtimes.environments import TENSORFLOW
 
 
 def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.boxes import scale_boxes, xywh_to_xyxy, xyxy_to_xywh
+from utils.boxes import xywh_to_xyxy, xyxy_to_xywh
+from utils.data.letterbox import scale_boxes, to_input
 from utils.device import Timer
-from utils.inference.nms import non_max_suppression
-from utils.inference.sources import to_input
+from utils.nms import non_max_suppression
 
 TILES_AT_ONCE = 8
 NEAR = 2  # pixels from a tile's edge at which a box counts as cut by it

@@ -17,7 +17,7 @@ import torch
 
 from utils import dist
 from utils.boxes import xyxy_to_xywh
-from utils.inference.drawing import automatic_line_width, draw_boxes
+from utils.drawing import automatic_line_width, draw_boxes
 from utils.inference.ledger import Ledger
 from utils.inference.outputs import (
     CropNames,

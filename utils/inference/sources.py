@@ -15,9 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import cv2
 import numpy as np
-import torch
 
-from utils.data.augmentations import letterbox_planes
 from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, decode_image, is_image, listed_files, read_image
 from utils.downloads import download as fetch
 from utils.files import ROOT
@@ -456,19 +454,3 @@ class ScreenCapture:
 
 
 # --- as the network sees it -------------------------------------------------------------------------------------------
-
-
-def to_input(
-    image: np.ndarray, size: int | tuple[int, int], stride: int, auto: bool = True
-) -> tuple[torch.Tensor, tuple[int, int]]:
-    """One picture as the network sees it.
-
-    Args:
-        image: BGR uint8 (H, W, 3).
-        size: frame in pixels, one side or (height, width).
-        auto: pad only to the next multiple of the stride.
-
-    Returns: uint8 RGB (1, 3, h, w), and (h, w).
-    """
-    planes = letterbox_planes(image, size, auto=auto, stride=stride)[0]
-    return torch.from_numpy(planes)[None], planes.shape[1:]

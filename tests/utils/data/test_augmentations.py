@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from utils.data import augmentations as aug
+from utils.data import letterbox as letterboxing
+from utils.data import mosaic as mosaics
 from utils.data.augmentations import Warp
 
 
@@ -43,7 +45,7 @@ def test_recorded_letterbox_pixels(parity, parity_inputs, same_pixels):
     record = parity("letterbox")
     for case in record["cases"]:
         image = parity_inputs.build(case["image"])
-        out, ratio, pad = aug.letterbox(image, **letterbox_options(case))
+        out, ratio, pad = letterboxing.letterbox(image, **letterbox_options(case))
         same_pixels(out, case["out"], record["env"], 1, case)
         np.testing.assert_allclose(ratio, case["ratio"], rtol=1e-8, err_msg=str(case))
         np.testing.assert_allclose(pad, case["pad"], atol=1e-9, err_msg=str(case))
@@ -54,15 +56,15 @@ def test_planes_of_recorded_letterboxes(parity, parity_inputs):
         image, options = parity_inputs.build(case["image"]), letterbox_options(case)
         if {"stretch", "color"} & set(options):
             continue  # which networks' inputs do not use
-        framed, *place = aug.letterbox(image, **options)
-        planes, *same_place = aug.letterbox_planes(image, **options)
+        framed, *place = letterboxing.letterbox(image, **options)
+        planes, *same_place = letterboxing.letterbox_planes(image, **options)
         assert np.array_equal(planes, framed[:, :, ::-1].transpose(2, 0, 1)) and place == same_place, case
         assert planes.flags.c_contiguous
 
 
 def test_recorded_letterbox_geometry(parity):
     for case in parity("letterbox")["geometry"]["cases"]:
-        place = aug.letterbox_geometry(tuple(case["hw"]), **letterbox_options(case))
+        place = letterboxing.letterbox_geometry(tuple(case["hw"]), **letterbox_options(case))
         top, bottom, left, right = place.border
         height, width = place.inner
         assert [top + height + bottom, left + width + right] == case["out_hw"], case
@@ -82,7 +84,7 @@ def test_recorded_letterbox_geometry(parity):
     ],
 )
 def test_letterbox_by_hand(shape, options, inner, border, pad):
-    place = aug.letterbox_geometry(shape, **options)
+    place = letterboxing.letterbox_geometry(shape, **options)
     assert (place.inner, place.border, place.pad) == (inner, border, pad)
 
 
@@ -174,7 +176,7 @@ def test_draws_are_even_over_their_ranges():
 def test_mosaic_tiles_by_hand():
     # canvas 20 x 20, centre (8, 12): a picture too large is cut, a small one leaves grey
     shapes = [(6, 5), (20, 20), (4, 20), (30, 3)]
-    tiles = aug.mosaic_tiles(shapes, (8, 12), 10)
+    tiles = mosaics.mosaic_tiles(shapes, (8, 12), 10)
     assert tiles == [
         ((3, 6, 8, 12), (3, 6)),
         ((8, 0, 20, 12), (8, -8)),
@@ -182,17 +184,17 @@ def test_mosaic_tiles_by_hand():
         ((8, 12, 11, 20), (8, 12)),
     ]
     images = [np.full((*shape, 3), k, np.uint8) for k, shape in enumerate(shapes)]
-    canvas = aug.mosaic_canvas(images, tiles, 10)
+    canvas = mosaics.mosaic_canvas(images, tiles, 10)
     assert (canvas[6:12, 3:8] == 0).all() and (canvas[:12, 8:] == 1).all()
     assert (canvas[12:16, :8] == 2).all() and (canvas[12:, 8:11] == 3).all()
     assert (canvas == 114).all(2).sum() == 400 - 30 - 144 - 32 - 24
 
 
 def test_mosaic_labels_by_hand():
-    tiles = aug.mosaic_tiles([(10, 10)] * 4, (8, 12), 10)
+    tiles = mosaics.mosaic_tiles([(10, 10)] * 4, (8, 12), 10)
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
     none = np.zeros((0, 5))
-    labels, polygons = aug.mosaic_labels(
+    labels, polygons = mosaics.mosaic_labels(
         [table([3, 0.5, 0.5, 1, 1]), none, none, table([1, 0.5, 0.5, 0.2, 0.2])],
         [[square], [], [], [np.zeros((0, 2))]],
         [(10, 10)] * 4,
@@ -205,13 +207,13 @@ def test_mosaic_labels_by_hand():
 
 def test_mosaic_centre_stays_in_the_middle_half():
     rng = np.random.default_rng(0)
-    centres = np.array([aug.draw_mosaic_centre(rng, 64) for _ in range(2000)])
+    centres = np.array([mosaics.draw_mosaic_centre(rng, 64) for _ in range(2000)])
     assert centres.min() == 32 and centres.max() == 95
 
 
 def test_nine_tiles_by_hand():
     # all 10 x 10 but the first, 12 wide and 8 high; the canvas of 20 x 20 begins at (4, 3) of 30 x 30
-    tiles = aug.mosaic9_tiles([(8, 12)] + [(10, 10)] * 8, (4, 3), 10)
+    tiles = mosaics.mosaic9_tiles([(8, 12)] + [(10, 10)] * 8, (4, 3), 10)
     assert [tile.pad for tile in tiles] == [
         (6, 7), (6, -3), (16, -3), (18, 7), (18, 17), (8, 15), (-2, 15), (-4, 5), (-4, -5),
     ]  # fmt: skip
@@ -227,14 +229,14 @@ def test_nine_tiles_without_a_canvas_look_the_same(corner, noise_image):
     shapes = [(64, 48), (30, 64), (64, 64), (64, 20), (10, 64), (64, 64), (50, 64), (64, 33), (64, 64)]
     images = [noise_image(*shape, seed=k) for k, shape in enumerate(shapes)]
     whole = np.full((3 * size, 3 * size, 3), 114, np.uint8)  # all of the nine, then the crop
-    for image, tile in zip(images, aug.mosaic9_tiles(shapes, (0, 0), size)):
+    for image, tile in zip(images, mosaics.mosaic9_tiles(shapes, (0, 0), size)):
         left, top = tile.pad
         y, x = np.mgrid[: image.shape[0], : image.shape[1]]
         inside = (y + top >= 0) & (y + top < 3 * size) & (x + left >= 0) & (x + left < 3 * size)
         whole[(y + top)[inside], (x + left)[inside]] = image[inside]
     crop = whole[corner[1] : corner[1] + 2 * size, corner[0] : corner[0] + 2 * size]
-    tiles = aug.mosaic9_tiles(shapes, corner, size)
-    assert np.array_equal(aug.mosaic_canvas(images, tiles, size), crop)
+    tiles = mosaics.mosaic9_tiles(shapes, corner, size)
+    assert np.array_equal(mosaics.mosaic_canvas(images, tiles, size), crop)
     matrix = aug.warp_matrix(Warp(scale=0.8), (2 * size, 2 * size), (size, size))
     direct = warp_mosaic(images, tiles, matrix, size).astype(int)
     assert np.abs(direct - aug.warp_image(crop, matrix, (size, size))).mean() < 4  # a tenth of a pixel
@@ -258,7 +260,7 @@ def test_albumentations_that_are_not_there(monkeypatch):
 
 
 def warp_mosaic(images, tiles, matrix, size):
-    return aug.warp_mosaic(images, tiles, aug.tile_spans(tiles, matrix, size), matrix, size)
+    return mosaics.warp_mosaic(images, tiles, mosaics.tile_spans(tiles, matrix, size), matrix, size)
 
 
 WARPS = [
@@ -276,9 +278,9 @@ def test_mosaic_without_a_canvas_looks_the_same(warp, centre, noise_image):
     size = 128
     shapes = [(128, 96), (72, 128), (128, 128), (40, 60)]
     images = [noise_image(*shape, seed=k) for k, shape in enumerate(shapes)]
-    tiles = aug.mosaic_tiles(shapes, centre, size)
+    tiles = mosaics.mosaic_tiles(shapes, centre, size)
     matrix = aug.warp_matrix(warp, (2 * size, 2 * size), (size, size))
-    painted = aug.warp_image(aug.mosaic_canvas(images, tiles, size), matrix, (size, size)).astype(int)
+    painted = aug.warp_image(mosaics.mosaic_canvas(images, tiles, size), matrix, (size, size)).astype(int)
     direct = warp_mosaic(images, tiles, matrix, size).astype(int)
     off = np.abs(painted - direct).max(2)
     if warp == Warp():
@@ -296,9 +298,9 @@ def test_a_resized_tile_lies_where_the_matrix_says(gain, shift):
     ramp = 20 + rise * np.arange(size)
     image = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], 0), -1).astype(np.uint8)
     matrix = np.array([[gain, 0, 2 + shift[0]], [0, gain, 1 + shift[1]], [0, 0, 1]])
-    tile = aug.Tile((0, 0, size, size), (0, 0))
+    tile = mosaics.Tile((0, 0, size, size), (0, 0))
     frame = warp_mosaic([image], [tile], matrix, size).astype(float)
-    (left, top, right, bottom) = aug.tile_spans([tile], matrix, size)[0]
+    (left, top, right, bottom) = mosaics.tile_spans([tile], matrix, size)[0]
     for axis, start, stop in ((0, left, right), (1, top, bottom)):
         line = frame[(top + bottom) // 2, left:right, 0] if axis == 0 else frame[top:bottom, (left + right) // 2, 1]
         source = (np.arange(start, stop) - matrix[axis, 2]) / gain
@@ -311,7 +313,7 @@ def test_a_picture_that_shrinks_a_lot_is_averaged():
     # fine stripes: sampling them would show false broad ones, the mean is even grey
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 200
-    tile = aug.Tile((0, 0, 256, 256), (0, 0))
+    tile = mosaics.Tile((0, 0, 256, 256), (0, 0))
     for angle in (0, 20):
         matrix = aug.warp_matrix(Warp(scale=0.24, angle=angle), (256, 256), (256, 256))
         frame = warp_mosaic([stripes], [tile], matrix, 256)[112:144, 112:144]
@@ -323,12 +325,14 @@ def test_a_picture_that_shrinks_a_lot_is_averaged():
 def test_hidden_tiles_are_not_looked_at(noise_image):
     size = 64
     images = [noise_image(64, 64, seed=k) for k in range(4)]
-    tiles = aug.mosaic_tiles([(64, 64)] * 4, (32, 40), size)
+    tiles = mosaics.mosaic_tiles([(64, 64)] * 4, (32, 40), size)
     matrix = aug.warp_matrix(Warp(scale=2.5), (128, 128), (size, size))
-    spans = aug.tile_spans(tiles, matrix, size)
+    spans = mosaics.tile_spans(tiles, matrix, size)
     assert [span is None for span in spans] == [True, True, True, False]
     seen = [image if span else None for image, span in zip(images, spans)]
-    assert np.array_equal(aug.warp_mosaic(seen, tiles, spans, matrix, size), warp_mosaic(images, tiles, matrix, size))
+    assert np.array_equal(
+        mosaics.warp_mosaic(seen, tiles, spans, matrix, size), warp_mosaic(images, tiles, matrix, size)
+    )
 
 
 # --- mixing, colour, mirror -------------------------------------------------------------------------------------------
@@ -453,19 +457,19 @@ def test_no_argument_is_changed(noise_image):
     copies = [array.copy() for array in inputs]
     for array in inputs:
         array.setflags(write=False)  # a change would raise
-    aug.letterbox(image, 64, auto=False)
+    letterboxing.letterbox(image, 64, auto=False)
     aug.random_perspective(image, labels, polygons, Warp(angle=5))
     aug.copy_paste(image, labels, polygons, [0])
     aug.mixup(image, labels, other, labels, 0.5)
     aug.adjust_hsv(image, np.array([1.1, 0.9, 1.2]))
     aug.flip_up_down(image, labels)
-    tiles = aug.mosaic_tiles([(40, 60)] * 4, (32, 32), 32)
-    aug.mosaic_labels([labels / 60] * 4, [polygons] * 4, [(40, 60)] * 4, tiles, 32)
+    tiles = mosaics.mosaic_tiles([(40, 60)] * 4, (32, 32), 32)
+    mosaics.mosaic_labels([labels / 60] * 4, [polygons] * 4, [(40, 60)] * 4, tiles, 32)
     warp_mosaic([image] * 4, tiles, aug.warp_matrix(Warp(), (64, 64), (32, 32)), 32)
     assert all(map(np.array_equal, inputs, copies))
 
 
 def test_every_draw_takes_its_generator_first():
-    draws = [function for name, function in vars(aug).items() if name.startswith("draw_")]
+    draws = [function for name, function in {**vars(aug), **vars(mosaics)}.items() if name.startswith("draw_")]
     assert len(draws) == 6
     assert all(next(iter(inspect.signature(draw).parameters)) == "rng" for draw in draws)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from models.yolo import Model
-from utils.data.augmentations import adjust_hsv, letterbox, warp_image
+from utils.data.augmentations import adjust_hsv, warp_image
 from utils.data.images import by_fours, read_image
+from utils.data.letterbox import letterbox
 from utils.data.loader import create_dataloader
 from utils.evaluation.plots import plot_batch
 

@@ -7,6 +7,7 @@ import torch
 
 from utils.data import augmentations as aug
 from utils.data import dataset as dataset_module
+from utils.data import mosaic as mosaics
 from utils.data.augmentations import Warp
 from utils.data.dataset import DetectionDataset, rect_shapes
 from utils.data.images import list_images
@@ -144,12 +145,12 @@ def test_recorded_mosaics(parity, recorded_mosaic_set, same_pixels):
         dataset = DetectionDataset(recorded_mosaic_set(case["labels_in"]), size, augment=True, hyp=PLAIN)
         images = [dataset.load_image(i)[0] for i in case["tiles"]]
         shapes = [image.shape[:2] for image in images]
-        tiles = aug.mosaic_tiles(shapes, tuple(case["centre_xy"]), size)
+        tiles = mosaics.mosaic_tiles(shapes, tuple(case["centre_xy"]), size)
         polygons = [dataset._annotations.polygons_of(i) for i in case["tiles"]]
-        labels, polygons = aug.mosaic_labels(
+        labels, polygons = mosaics.mosaic_labels(
             [dataset.labels_of(i) for i in case["tiles"]], polygons, shapes, tiles, size
         )
-        canvas = aug.mosaic_canvas(images, tiles, size)
+        canvas = mosaics.mosaic_canvas(images, tiles, size)
         same_pixels(canvas, case["canvas"]["image"], record["env"], 2, name)
         np.testing.assert_allclose(labels, rows_of(case["canvas"]["labels"], 5), atol=1e-4, err_msg=name)
         assert sum(len(polygon) > 0 for polygon in polygons) == case["canvas"]["segments"]
@@ -164,7 +165,7 @@ def test_recorded_mosaics(parity, recorded_mosaic_set, same_pixels):
 
         # and straight into the frame, as samples are made: these pictures are too busy to compare but by the average
         matrix = aug.warp_matrix(warp, canvas.shape[:2], (size, size))
-        direct = aug.warp_mosaic(images, tiles, aug.tile_spans(tiles, matrix, size), matrix, size)
+        direct = mosaics.warp_mosaic(images, tiles, mosaics.tile_spans(tiles, matrix, size), matrix, size)
         if warp == Warp():
             assert np.array_equal(direct, image), name
         assert abs(direct.mean() - image.mean()) < 2, name

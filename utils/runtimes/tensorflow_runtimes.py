@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.environments import TENSORFLOW, TFJS, Environment, last_words
 from utils.files import ROOT
-from utils.inference.exported import (
+from utils.runtimes.base import (
     METADATA_FILE,
     Metadata,
     Runtime,
@@ -27,6 +26,7 @@ from utils.inference.exported import (
     silence,
     undeclared,
 )
+from utils.runtimes.environments import TENSORFLOW, TFJS, Environment, last_words
 
 
 def to_pixels(outputs: Sequence[np.ndarray], size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -135,7 +135,7 @@ def _edge_tpu():
 
 
 class ServedRuntime(Runtime):
-    """A model that another process runs, which speaks as utils/inference/tensorflow_server.py says."""
+    """A model that another process runs, which speaks as utils/runtimes/tensorflow_server.py says."""
 
     environment: Environment
 
@@ -145,7 +145,7 @@ class ServedRuntime(Runtime):
 
     def arguments(self) -> list[str]:
         """Of the program: its script, and the model."""
-        return [str(ROOT / "utils/inference/tensorflow_server.py"), str(self.path)]
+        return [str(ROOT / "utils/runtimes/tensorflow_server.py"), str(self.path)]
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
         super().__init__(path, device)
@@ -213,5 +213,5 @@ class WebModelRuntime(ServedRuntime):
     environment = TFJS
 
     def arguments(self) -> list[str]:
-        script = ROOT / "utils/inference/tfjs_server.mjs"
+        script = ROOT / "utils/runtimes/tfjs_server.mjs"
         return [str(script), str(self.path), str(self.environment.folder / "node_modules")]

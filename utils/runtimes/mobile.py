@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.inference.exported import (
+from utils.runtimes.base import (
     Metadata,
     Runtime,
     as_tuple,

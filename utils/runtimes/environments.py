@@ -3,7 +3,7 @@
 The user's packages are never touched. An environment lies in the folder that YOLOV5_ENVIRONMENTS names, else below this
 user's cache folder, and is made only when asked for: by `export.py --make-env`, or all of them by
 
-    python -m utils.environments
+    python -m utils.runtimes.environments
 """
 
 import importlib.util

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from utils.cli import require
-from utils.inference.exported import (
+from utils.runtimes.base import (
     Metadata,
     Runtime,
     as_text,
@@ -22,8 +22,8 @@ from utils.inference.exported import (
     only_file,
     undeclared,
 )
-from utils.inference.mobile import CoreMLRuntime, ExecuTorchRuntime, NCNNRuntime
-from utils.inference.tensorflow_runtimes import EdgeTPURuntime, LiteRTRuntime, TensorFlowRuntime, WebModelRuntime
+from utils.runtimes.mobile import CoreMLRuntime, ExecuTorchRuntime, NCNNRuntime
+from utils.runtimes.tensorflow_runtimes import EdgeTPURuntime, LiteRTRuntime, TensorFlowRuntime, WebModelRuntime
 
 # --- torch's own ------------------------------------------------------------------------------------------------------
 
