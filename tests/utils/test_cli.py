@@ -1,0 +1,90 @@
+"""Options stated once in a parser: the command line and keyword arguments give the same."""
+
+import argparse
+import inspect
+from pathlib import Path
+
+import pytest
+
+from utils import cli
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser()
+    made.add_argument("--weights", nargs="+", default=["a.pt"], help="files to load")
+    made.add_argument("--epochs", type=cli.whole(0), default=3, help="passes (default: %(default)s)")
+    made.add_argument("--conf-thres", type=cli.real(0, 1), default=0.25)
+    made.add_argument("--task", choices=("val", "test"), default="val")
+    made.add_argument("--cache", nargs="?", const="ram", default="auto", choices=("auto", "ram"))
+    made.add_argument("--freeze", nargs="+", type=cli.number_or_text, default=[0])
+    made.add_argument("--half", action="store_true")
+    return made
+
+
+@cli.takes(parser, "weights", "epochs")
+def run(model=None, **options) -> cli.Options:
+    """Returns its options."""
+    return cli.options(parser(), options)
+
+
+# command line, the same as keyword arguments
+SAME = [
+    ([], {}),
+    (["--weights", "b.pt"], {"weights": "b.pt"}),
+    (["--weights", "b.pt"], {"weights": Path("b.pt")}),
+    (["--weights", "b.pt", "c.pt"], {"weights": ("b.pt", Path("c.pt"))}),
+    (["--epochs", "4"], {"epochs": 4}),
+    (["--epochs", "3"], {"epochs": 3}),  # equal to the default, and given all the same
+    (["--conf-thres", "1"], {"conf_thres": 1}),
+    (["--cache"], {"cache": "ram"}),
+    (["--freeze", "1", "model.2"], {"freeze": [1, "model.2"]}),
+    (["--half"], {"half": True}),
+]
+
+
+@pytest.mark.parametrize(("words", "keywords"), SAME)
+def test_keywords_are_read_as_the_command_line_is(words, keywords):
+    expected, opt = cli.parse(parser(), argv=words), run(**keywords)
+    assert vars(opt) == vars(expected)
+    assert opt.given == expected.given == set(keywords)
+
+
+def test_the_first_arguments_may_come_by_position():
+    assert run("b.pt", 5).weights == ["b.pt"] and run("b.pt", 5).epochs == 5
+    with pytest.raises(TypeError, match="2 arguments may come by position, got 3"):
+        run("b.pt", 5, 0.1)
+    with pytest.raises(TypeError, match="weights: given by position and by name"):
+        run("b.pt", weights="c.pt")
+
+
+# keyword arguments, what the error says
+WRONG = [
+    ({"epochs": -1}, ValueError, "--epochs must be at least 0, got -1"),
+    ({"epochs": 1.5}, ValueError, "--epochs must be a whole number, got 1.5"),
+    ({"epochs": True}, ValueError, "--epochs must be a whole number, got True"),
+    ({"epochs": "many"}, ValueError, "--epochs must be a whole number, got 'many'"),
+    ({"conf_thres": 1.5}, ValueError, "--conf-thres must be between 0 and 1, got 1.5"),
+    ({"conf_thres": float("nan")}, ValueError, "--conf-thres must be between 0 and 1, got nan"),
+    ({"task": "train"}, ValueError, "--task must be one of val, test, got 'train'"),
+    ({"epoch": 3}, TypeError, "there is no option 'epoch'; did you mean 'epochs'?"),
+    ({"zzz": 3}, TypeError, "there is no option 'zzz'; the options are weights, epochs"),
+]
+
+
+@pytest.mark.parametrize(("keywords", "kind", "message"), WRONG)
+def test_what_cannot_be_is_refused(keywords, kind, message):
+    with pytest.raises(kind) as error:
+        run(**keywords)
+    assert message in str(error.value)
+
+
+def test_a_number_out_of_range_on_the_command_line():
+    with pytest.raises(ValueError, match=r"--conf-thres must be between 0 and 1, got 2\.0"):
+        cli.parse(parser(), argv=["--conf-thres", "2"])
+
+
+def test_help_shows_every_name_and_default():
+    shown = inspect.signature(run).parameters
+    assert list(shown) == ["weights", "epochs", "conf_thres", "task", "cache", "freeze", "half", "model"]
+    assert shown["epochs"].default == 3 and shown["model"].default is None
+    assert "Returns its options." in run.__doc__ and "epochs: passes (default: 3)" in run.__doc__
