@@ -218,7 +218,7 @@ def _prepare(file: Path, sides: list[int], batch_size: int, options: Options) ->
     nc = detector.model[-1].nc
     if nc != len(detector.names):
         raise ValueError(f"{file}: it has {nc} classes, but names {len(detector.names)}")
-    stride = max(int(detector.stride.max()), 32)
+    stride = detector.image_multiple
     size = tuple(check_image_size(sides, stride))
     nms = options.nms
     metadata = Metadata(

@@ -228,7 +228,7 @@ def train_one_epoch(run: Run, epoch: int) -> list[float]:
         apply_settings(run.optimizer, settings)
         pixels = images.to(run.device, non_blocking=True).float().contiguous(memory_format=torch.channels_last) / 255
         if opt.multi_scale:
-            pixels = random_scale(pixels, run.image_size, stride_of(run.model), (opt.seed, iteration))
+            pixels = random_scale(pixels, run.image_size, run.model.image_multiple, (opt.seed, iteration))
 
         with torch.autocast(run.device.type, run.autocast, enabled=run.autocast is not None):
             raw = run.network(pixels)
@@ -368,11 +368,11 @@ def prepare(
         )
     model = model.to(device, memory_format=torch.channels_last)
     freeze(model, opt.freeze)
-    image_size = check_image_size(opt.imgsz, stride_of(model), floor=2 * stride_of(model))
+    image_size = check_image_size(opt.imgsz, model.image_multiple, floor=2 * model.image_multiple)
     if opt.batch_size == -1:
         opt.batch_size = auto_batch_size(model, image_size, autocast)
     with group.first_on_each_machine("scan") if group else nullcontext():
-        train_loader, val_loader = make_loaders(opt, hyp, data, image_size, stride_of(model), nc, group)
+        train_loader, val_loader = make_loaders(opt, hyp, data, image_size, model.image_multiple, nc, group)
     anchor_report = None
     if not (opt.noautoanchor or resumed):
         anchor_report = fit_anchors(model, train_loader.dataset, image_size, hyp["anchor_t"], opt.seed)
@@ -566,11 +566,6 @@ def open_folder(run: Run, resumed: dict | None) -> None:
 
 
 # --- inside the loop --------------------------------------------------------------------------------------------------
-
-
-def stride_of(model: Model) -> int:
-    """The multiple that image sides must be of, in pixels."""
-    return max(int(model.stride.max()), 32)
 
 
 def random_scale(pixels: torch.Tensor, image_size: int, stride: int, seed: tuple[int, int]) -> torch.Tensor:

@@ -129,7 +129,7 @@ class Backend(nn.Module):
         self.dtype = torch.float16 if half else torch.float32
         self.model.to(self.dtype)
         self.names = self.model.names
-        self.stride = max(int(self.model.stride.max()), 32)
+        self.stride = self.model.image_multiple
         self.fixed = None
 
     def forward(self, images: torch.Tensor, augment: bool = False):

@@ -78,6 +78,11 @@ class Sum(nn.Module):
 class Ensemble(nn.ModuleList):
     """Several detectors as one: their decoded rows side by side, for a joint non-maximum suppression."""
 
+    @property
+    def image_multiple(self) -> int:
+        """The multiple in pixels that image sides must be of, for every member."""
+        return max(member.image_multiple for member in self)
+
     def forward(self, x, augment=False):
         decoded = [member(x, augment=augment)[0] for member in self]
         return torch.cat(decoded, 1), None

@@ -212,6 +212,11 @@ class Model(nn.Module):
             for hook in hooks:
                 hook.remove()
 
+    @property
+    def image_multiple(self) -> int:
+        """The multiple in pixels that image sides must be of: the largest stride, at least 32."""
+        return max(int(self.stride.max()), 32)
+
     def forward(self, x: torch.Tensor, augment: bool = False):
         """x (B, ch, H, W), 0-1, sides multiples of the largest stride -> what Detect returns."""
         if augment:

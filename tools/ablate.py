@@ -249,7 +249,7 @@ def sizes(opt: argparse.Namespace, arms: list[Arm]) -> dict[str, dict[str, float
     found = {}
     for arm in arms:
         model = arm.model(nc, channels)
-        lines = explain(model, check_image_size(opt.trained.imgsz, int(model.stride.max())))
+        lines = explain(model, check_image_size(opt.trained.imgsz, model.image_multiple))
         found[arm.name] = {"parameters": parameters(model), "flops": sum(line.flops for line in lines)}
     return found
 

@@ -69,7 +69,7 @@ from utils.files import atomic_write  # noqa: E402
 
 def explain(model: torch.nn.Module, title: str, picture: np.ndarray, size: int, options) -> Explained:
     """Everything the page says of one model and a BGR picture (H, W, 3)."""
-    stride = max(int(model.stride.max()), 32)
+    stride = model.image_multiple
     device = next(model.parameters()).device
     image = to_input(picture, size, stride)[0].to(device).float() / 255
     limits = {"conf_thres": options.conf_thres, "iou_thres": options.iou_thres}
@@ -133,7 +133,7 @@ def main(options: argparse.Namespace) -> None:
                 f"{file} has no attention with a gate, so there is nothing to show. Train one with "
                 f"--attention SOCA@P5, or look at its layers with detect.py --visualize"
             )
-        size = check_image_size(options.imgsz, max(int(model.stride.max()), 32))
+        size = check_image_size(options.imgsz, model.image_multiple)
         told.append(explain(model, file, picture, size, options))
     print("\n\n".join(as_text(one) for one in told))
     with atomic_write(options.html, "w") as file:

@@ -170,7 +170,7 @@ def main(opt: argparse.Namespace) -> None:
     if opt.picture and opt.picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--picture must end in .png, .svg or .pdf, got {str(opt.picture)!r}")
     model = Model(opt.cfg, insert=parse_attention(opt.attention))
-    lines = explain(model, check_image_size(opt.imgsz, int(model.stride.max())))
+    lines = explain(model, check_image_size(opt.imgsz, model.image_multiple))
     print(table(lines))
     if opt.picture:
         flops, parameters = sum(line.flops for line in lines) / 1e9, sum(line.parameters for line in lines) / 1e6

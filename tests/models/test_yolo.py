@@ -55,6 +55,15 @@ def test_every_yaml_from_scratch(path):
     assert model.stride.tolist() == model.model[-1].stride.tolist()
 
 
+@pytest.mark.parametrize(
+    ("cfg", "multiple"), [("hub/yolov5-p34.yaml", 32), ("yolov5n.yaml", 32), ("hub/yolov5n6.yaml", 64)]
+)
+def test_image_sides_are_multiples_of_the_largest_stride_and_of_32(cfg, multiple):
+    model = Model(ROOT / "models" / cfg)
+    assert model.image_multiple == multiple
+    assert Ensemble([Model("yolov5n.yaml"), model]).image_multiple == multiple
+
+
 def test_the_soca_model(soca):
     assert sum(p.numel() for p in soca.parameters()) == 7_301_501
     head = soca.model[-1]
