@@ -130,6 +130,7 @@ from utils.boxes import check_image_size, round_up  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
 from utils.data.labels import list_pairs  # noqa: E402
 from utils.data.loader import create_dataloader  # noqa: E402
+from utils.data.options import LoaderOptions  # noqa: E402
 from utils.data.shards import ShardSplit, scan_shards  # noqa: E402
 from utils.device import mixed_precision, select_device  # noqa: E402
 from utils.evaluation.evaluator import evaluate, log_evaluation  # noqa: E402
@@ -427,19 +428,31 @@ def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, nc: int, gr
         "workers": opt.workers,
     }
     shared |= {"strict": opt.strict, "rehash": opt.rehash}
-    train_loader, _ = create_dataloader(
-        data["train"], image_size, opt.batch_size // processes, hyp=hyp, augment=True, rect=opt.rect, shuffle=True,
-        quad=opt.quad, cache=opt.cache if opt.cache != "val" else None, rank=dist.rank(), world_size=processes,
-        fraction=opt.fraction, mosaic_until=opt.epochs - opt.close_mosaic if opt.close_mosaic else None,
-        share=opt.share_decoding, prefix="train: ", **shared,
-    )  # fmt: skip
+    shared["image_size"] = image_size
+    train_options = LoaderOptions(
+        batch_size=opt.batch_size // processes,
+        augment=True,
+        hyp=hyp,
+        rect=opt.rect,
+        shuffle=True,
+        quad=opt.quad,
+        cache=opt.cache if opt.cache != "val" else None,
+        rank=dist.rank(),
+        world_size=processes,
+        fraction=opt.fraction,
+        mosaic_until=opt.epochs - opt.close_mosaic if opt.close_mosaic else None,
+        share_decoding=opt.share_decoding,
+        prefix="train: ",
+        **shared,
+    )
+    train_loader, _ = create_dataloader(data["train"], train_options)
     if not dist.is_main():
         return train_loader, None
     cache = "ram" if opt.cache == "val" else None if opt.noval else opt.cache
-    val_loader, _ = create_dataloader(
-        data["val"], image_size, opt.batch_size // processes * 2, rect=True, pad=0.5, cache=cache, prefix="val: ",
-        **shared,
-    )  # fmt: skip
+    val_options = LoaderOptions(
+        batch_size=opt.batch_size // processes * 2, rect=True, pad=0.5, cache=cache, prefix="val: ", **shared
+    )
+    val_loader, _ = create_dataloader(data["val"], val_options)
     return train_loader, val_loader
 
 

@@ -82,6 +82,7 @@ import torch  # noqa: E402
 from models.backend import Backend, find_weights, frame_size  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
 from utils.data.loader import create_dataloader  # noqa: E402
+from utils.data.options import LoaderOptions  # noqa: E402
 from utils.device import select_device  # noqa: E402
 from utils.evaluation import coco  # noqa: E402
 from utils.evaluation import report as writers  # noqa: E402
@@ -165,11 +166,19 @@ def _load(opt: argparse.Namespace) -> Job:
     data = load_dataset_yaml(opt.data, (split,), opt.download)
     names = ["item"] if opt.single_cls else data["names"]
     _check_classes(model, names, weights, opt.single_cls, opt.data)
-    loader, _ = create_dataloader(
-        data[split], imgsz if rect else max(np.atleast_1d(imgsz).tolist()), opt.batch_size, model.stride,
-        opt.single_cls, pad=0.5 if rect and opt.task != "speed" else 0.0, rect=rect, workers=opt.workers,
-        nc=len(names), prefix=f"{split}: ", channels=data["channels"],
-    )  # fmt: skip
+    options = LoaderOptions(
+        image_size=imgsz if rect else max(np.atleast_1d(imgsz).tolist()),
+        batch_size=opt.batch_size,
+        stride=model.stride,
+        single_cls=opt.single_cls,
+        pad=0.5 if rect and opt.task != "speed" else 0.0,
+        rect=rect,
+        workers=opt.workers,
+        nc=len(names),
+        prefix=f"{split}: ",
+        channels=data["channels"],
+    )
+    loader, _ = create_dataloader(data[split], options)
     save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
     return Job(model, loader, data, split, names, device, model.dtype, save_dir, weights[0].stem, imgsz)
 

@@ -31,11 +31,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.data import dataset as dataset_module
 from utils.data.augmentations import draw_hsv, draw_warp, warp_matrix
-from utils.data.dataset import DetectionDataset
+from utils.data.dataset import DetectionDataset, open_dataset
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.labels import scan
 from utils.data.loader import WindowSampler, create_dataloader
 from utils.data.mosaic import draw_mosaic_centre
+from utils.data.options import LoaderOptions
 from utils.files import ROOT
 from utils.log import LOGGER
 from utils.training.hyperparameters import load_hyp
@@ -189,7 +190,7 @@ def compare(images: str, image_size: int, hyp: dict, turns: int) -> None:
     print("|---|---|--:|--:|--:|--:|--:|--:|")
     for source in ("memory", "files"):
         cache = "ram" if source == "memory" else None
-        own = DetectionDataset(images, image_size, augment=True, hyp=hyp, cache=cache)
+        own = open_dataset(images, LoaderOptions(image_size=image_size, augment=True, hyp=hyp, cache=cache))
         usual = CanvasDataset(own, source == "memory")
         length = len(own)
 
@@ -274,7 +275,10 @@ def watch_memory(epochs: int, hyp: dict) -> None:
         for cache in ("off", "ram", "disk"):
             os.environ["XDG_CACHE_HOME"] = folder
             loader, _ = create_dataloader(
-                entry, 128, 8, 32, hyp=hyp, augment=True, shuffle=True, workers=4, cache=cache
+                entry,
+                LoaderOptions(
+                    image_size=128, batch_size=8, stride=32, hyp=hyp, augment=True, shuffle=True, workers=4, cache=cache
+                ),
             )
             for epoch in range(epochs):
                 loader.sampler.set_epoch(epoch)

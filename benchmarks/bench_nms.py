@@ -71,9 +71,12 @@ def predicted(weights: str, data: str, batches: int) -> list[torch.Tensor]:
     from models.backend import Backend
     from utils.data.dataset_yaml import load_dataset_yaml
     from utils.data.loader import create_dataloader
+    from utils.data.options import LoaderOptions
 
     model, entry = Backend(weights).eval(), load_dataset_yaml(data, ("val",))
-    loader, _ = create_dataloader(entry["val"], 640, 8, model.stride, pad=0.5, rect=True, workers=0)
+    loader, _ = create_dataloader(
+        entry["val"], LoaderOptions(image_size=640, batch_size=8, stride=model.stride, pad=0.5, rect=True, workers=0)
+    )
     return [model(images.float() / 255)[0].clone() for images, *_ in (b for b, _ in zip(loader, range(batches)))]
 
 

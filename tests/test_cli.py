@@ -50,6 +50,7 @@ from models.yolo import Model
 from utils import checkpoint, cli
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.loader import create_dataloader
+from utils.data.options import LoaderOptions
 from utils.inference.outputs import result_stems
 
 ROOT = Path(train.__file__).parent
@@ -1441,7 +1442,7 @@ def test_validation_inside_a_training(world, here):
     """v6.1's call with a model: a parsed data set, a loader, a folder, hooks and a loss."""
     data = load_dataset_yaml(world.data, ("val",))
     model = load_checkpoint(world.best)["model"].float()
-    loader, _ = create_dataloader(data["val"], SIZE, 4, 32, nc=2, workers=0)
+    loader, _ = create_dataloader(data["val"], LoaderOptions(image_size=SIZE, batch_size=4, stride=32, nc=2, workers=0))
     heard = []
     hooks = SimpleNamespace(run=lambda name, *arguments: heard.append((name, len(arguments))))
     loss = lambda raw, targets: (raw[0].sum(), torch.tensor([1.0, 2.0, 3.0]))  # noqa: E731

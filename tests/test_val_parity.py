@@ -5,13 +5,17 @@ import pytest
 from models.backend import Backend
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.loader import create_dataloader
+from utils.data.options import LoaderOptions
 from utils.evaluation.evaluator import evaluate
 
 
 def measure(shared, augment: bool):
     data = load_dataset_yaml(shared / "datasets/coco-val128/coco-val128.yaml", ("val",))
     model = Backend(shared / "weights/yolov5n.pt").eval()
-    loader, _ = create_dataloader(data["val"], 640, 8, model.stride, pad=0.5, rect=True, workers=2, nc=data["nc"])
+    loader, _ = create_dataloader(
+        data["val"],
+        LoaderOptions(image_size=640, batch_size=8, stride=model.stride, pad=0.5, rect=True, workers=2, nc=data["nc"]),
+    )
     return evaluate(model, loader, data["names"], model.device, augment=augment)
 
 

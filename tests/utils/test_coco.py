@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.data.dataset import DetectionDataset
+from utils.data.dataset import open_dataset
 from utils.data.formats import CocoSplit
+from utils.data.options import LoaderOptions
 from utils.evaluation import coco
 from utils.evaluation.evaluator import IOU_THRESHOLDS, Boxes, Evaluation
 from utils.evaluation.metrics import ap_per_class, match_once
@@ -94,7 +95,7 @@ def json_set(tmp_path):
 )
 def test_same_as_pycocotools_on_the_files(json_set, package, ids):
     split, file, labels_of = json_set(ids)
-    dataset = DetectionDataset(split, 64, batch_size=2, rect=True, nc=4)
+    dataset = open_dataset(split, LoaderOptions(image_size=64, batch_size=2, rect=True, nc=4))
     boxes = random_boxes(np.random.default_rng(1), dataset.image_files[::-1], labels_of, 4)
     truth = coco.truth_of(dataset, split, split.names)
     assert set(truth.image_ids.values()) == set(ids) and truth.categories == [5, 2, 90, 11] and truth.crowd.any()
@@ -121,7 +122,7 @@ def test_a_truth_is_made_for_label_files(tmp_path, package):
         (tmp_path / "labels" / f"{path.stem}.txt").write_text("\n".join(" ".join(map(str, row)) for row in rows))
         x, y, w, h = (rows[:, 1:] * (500, 400, 500, 400)).T
         labels_of[str(path)] = np.column_stack([rows[:, 0], x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-    dataset = DetectionDataset(str(tmp_path / "images"), 64, nc=3)
+    dataset = open_dataset(str(tmp_path / "images"), LoaderOptions(image_size=64, nc=3))
     boxes = random_boxes(rng, dataset.image_files, labels_of, 3)
     truth = coco.truth_of(dataset, str(tmp_path / "images"), ["a", "b", "c"])
     for path, row in zip(truth.image, truth.boxes):
@@ -135,7 +136,7 @@ def test_a_truth_is_made_for_label_files(tmp_path, package):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_nothing_found_and_nothing_there(json_set, package):
     split, _, labels_of = json_set([1, 2])
-    dataset = DetectionDataset(split, 64)
+    dataset = open_dataset(split, LoaderOptions(image_size=64))
     boxes = random_boxes(np.random.default_rng(0), dataset.image_files, labels_of, 4, per_image=0)
     truth = coco.truth_of(dataset, split, split.names)
     statistics = coco.measure(boxes, truth, package).statistics
@@ -199,7 +200,7 @@ def test_sizes_apart():
 
 def test_table_of_coco(json_set):
     split, _, labels_of = json_set([1, 2, 3])
-    dataset = DetectionDataset(split, 64)
+    dataset = open_dataset(split, LoaderOptions(image_size=64))
     truth = coco.truth_of(dataset, split, split.names)
     measured = coco.measure(random_boxes(np.random.default_rng(0), dataset.image_files, labels_of, 4), truth)
     rows = [row.split() for row in coco_table(measured, truth, split.names, True).splitlines()]

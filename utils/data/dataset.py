@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -57,6 +57,7 @@ from utils.data.mosaic import (
     tile_spans,
     warp_mosaic,
 )
+from utils.data.options import LoaderOptions
 from utils.log import LOGGER
 
 FRACTION_STREAM = 3  # keeps this random stream apart from those of the samples, seeded by (seed, epoch, index)
@@ -66,28 +67,16 @@ Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
 Sample = tuple[torch.Tensor, torch.Tensor, str, Shapes | None]
 
 
+def open_dataset(entry: Entry, options: LoaderOptions) -> "DetectionDataset":
+    """The dataset of an entry of a data set YAML: folder, list file, list of those, or a split in another format.
+
+    Raises ValueError where no image is usable, no label is found though augmenting, or a class is beyond `nc`.
+    """
+    return DetectionDataset(entry, options)
+
+
 class DetectionDataset(torch.utils.data.Dataset):
     """Images of a dataset entry with their boxes.
-
-    Args:
-        path: folder of images, list file, or list of those, or a split in another format (see `utils.data.labels`).
-        image_size: longer side of a sample in pixels; square samples unless `rect`.
-        batch_size: only for `rect`, whose shapes are chosen batch by batch.
-        augment: mosaic, warps, colours and flips, as `hyp` says.
-        hyp: augmentation hyperparameters, by the names of the hyp files.
-        rect: images sorted by aspect ratio, each batch in the smallest frame that holds its images; no mosaic.
-        cache: "ram" keeps resized images in memory, one copy for all processes of a machine, if they take at most 80 %
-            of what is free; "auto" if at most 50 %; "disk" in the user's cache folder; None or "off" nowhere.
-        single_cls: every object is of class 0.
-        stride: frames of `rect` are multiples of it.
-        pad: extra size of those frames, in strides.
-        nc: number of classes, where a label beyond it is an error.
-        seed: of all randomness.
-        prefix: of progress and messages.
-        fraction: share of the images, above 0 and at most 1, that is used; which ones, the seed decides.
-        mosaic_until: from this epoch on no mosaic, and so neither mixup nor copy-paste, which need one; None for never.
-        strict, rehash: see `utils.data.labels.scan`.
-        channels: of a picture (see `utils.data.images.read_image`); hue and saturation vary only in colour.
 
     Attributes:
         image_files: n paths.
@@ -96,60 +85,33 @@ class DetectionDataset(torch.utils.data.Dataset):
         batch_index: (n,) the batch of each image, in file order.
         batch_shapes: (batches, 2) height, width of each batch, or None unless `rect`.
         epoch: of a sample asked for by its index alone; the loader's sampler asks by (epoch, index).
-
-    Raises ValueError where no image is usable, no label is found though augmenting, or a class is beyond `nc`.
     """
 
-    def __init__(
-        self,
-        path: Entry,
-        image_size: int = 640,
-        batch_size: int = 16,
-        augment: bool = False,
-        hyp: Mapping[str, float] | None = None,
-        rect: bool = False,
-        cache: str | None = None,
-        single_cls: bool = False,
-        stride: int = 32,
-        pad: float = 0.0,
-        nc: int | None = None,
-        seed: int = 0,
-        prefix: str = "",
-        fraction: float = 1.0,
-        mosaic_until: int | None = None,
-        strict: bool = False,
-        rehash: bool = False,
-        channels: int = 3,
-    ):
-        if augment and hyp is None:
-            raise ValueError("augment needs the augmentation hyperparameters: give hyp")
-        if cache not in (None, "off", "disk", *SHARE):
-            raise ValueError(f"cache must be auto, ram, disk or off, got {cache!r}")
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
-        self.image_size = image_size
+    def __init__(self, path: Entry, options: LoaderOptions):
+        augment, hyp, rect, batch_size = options.augment, options.hyp, options.rect, options.batch_size
+        self.image_size = image_size = options.image_size
         self.augment = augment
         self.hyp = hyp
         self.rect = rect
         self.mosaic = augment and not rect
-        self.mosaic_until = math.inf if mosaic_until is None else mosaic_until
-        self.channels = channels
-        self.seed = seed
-        self.prefix = prefix
+        self.mosaic_until = math.inf if options.mosaic_until is None else options.mosaic_until
+        self.channels = options.channels
+        self.seed = options.seed
+        self.prefix = options.prefix
         self.epoch = 0
         self._albumentations = Albumentations() if augment and hyp.get("albumentations", 0) else None
         self._decoded: dict[int, np.ndarray] | None = None  # images that have been read, while `sharing`
         self._in_memory: SharedImages | None = None
         self._on_disk: ImagesOnDisk | None = None
 
-        annotations = self.annotate(path, strict, rehash)
+        annotations = self.annotate(path, options.strict, options.rehash)
         if augment and not annotations.counts["found"]:
             raise ValueError(
                 f"{path}: no label files, so there is nothing to learn; the label of {annotations.images[0]} "
                 f"would be {image_to_label_path(annotations.images[0])}"
             )
-        if fraction < 1:
-            annotations = self._choose(annotations, fraction)
+        if options.fraction < 1:
+            annotations = self._choose(annotations, options.fraction)
         if rect:
             width, height = annotations.sizes.T
             # numpy's default sort, as in v6.1: among equal ratios it decides which images share a frame, and a stable
@@ -159,13 +121,15 @@ class DetectionDataset(torch.utils.data.Dataset):
         self.image_files = annotations.images
         self.shapes = annotations.sizes.astype(np.float64)
         self.labels = annotations.labels
-        if single_cls:
+        if options.single_cls:
             self.labels = self.labels * np.array([0, 1, 1, 1, 1], np.float32)
-        self._check_classes(nc)
+        self._check_classes(options.nc)
 
         self.batch_index = np.arange(len(self)) // batch_size
-        self.batch_shapes = rect_shapes(self.shapes, batch_size, image_size, stride, pad) if rect else None
-        self._keep_images(cache)
+        self.batch_shapes = None
+        if rect:
+            self.batch_shapes = rect_shapes(self.shapes, batch_size, image_size, options.stride, options.pad)
+        self._keep_images(options.cache)
 
     def __len__(self) -> int:
         return len(self.image_files)

@@ -4,16 +4,18 @@ The order of an epoch depends on (seed, epoch) alone, and so does every sample i
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.data.dataset import DetectionDataset, Sample
+from utils.data.dataset import DetectionDataset, Sample, open_dataset
 from utils.data.formats import ShardSplit
 from utils.data.labels import Entry
+from utils.data.options import LoaderOptions
 from utils.data.shards import ShardDataset, ShardLoader
 from utils.log import LOGGER
 
@@ -25,83 +27,57 @@ Batch = tuple[torch.Tensor, torch.Tensor, tuple[str, ...], tuple]
 
 
 def create_dataloader(
-    path: Entry,
-    image_size: int,
-    batch_size: int,
-    stride: int,
-    single_cls: bool = False,
-    hyp: Mapping[str, float] | None = None,
-    augment: bool = False,
-    cache: str | None = None,
-    pad: float = 0.0,
-    rect: bool = False,
-    rank: int = -1,
-    world_size: int = 1,
-    workers: int = 8,
-    quad: bool = False,
-    prefix: str = "",
-    shuffle: bool = False,
-    nc: int | None = None,
-    seed: int = 0,
-    fraction: float = 1.0,
-    mosaic_until: int | None = None,
-    share: bool = False,
-    strict: bool = False,
-    rehash: bool = False,
-    channels: int = 3,
+    entry: Entry, options: LoaderOptions
 ) -> tuple[torch.utils.data.DataLoader | ShardLoader, DetectionDataset]:
-    """A loader of batches (images, targets, paths, shapes) and the dataset behind it (see `DetectionDataset`; of tar
-    shards see `utils.data.shards`, for which `cache`, `quad` and `rect` mean nothing).
+    """A loader of batches (images, targets, paths, shapes) and the dataset behind it.
+
+    entry: of a data set YAML, as `open_dataset` takes it; for tar shards `cache`, `quad` and `rect` mean nothing.
 
     Call `loader.sampler.set_epoch(epoch)` before each epoch. The last batch may be smaller.
-
-    Args:
-        batch_size: images per batch of this process.
-        rank, world_size: this process takes each world_size-th image; -1, 1 outside a distributed run.
-        workers: processes at most; they live as long as the loader.
-        quad: every four images make one of twice the side, so a batch has a quarter of the images.
-        shuffle: not together with `rect`, whose batches are made by aspect ratio.
-        cache, fraction, mosaic_until, strict, rehash, channels: see `DetectionDataset`.
-        share: mosaics are made of the images of a window of batches, so that each file is decoded once, not four times
-            (see `WindowSampler`); not what v6.1 does.
     """
-    if rect and shuffle:
-        LOGGER.warning(f"{prefix}shuffle is ignored: rect makes its batches by aspect ratio")
-        shuffle = False
-    workers = min((os.cpu_count() or 1) // world_size, workers)
+    options = _possible(entry, options)
+    dataset = ShardDataset(entry, options) if isinstance(entry, ShardSplit) else open_dataset(entry, options)
+    workers = min((os.cpu_count() or 1) // options.world_size, options.workers)
+    rank, world_size = max(options.rank, 0), options.world_size
     settings = {
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": _one_opencv_thread,
-        "generator": torch.Generator().manual_seed(seed),  # else each epoch takes a number from the global generator
+        # else each epoch takes a number from the global generator
+        "generator": torch.Generator().manual_seed(options.seed),
     }
-    if share and rect:
-        LOGGER.warning(f"{prefix}shared decoding is ignored: rect makes no mosaics")
-        share = False
-    if isinstance(path, ShardSplit):
-        if quad or (rect and augment) or cache not in (None, "auto", "off"):
-            LOGGER.warning(f"{prefix}cache, quad and rect are ignored: shards are read from front to back")
-        dataset = ShardDataset(
-            path, image_size, stride, pad, augment=augment, hyp=hyp, single_cls=single_cls, nc=nc, seed=seed,
-            prefix=prefix, fraction=fraction, mosaic_until=mosaic_until, strict=strict, rehash=rehash,
-            channels=channels,
-        )  # fmt: skip
-        return ShardLoader(
-            dataset, path.files, batch_size, collate, max(rank, 0), world_size, workers, **settings
-        ), dataset
-    dataset = DetectionDataset(
-        path, image_size, batch_size, augment, hyp, rect, cache, single_cls, stride, pad, nc, seed, prefix,
-        fraction, mosaic_until, strict, rehash, channels,
-    )  # fmt: skip
-    batch_size = min(batch_size, len(dataset))
+    if isinstance(entry, ShardSplit):
+        share = rank, world_size, workers
+        return ShardLoader(dataset, entry.files, options.batch_size, collate, *share, **settings), dataset
+    batch_size = min(options.batch_size, len(dataset))
     workers = min(batch_size if batch_size > 1 else 0, workers)
     settings |= {"num_workers": workers, "persistent_workers": workers > 0}
-    order = len(dataset), shuffle, seed, max(rank, 0), world_size
-    source = QuadDataset(dataset) if quad else dataset
-    if share:
+    order = len(dataset), options.shuffle, options.seed, rank, world_size
+    source = QuadDataset(dataset) if options.quad else dataset
+    if options.share_decoding:
         windows, sampler = WindowDataset(source), WindowSampler(*order, batch_size=batch_size)
         return WindowLoader(windows, batch_size=None, sampler=sampler, collate_fn=_collate_window, **settings), dataset
-    sampler = EpochSampler(*order, block=batch_size if rect else 1)
+    sampler = EpochSampler(*order, block=batch_size if options.rect else 1)
     return torch.utils.data.DataLoader(source, batch_size, sampler=sampler, collate_fn=collate, **settings), dataset
+
+
+def _possible(entry: Entry, options: LoaderOptions) -> LoaderOptions:
+    """The options without those that the others, or the entry, leave without effect, which is a warning."""
+    ignored = []
+    if options.rect and options.shuffle:
+        ignored.append(("shuffle is ignored: rect makes its batches by aspect ratio", {"shuffle": False}))
+    if options.rect and options.share_decoding:
+        ignored.append(("shared decoding is ignored: rect makes no mosaics", {"share_decoding": False}))
+    if isinstance(entry, ShardSplit):
+        without = {"cache": None, "quad": False, "rect": False, "share_decoding": False}
+        asked = options.quad or (options.rect and options.augment) or options.cache not in (None, "auto", "off")
+        ignored.append(
+            ("cache, quad and rect are ignored: shards are read from front to back" if asked else "", without)
+        )
+    for reason, changes in ignored:
+        if reason:
+            LOGGER.warning(f"{options.prefix}{reason}")
+        options = replace(options, **changes)
+    return options
 
 
 def _one_opencv_thread(worker: int) -> None:

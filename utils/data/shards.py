@@ -20,6 +20,7 @@ import random
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 
@@ -30,6 +31,7 @@ from utils.data.dataset import DetectionDataset, Sample
 from utils.data.formats import ShardSplit
 from utils.data.images import IMAGE_SUFFIXES, check_image
 from utils.data.labels import Annotations, Pair, cached, gather, parse_labels
+from utils.data.options import LoaderOptions
 
 SHUFFLED = 512  # samples that wait, as files, to be drawn in random order
 WINDOW = 64  # decoded images from which mosaics are made
@@ -123,15 +125,12 @@ class ShardDataset(DetectionDataset):
 
     Pictures that are not augmented are letterboxed into squares, since shards cannot be sorted by shape.
 
-    Args:
-        split: the shards.
-        stride, pad: of the square, as those of `rect` frames.
-        options: of a `DetectionDataset`.
+    Of the options `cache`, `quad` and `rect` mean nothing; `stride` and `pad` are those of the square.
     """
 
-    def __init__(self, split: ShardSplit, image_size: int, stride: int = 32, pad: float = 0.0, **options):
-        super().__init__(split, image_size, **options)
-        self._square = int(np.ceil(image_size / stride + pad)) * stride
+    def __init__(self, split: ShardSplit, options: LoaderOptions):
+        super().__init__(split, replace(options, rect=False, cache=None))
+        self._square = int(np.ceil(options.image_size / options.stride + options.pad)) * options.stride
         self._index = {path: i for i, path in enumerate(self.image_files)}
         self.counts = dict.fromkeys(split.files, 0)  # images of each shard
         shards = iter(split.files)

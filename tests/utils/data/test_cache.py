@@ -13,7 +13,8 @@ import pytest
 
 from utils.data import cache as cache_module
 from utils.data.cache import ImagesOnDisk, SharedImages
-from utils.data.dataset import DetectionDataset
+from utils.data.dataset import open_dataset
+from utils.data.options import LoaderOptions
 from utils.files import ROOT, cache_folder
 
 SHAPES = np.array([(4, 5), (1, 1), (7, 3)])
@@ -148,23 +149,25 @@ def entry(write_set, noise_image):
 
 
 def test_automatic_only_if_there_is_room(entry, monkeypatch, capsys):
-    assert DetectionDataset(entry, 64, cache="auto")._in_memory is not None
+    assert open_dataset(entry, LoaderOptions(image_size=64, cache="auto"))._in_memory is not None
     assert "images are kept in memory: 0.0 GiB of the" in capsys.readouterr().err
-    needed = sum(image.nbytes for image in (DetectionDataset(entry, 64).load_image(i)[0] for i in range(4)))
+    needed = sum(
+        image.nbytes for image in (open_dataset(entry, LoaderOptions(image_size=64)).load_image(i)[0] for i in range(4))
+    )
     for cache, share in (("auto", 0.5), ("ram", 0.8)):
         monkeypatch.setenv("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"] + cache)
         monkeypatch.setattr("utils.data.dataset.free_memory", lambda share=share: int(needed / share * 0.99))
-        assert DetectionDataset(entry, 64, cache=cache)._in_memory is None
+        assert open_dataset(entry, LoaderOptions(image_size=64, cache=cache))._in_memory is None
         assert f"more than {share:.0%} of the" in capsys.readouterr().err
 
 
 def test_images_that_changed_are_another_block(entry, tmp_path, write_image, noise_image):
-    first = DetectionDataset(entry, 64, cache="ram")
-    again = DetectionDataset(entry, 64, cache="ram")
+    first = open_dataset(entry, LoaderOptions(image_size=64, cache="ram"))
+    again = open_dataset(entry, LoaderOptions(image_size=64, cache="ram"))
     assert again._in_memory._mark == first._in_memory._mark
     write_image(tmp_path / "set" / "images" / "0.png", noise_image(60, 40, seed=9))
-    changed = DetectionDataset(entry, 64, cache="ram")
-    assert np.array_equal(changed.load_image(0)[0], DetectionDataset(entry, 64).load_image(0)[0])
+    changed = open_dataset(entry, LoaderOptions(image_size=64, cache="ram"))
+    assert np.array_equal(changed.load_image(0)[0], open_dataset(entry, LoaderOptions(image_size=64)).load_image(0)[0])
     assert not np.array_equal(changed.load_image(0)[0], first.load_image(0)[0])
 
 
@@ -173,7 +176,10 @@ def entries_of(folder):
 
 
 def test_images_on_disk_are_known_by_their_bytes(entry, tmp_path, write_image, noise_image):
-    plain, kept = DetectionDataset(entry, 64), DetectionDataset(entry, 64, cache="disk")
+    plain, kept = (
+        open_dataset(entry, LoaderOptions(image_size=64)),
+        open_dataset(entry, LoaderOptions(image_size=64, cache="disk")),
+    )
     images = tmp_path / "set" / "images"
     for _ in range(2):
         assert all(np.array_equal(kept.load_image(i)[0], plain.load_image(i)[0]) for i in range(4))
@@ -184,12 +190,12 @@ def test_images_on_disk_are_known_by_their_bytes(entry, tmp_path, write_image, n
     write_image(images / "0.png", noise_image(60, 40, seed=9))
     os.utime(images / "0.png", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert np.array_equal(kept.load_image(0)[0], plain.load_image(0)[0])
-    DetectionDataset(entry, 32, cache="disk").load_image(1)  # of another size
+    open_dataset(entry, LoaderOptions(image_size=32, cache="disk")).load_image(1)  # of another size
     assert len(entries_of(cache_folder())) == 6
 
 
 def test_a_damaged_entry_is_made_again(entry):
-    kept = DetectionDataset(entry, 64, cache="disk")
+    kept = open_dataset(entry, LoaderOptions(image_size=64, cache="disk"))
     expected = kept.load_image(2)[0]
     (path,) = entries_of(cache_folder())
     path.write_bytes(path.read_bytes()[:-7])
@@ -198,7 +204,7 @@ def test_a_damaged_entry_is_made_again(entry):
 
 
 def test_a_full_disk_is_a_warning_once(entry, monkeypatch, capsys):
-    kept = DetectionDataset(entry, 64, cache="disk")
+    kept = open_dataset(entry, LoaderOptions(image_size=64, cache="disk"))
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -208,7 +214,7 @@ def test_a_full_disk_is_a_warning_once(entry, monkeypatch, capsys):
         assert kept.load_image(i)[0].shape[0] == 64
     assert capsys.readouterr().err.count("they are read each time") == 1
     monkeypatch.setattr("utils.data.dataset.shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    assert DetectionDataset(entry, 64, cache="disk")._on_disk is None
+    assert open_dataset(entry, LoaderOptions(image_size=64, cache="disk"))._on_disk is None
     assert "not cached" in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ from utils.data.augmentations import adjust_hsv, warp_image
 from utils.data.images import by_fours, read_image
 from utils.data.letterbox import letterbox
 from utils.data.loader import create_dataloader
+from utils.data.options import LoaderOptions
 from utils.evaluation.plots import plot_batch
 
 CHANNELS = 6
@@ -52,7 +53,7 @@ def batches(hyp):
     """`batches(entry, channels, **options)`; `options` of augmentation change those of `hyp`."""
 
     def load(entry, channels, hyp=hyp, **options):
-        return list(create_dataloader(entry, channels=channels, hyp=hyp, **{**TRAINING, **options})[0])
+        return list(create_dataloader(entry, LoaderOptions(channels=channels, hyp=hyp, **{**TRAINING, **options}))[0])
 
     return load
 

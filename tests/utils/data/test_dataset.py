@@ -9,9 +9,10 @@ from utils.data import augmentations as aug
 from utils.data import dataset as dataset_module
 from utils.data import mosaic as mosaics
 from utils.data.augmentations import Warp
-from utils.data.dataset import DetectionDataset, rect_shapes
+from utils.data.dataset import open_dataset, rect_shapes
 from utils.data.images import list_images
 from utils.data.loader import collate
+from utils.data.options import LoaderOptions
 
 PLAIN = {
     "mosaic": 0.0,
@@ -78,7 +79,7 @@ def test_recorded_loading(parity, parity_inputs, write_set, same_pixels, tmp_pat
     record = parity("letterbox")
     for number, case in enumerate(record["load"]["cases"]):
         entry = write_set({"a": parity_inputs.build(case["image"])}, {"a": "0 .5 .5 .1 .1"}, tmp_path / str(number))
-        dataset = DetectionDataset(str(entry), case["imgsz"], augment=case["augment"], hyp=PLAIN)
+        dataset = open_dataset(str(entry), LoaderOptions(image_size=case["imgsz"], augment=case["augment"], hyp=PLAIN))
         image, original = dataset.load_image(0)
         assert list(original) == case["original_hw"] and list(image.shape[:2]) == case["resized_hw"]
         same_pixels(image, case["out"], record["env"], 1, case)
@@ -90,7 +91,7 @@ def test_recorded_rectangular_batches(parity, write_set):
     entry = write_set({f"{i:02}": np.zeros((h, w, 3), np.uint8) for i, (w, h) in enumerate(sizes)}, {"00": ""})
     for case in record["cases"]:
         options = {name: case[name] for name in ("batch_size", "stride", "pad")}
-        dataset = DetectionDataset(str(entry), case["imgsz"], rect=True, **options)
+        dataset = open_dataset(str(entry), LoaderOptions(image_size=case["imgsz"], rect=True, **options))
         order = [int(path[-6:-4]) for path in dataset.image_files]
         # images 0 and 5 have one aspect ratio: which comes first is up to numpy's sort on this processor
         assert sorted(order) == list(range(len(sizes)))
@@ -109,7 +110,7 @@ def test_recorded_evaluation_items(parity, parity_inputs, write_set, same_pixels
     labels = {str(i): label_text(rows) for i, rows in enumerate(items["labels"]) if rows is not None}
     entry = str(write_set(images, labels))
     for case in items["cases"]:
-        dataset = DetectionDataset(entry, 64, **case["options"])
+        dataset = open_dataset(entry, LoaderOptions(image_size=64, **case["options"]))
         if "collated" in case:
             batch_images, targets, _, _ = collate([dataset[i] for i in range(4)])
             assert list(batch_images.shape) == case["collated"]["images"]
@@ -142,7 +143,9 @@ def test_recorded_mosaics(parity, recorded_mosaic_set, same_pixels):
     size = record["mosaic"]["imgsz"]
     for case in record["mosaic"]["cases"]:
         name, hyp = case["name"], case["hyp"]
-        dataset = DetectionDataset(recorded_mosaic_set(case["labels_in"]), size, augment=True, hyp=PLAIN)
+        dataset = open_dataset(
+            recorded_mosaic_set(case["labels_in"]), LoaderOptions(image_size=size, augment=True, hyp=PLAIN)
+        )
         images = [dataset.load_image(i)[0] for i in case["tiles"]]
         shapes = [image.shape[:2] for image in images]
         tiles = mosaics.mosaic_tiles(shapes, tuple(case["centre_xy"]), size)
@@ -175,7 +178,9 @@ def test_recorded_training_items(parity, recorded_mosaic_set, same_pixels):
     record = parity("augment")
     for case in record["items"]["cases"]:
         hyp = {**PLAIN, "flipud": float(case["flip_up_down"]), "fliplr": float(case["flip_left_right"])}
-        dataset = DetectionDataset(recorded_mosaic_set("boxes"), record["mosaic"]["imgsz"], augment=True, hyp=hyp)
+        dataset = open_dataset(
+            recorded_mosaic_set("boxes"), LoaderOptions(image_size=record["mosaic"]["imgsz"], augment=True, hyp=hyp)
+        )
         image, targets, _, shapes = dataset[case["item"]]
         np.testing.assert_allclose(targets[:, 1:], rows_of(case["labels"])[:, 1:], atol=1e-4)
         np.testing.assert_allclose([*shapes[1][0], *shapes[1][1]], np.ravel(case["shapes"][1]), atol=1e-8)
@@ -189,8 +194,8 @@ def test_recorded_single_class(parity, write_set):
     names = [name.removesuffix(".png") for name in record["kept"]]
     images = {name: np.zeros((30, 40, 3), np.uint8) for name in names}
     labels = {name: texts[name.split("/")[-1]] for name in names}
-    dataset = DetectionDataset(
-        str(write_set(images, {n: t for n, t in labels.items() if t is not None})), single_cls=True
+    dataset = open_dataset(
+        str(write_set(images, {n: t for n, t in labels.items() if t is not None})), LoaderOptions(single_cls=True)
     )
     classes = [dataset.labels_of(i)[:, 0].tolist() for i in range(len(dataset))]
     recorded = record["single_class_without_polygons"]["ok"]
@@ -207,8 +212,8 @@ def test_recorded_need_of_labels(parity, write_set):
     entry = str(write_set({"a": np.zeros((30, 40, 3), np.uint8)}, {}))
     assert record["all_labels_missing_train"] == {"raises": "AssertionError"}
     with pytest.raises(ValueError, match=r"no label files, so there is nothing to learn; .*/labels/a.txt"):
-        DetectionDataset(entry, augment=True, hyp=PLAIN)
-    assert len(DetectionDataset(entry)) == record["all_labels_missing_val"]["ok"]
+        open_dataset(entry, LoaderOptions(augment=True, hyp=PLAIN))
+    assert len(open_dataset(entry, LoaderOptions())) == record["all_labels_missing_val"]["ok"]
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ def test_recorded_need_of_labels(parity, write_set):
 def test_one_sample_by_hand(write_set):
     picture = np.zeros((20, 40, 3), np.uint8)
     picture[:, :, 2] = 200  # red in BGR order
-    dataset = DetectionDataset(str(write_set({"a": picture}, {"a": "3 .5 .5 .5 1"})), image_size=80)
+    dataset = open_dataset(str(write_set({"a": picture}, {"a": "3 .5 .5 .5 1"})), LoaderOptions(image_size=80))
     image, targets, path, shapes = dataset[0]
     assert image.dtype == torch.uint8 and tuple(image.shape) == (3, 80, 80) and image.is_contiguous()
     # enlarged to 40 x 80, it lies in the middle; evaluation does not letterbox beyond that
@@ -230,7 +235,9 @@ def test_one_sample_by_hand(write_set):
 
 
 def test_boxes_beyond_the_edge_are_clipped_to_the_image(write_set):
-    dataset = DetectionDataset(str(write_set({"a": np.zeros((64, 64, 3), np.uint8)}, {"a": "0 .9 .5 .4 .2"})), 64)
+    dataset = open_dataset(
+        str(write_set({"a": np.zeros((64, 64, 3), np.uint8)}, {"a": "0 .9 .5 .4 .2"})), LoaderOptions(image_size=64)
+    )
     x, y, w, h = dataset[0][1][0, 2:].tolist()
     assert x - w / 2 == pytest.approx(0.7, abs=1e-6)
     assert x + w / 2 == pytest.approx(1 - 1e-3 / 64, abs=1e-6)
@@ -251,7 +258,7 @@ def test_rectangular_frames_by_hand(sizes, frame):
 
 
 def test_rectangular_batches_use_the_sizes_of_upright_pictures(mixed_set):
-    dataset = DetectionDataset(mixed_set, 64, batch_size=3, rect=True)
+    dataset = open_dataset(mixed_set, LoaderOptions(image_size=64, batch_size=3, rect=True))
     aspect = dataset.shapes[:, 1] / dataset.shapes[:, 0]
     assert (np.diff(aspect) >= 0).all()
     for i in range(len(dataset)):
@@ -270,7 +277,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("rect", [False, True])
 def test_augmented_samples_hold_the_contract(mixed_set, rect):
-    dataset = DetectionDataset(mixed_set, 64, batch_size=4, augment=True, hyp=STRONG, rect=rect)
+    dataset = open_dataset(mixed_set, LoaderOptions(image_size=64, batch_size=4, augment=True, hyp=STRONG, rect=rect))
     found = 0
     for epoch in range(25):
         for i in range(len(dataset)):
@@ -294,15 +301,17 @@ def test_augmented_samples_hold_the_contract(mixed_set, rect):
     "extra", [{"perspective": 0.0005}, {"copy_paste": 1.0}, {"mosaic": 1.0, "mixup": 1.0}, {"mosaic9": 1.0}]
 )
 def test_every_branch_keeps_boxes_in_the_image(mixed_set, extra):
-    dataset = DetectionDataset(mixed_set, 64, augment=True, hyp={**STRONG, **extra})
+    dataset = open_dataset(mixed_set, LoaderOptions(image_size=64, augment=True, hyp={**STRONG, **extra}))
     for i in range(len(dataset)):
         targets = dataset[3, i][1]
         assert (targets[:, 2:] >= 0).all() and (targets[:, 2:] <= 1).all()
 
 
 def test_sample_depends_on_seed_epoch_and_index_alone(mixed_set):
-    first, second = (DetectionDataset(mixed_set, 64, augment=True, hyp=STRONG, seed=5) for _ in range(2))
-    other_seed = DetectionDataset(mixed_set, 64, augment=True, hyp=STRONG, seed=6)
+    first, second = (
+        open_dataset(mixed_set, LoaderOptions(image_size=64, augment=True, hyp=STRONG, seed=5)) for _ in range(2)
+    )
+    other_seed = open_dataset(mixed_set, LoaderOptions(image_size=64, augment=True, hyp=STRONG, seed=6))
     samples = [first[2, i] for i in range(8)]
     np.random.seed(1)  # no global generator has a say
     torch.manual_seed(1)
@@ -320,7 +329,7 @@ def test_whole_objects_follow_their_pixels(write_set):
     picture[20:44, 16:48] = 255
     entry = write_set({"a": picture}, {"a": "0 .5 .5 .5 .375"})
     hyp = {**PLAIN, "degrees": 30.0, "scale": 0.3, "shear": 10.0, "translate": 0.05, "flipud": 0.5, "fliplr": 0.5}
-    dataset = DetectionDataset(str(entry), 64, augment=True, hyp=hyp)
+    dataset = open_dataset(str(entry), LoaderOptions(image_size=64, augment=True, hyp=hyp))
     for epoch in range(20):
         image, targets, _, _ = dataset[epoch, 0]
         rows, columns = np.nonzero((image > 184).all(0).numpy())  # beyond the middle of grey and white
@@ -334,7 +343,9 @@ def test_a_large_jpeg_is_decoded_small(tmp_path, noise_image, write_image):
     image = write_image(tmp_path / "images" / "a.jpg", cv2.resize(noise_image(30, 40), (402, 301)))
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.txt").write_text("0 .5 .5 .5 .5")
-    trained, measured = (DetectionDataset(str(image.parent), 100, augment=a, hyp=PLAIN) for a in (True, False))
+    trained, measured = (
+        open_dataset(str(image.parent), LoaderOptions(image_size=100, augment=a, hyp=PLAIN)) for a in (True, False)
+    )
     small, shape = trained.load_image(0)
     whole, _ = measured.load_image(0)
     assert small.shape == whole.shape == (*trained.loaded_shape(0), 3) == (74, 100, 3) and shape == (301, 402)
@@ -342,7 +353,7 @@ def test_a_large_jpeg_is_decoded_small(tmp_path, noise_image, write_image):
 
 
 def test_an_image_that_changes_its_size_is_named(mixed_set, tmp_path, write_image, noise_image):
-    dataset = DetectionDataset(mixed_set, 64)
+    dataset = open_dataset(mixed_set, LoaderOptions(image_size=64))
     write_image(tmp_path / "set" / "images" / "0 ü.png", noise_image(90, 90))
     with pytest.raises(ValueError, match=r"0 ü.png: was 64 x 48 pixels .* and is 90 x 90 now"):
         dataset[0]
@@ -354,7 +365,10 @@ def test_an_image_that_changes_its_size_is_named(mixed_set, tmp_path, write_imag
 @pytest.mark.parametrize("augment", [False, True])
 def test_images_in_memory_give_the_same_samples(mixed_set, augment, monkeypatch):
     options = {"image_size": 64, "augment": augment, "hyp": STRONG}
-    plain, cached = DetectionDataset(mixed_set, **options), DetectionDataset(mixed_set, cache="ram", **options)
+    plain, cached = (
+        open_dataset(mixed_set, LoaderOptions(**options)),
+        open_dataset(mixed_set, LoaderOptions(cache="ram", **options)),
+    )
     expected = [plain[i] for i in range(8)]
     monkeypatch.setattr(dataset_module, "decode_image", None)  # no file is opened any more
     for _ in range(2):  # nor is a cached image changed by use
@@ -363,7 +377,7 @@ def test_images_in_memory_give_the_same_samples(mixed_set, augment, monkeypatch)
 
 def test_images_that_do_not_fit_in_memory_are_read_each_time(mixed_set, monkeypatch, capsys):
     monkeypatch.setattr(dataset_module, "free_memory", lambda: 50_000)
-    dataset = DetectionDataset(mixed_set, 64, cache="ram")
+    dataset = open_dataset(mixed_set, LoaderOptions(image_size=64, cache="ram"))
     assert "more than 80% of the" in capsys.readouterr().err
     assert dataset[0][0].shape == (3, 64, 64)
 
@@ -374,23 +388,23 @@ def test_free_memory_is_plausible():
 
 
 def test_class_beyond_nc_names_file_and_line(mixed_set):
-    assert len(DetectionDataset(mixed_set, 64, nc=3)) == 8
-    assert len(DetectionDataset(mixed_set, 64, nc=1, single_cls=True)) == 8
+    assert len(open_dataset(mixed_set, LoaderOptions(image_size=64, nc=3))) == 8
+    assert len(open_dataset(mixed_set, LoaderOptions(image_size=64, nc=1, single_cls=True))) == 8
     with pytest.raises(ValueError, match=r"labels/1 ü.txt:1: class must be a whole number, 0 to 1, got 2"):
-        DetectionDataset(mixed_set, 64, nc=2)
+        open_dataset(mixed_set, LoaderOptions(image_size=64, nc=2))
     with pytest.raises(ValueError, match=r"labels/1 ü.txt:1: .* got 2"):
-        DetectionDataset(mixed_set, 64, nc=2)  # also when labels come from the cache
+        open_dataset(mixed_set, LoaderOptions(image_size=64, nc=2))  # also when labels come from the cache
 
 
 def test_options_that_make_no_sense(mixed_set):
     with pytest.raises(ValueError, match="augment needs the augmentation hyperparameters"):
-        DetectionDataset(mixed_set, augment=True)
-    with pytest.raises(ValueError, match="cache must be auto, ram, disk or off, got 'tape'"):
-        DetectionDataset(mixed_set, cache="tape")
+        open_dataset(mixed_set, LoaderOptions(augment=True))
+    with pytest.raises(ValueError, match="cache must be one of ram, auto, disk, off, got 'tape'"):
+        open_dataset(mixed_set, LoaderOptions(cache="tape"))
 
 
 def test_image_that_is_gone_is_named(mixed_set, tmp_path):
-    dataset = DetectionDataset(mixed_set, 64)
+    dataset = open_dataset(mixed_set, LoaderOptions(image_size=64))
     (tmp_path / "set" / "images" / "0 ü.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"0 ü\.png"):
         dataset[0]
@@ -399,7 +413,7 @@ def test_image_that_is_gone_is_named(mixed_set, tmp_path):
 def test_photographs(shared, tmp_path):
     list_file = tmp_path / "photographs.txt"  # whose folder takes the cache, so that the photographs' stays as it is
     list_file.write_text("\n".join(list_images(str(shared / "datasets" / "coco-val128" / "images"))))
-    dataset = DetectionDataset(str(list_file), 320, augment=True, hyp=STRONG, nc=80)
+    dataset = open_dataset(str(list_file), LoaderOptions(image_size=320, augment=True, hyp=STRONG, nc=80))
     assert len(dataset) == 128 and len(dataset.labels) > 500
     for i in range(0, len(dataset), 16):
         image, targets, _, _ = dataset[i]
@@ -414,23 +428,23 @@ def test_photographs(shared, tmp_path):
 def test_a_fraction_is_a_fair_draw_by_seed(write_set, noise_image, rect):
     images = {f"{i:02}": noise_image(16 + i % 3 * 8, 24) for i in range(20)}
     entry = str(write_set(images, {name: f"{int(name)} .5 .5 .2 .3" for name in images}))
-    whole = DetectionDataset(entry, 32, rect=rect)
+    whole = open_dataset(entry, LoaderOptions(image_size=32, rect=rect))
     times = dict.fromkeys(whole.image_files, 0)
     for seed in range(60):
-        part = DetectionDataset(entry, 32, rect=rect, fraction=0.3, seed=seed)
+        part = open_dataset(entry, LoaderOptions(image_size=32, rect=rect, fraction=0.3, seed=seed))
         assert len(part) == len(set(part.image_files)) == 6
         for i, file in enumerate(part.image_files):
             times[file] += 1
             assert part.labels_of(i)[0, 0] == int(file[-6:-4])  # images keep their labels
     assert sum(times.values()) == 360 and min(times.values()) >= 6 and max(times.values()) <= 32
-    again = DetectionDataset(entry, 32, rect=rect, fraction=0.3, seed=59)
+    again = open_dataset(entry, LoaderOptions(image_size=32, rect=rect, fraction=0.3, seed=59))
     assert again.image_files == part.image_files
     if not rect:
         assert part.image_files == sorted(part.image_files)
-    assert len(DetectionDataset(entry, 32, fraction=0.001)) == 1
+    assert len(open_dataset(entry, LoaderOptions(image_size=32, fraction=0.001))) == 1
 
 
 @pytest.mark.parametrize("fraction", [0, -0.5, 1.01, float("nan")])
 def test_a_fraction_out_of_range(tmp_path, fraction):
     with pytest.raises(ValueError, match="fraction must be above 0 and at most 1"):
-        DetectionDataset(str(tmp_path), fraction=fraction)
+        open_dataset(str(tmp_path), LoaderOptions(fraction=fraction))

@@ -10,6 +10,7 @@ from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.formats import CocoSplit, UnknownClassError, VocSplit, normalise_boxes, parse_xml
 from utils.data.labels import cache_path, list_pairs, scan
 from utils.data.loader import create_dataloader
+from utils.data.options import LoaderOptions
 
 NAMES = ("cat", "dog")
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 1, "name": "unused"}]
@@ -417,7 +418,8 @@ def test_batches_are_those_of_text_files(voc, coco, tmp_path, hyp, augment):
     (tmp_path / "JPEGImages" / "b.txt").write_text("0 .1 .3 .1 .4\n")
     options = {"image_size": 64, "batch_size": 2, "stride": 32, "augment": augment, "hyp": hyp, "workers": 0}
     text, *others = (
-        list(create_dataloader(e, nc=2, **options)[0]) for e in (str(tmp_path / "JPEGImages"), xml, instances)
+        list(create_dataloader(e, LoaderOptions(nc=2, **options))[0])
+        for e in (str(tmp_path / "JPEGImages"), xml, instances)
     )
     for batches in others:
         for (images, targets, paths, _), (same_images, same_targets, same_paths, _) in zip(batches, text, strict=True):

@@ -7,6 +7,7 @@ import torch
 from utils.data import dataset as dataset_module
 from utils.data.loader import EpochSampler as Sampler
 from utils.data.loader import QuadDataset, WindowSampler, collate, create_dataloader, draw_images, merge_quad
+from utils.data.options import LoaderOptions
 
 HYP = {
     "mosaic": 0.7,
@@ -136,7 +137,7 @@ def test_weights_need_one_process_and_free_order(options):
 def test_same_weighted_batches_for_any_number_of_workers(entry):
     batches = []
     for workers in (0, 2):
-        loader, dataset = create_dataloader(entry, workers=workers, **TRAINING)
+        loader, dataset = create_dataloader(entry, LoaderOptions(workers=workers, **TRAINING))
         epochs = []
         for epoch in range(3):  # the weights change while the workers live
             loader.sampler.set_weights(None if epoch == 0 else np.arange(10.0) == 3 * epoch)
@@ -181,22 +182,22 @@ def test_windows_keep_order_and_deal_out_all_images(length, sizes):
 
 @pytest.mark.parametrize("quad", [False, True])
 def test_same_windows_for_any_number_of_workers(entry, quad):
-    options = {**TRAINING, "batch_size": 2, "share": True, "quad": quad}
+    options = {**TRAINING, "batch_size": 2, "share_decoding": True, "quad": quad}
     batches = []
     for workers in (0, 2):
-        loader, _ = create_dataloader(entry, workers=workers, **options)
+        loader, _ = create_dataloader(entry, LoaderOptions(workers=workers, **options))
         batches.append([epoch_of(loader, epoch) for epoch in (0, 1)])
         assert len(loader) == len(batches[-1][0]) == 5 and len(loader.dataset) == 10
     assert all(same(*pair) for pair in zip(*batches))
-    apart, _ = create_dataloader(entry, workers=0, **{**options, "share": False})
+    apart, _ = create_dataloader(entry, LoaderOptions(workers=0, **{**options, "share_decoding": False}))
     assert not same(epoch_of(apart, 0), batches[0][0])
     assert [batch[2] for batch in epoch_of(apart, 0)] == [batch[2] for batch in batches[0][0]]
 
 
 @pytest.mark.parametrize("extra", [{}, {"mosaic9": 1.0}, {"mixup": 1.0}])
 def test_a_window_decodes_each_file_once(entry, extra, monkeypatch):
-    options = {**TRAINING, "share": True, "workers": 0, "hyp": {**HYP, "mosaic": 1.0, **extra}}
-    loader, dataset = create_dataloader(entry, **options)
+    options = {**TRAINING, "share_decoding": True, "workers": 0, "hyp": {**HYP, "mosaic": 1.0, **extra}}
+    loader, dataset = create_dataloader(entry, LoaderOptions(**options))
     read, real = [], dataset_module.decode_image
     monkeypatch.setattr(
         dataset_module, "decode_image", lambda data, path, *a, **k: read.append(path) or real(data, path, *a, **k)
@@ -206,14 +207,16 @@ def test_a_window_decodes_each_file_once(entry, extra, monkeypatch):
     if extra:  # more tiles than a frame can hide
         assert {*read} == {*dataset.image_files}
     assert len(batches) == 3 and dataset._decoded is None  # nothing is kept beyond the window
-    kept, _ = create_dataloader(entry, cache="ram", **options)
+    kept, _ = create_dataloader(entry, LoaderOptions(cache="ram", **options))
     assert same(epoch_of(kept, 1), batches)  # whoever reads
 
 
 def test_rect_shares_no_decoding(entry, capsys):
-    loader, _ = create_dataloader(entry, workers=0, **{**TRAINING, "rect": True, "share": True, "shuffle": False})
+    loader, _ = create_dataloader(
+        entry, LoaderOptions(workers=0, **{**TRAINING, "rect": True, "share_decoding": True, "shuffle": False})
+    )
     assert "shared decoding is ignored" in capsys.readouterr().err
-    assert same(list(loader), list(create_dataloader(entry, workers=0, **{**TRAINING, "rect": True})[0]))
+    assert same(list(loader), list(create_dataloader(entry, LoaderOptions(workers=0, **{**TRAINING, "rect": True}))[0]))
 
 
 # --- loader -----------------------------------------------------------------------------------------------------------
@@ -223,10 +226,10 @@ def test_same_batches_for_any_number_of_workers(entry):
     batches = {}
     for workers in (0, 1, 2):
         torch.manual_seed(workers)  # no global generator has a say
-        loader, _ = create_dataloader(entry, workers=workers, **TRAINING)
+        loader, _ = create_dataloader(entry, LoaderOptions(workers=workers, **TRAINING))
         # workers live on from epoch to epoch, and yet draw anew in each
         batches[workers] = [epoch_of(loader, epoch) for epoch in (0, 1)]
-    resumed, _ = create_dataloader(entry, workers=0, **TRAINING)
+    resumed, _ = create_dataloader(entry, LoaderOptions(workers=0, **TRAINING))
     assert same(epoch_of(resumed, 1), batches[0][1])
     for workers in (1, 2):
         assert same(batches[workers][0], batches[0][0]) and same(batches[workers][1], batches[0][1])
@@ -237,21 +240,21 @@ def test_the_last_epochs_without_mosaic(entry):
     options = {**TRAINING, "hyp": {**HYP, "mosaic": 1.0}}
     batches = []
     for workers in (0, 2):
-        loader, _ = create_dataloader(entry, workers=workers, mosaic_until=1, **options)
+        loader, _ = create_dataloader(entry, LoaderOptions(workers=workers, mosaic_until=1, **options))
         batches.append([epoch_of(loader, epoch) for epoch in (0, 1, 2)])
     assert all(same(*pair) for pair in zip(*batches))
     # only a mosaic has no shapes, and more labels than the one of each image
     mosaics = [[shape is None for batch in epoch for shape in batch[3]] for epoch in batches[0]]
     assert all(mosaics[0]) and not any(mosaics[1] + mosaics[2])
-    plain, _ = create_dataloader(entry, workers=0, **{**options, "hyp": {**HYP, "mosaic": 0.0}})
+    plain, _ = create_dataloader(entry, LoaderOptions(workers=0, **{**options, "hyp": {**HYP, "mosaic": 0.0}}))
     assert not same(epoch_of(plain, 1)[:1], epoch_of(plain, 2)[:1])  # still augmented
-    always, _ = create_dataloader(entry, workers=0, **options)
+    always, _ = create_dataloader(entry, LoaderOptions(workers=0, **options))
     assert same(epoch_of(always, 0), batches[0][0])
 
 
 def test_a_fraction_of_the_images(entry):
-    whole, _ = create_dataloader(entry, workers=0, **TRAINING)
-    loaders = [create_dataloader(entry, workers=workers, fraction=0.5, **TRAINING) for workers in (0, 2)]
+    whole, _ = create_dataloader(entry, LoaderOptions(workers=0, **TRAINING))
+    loaders = [create_dataloader(entry, LoaderOptions(workers=workers, fraction=0.5, **TRAINING)) for workers in (0, 2)]
     for loader, dataset in loaders:
         assert len(dataset) == len(loader.sampler) == len(dataset.labels) == 5 and len(loader) == 2
         assert set(dataset.image_files) < set(whole.dataset.image_files)
@@ -259,7 +262,7 @@ def test_a_fraction_of_the_images(entry):
 
 
 def test_workers_live_for_the_whole_run(entry):
-    loader, _ = create_dataloader(entry, workers=1, **TRAINING)
+    loader, _ = create_dataloader(entry, LoaderOptions(workers=1, **TRAINING))
     epoch_of(loader, 0)
     processes = [worker.pid for worker in loader._iterator._workers]
     epoch_of(loader, 1)
@@ -267,7 +270,7 @@ def test_workers_live_for_the_whole_run(entry):
 
 
 def test_batches_by_hand(entry):
-    loader, dataset = create_dataloader(entry, 64, 4, 32, workers=0)
+    loader, dataset = create_dataloader(entry, LoaderOptions(image_size=64, batch_size=4, stride=32, workers=0))
     batches = list(loader)
     assert len(loader) == 3 and [len(images) for images, *_ in batches] == [4, 4, 2]  # the last one is smaller
     images, targets, paths, shapes = batches[1]
@@ -278,19 +281,23 @@ def test_batches_by_hand(entry):
 
 
 def test_cached_images_reach_workers(entry):
-    loader, _ = create_dataloader(entry, workers=1, cache="ram", **TRAINING)
-    plain, _ = create_dataloader(entry, workers=0, **TRAINING)
+    loader, _ = create_dataloader(entry, LoaderOptions(workers=1, cache="ram", **TRAINING))
+    plain, _ = create_dataloader(entry, LoaderOptions(workers=0, **TRAINING))
     assert same(epoch_of(loader, 0), epoch_of(plain, 0))
 
 
 def test_rectangular_batches_stay_together_in_every_process(entry):
     for rank in range(2):
-        loader, _ = create_dataloader(entry, 64, 3, 32, rect=True, workers=0, rank=rank, world_size=2)
+        loader, _ = create_dataloader(
+            entry, LoaderOptions(image_size=64, batch_size=3, stride=32, rect=True, workers=0, rank=rank, world_size=2)
+        )
         assert [len(images) for images, *_ in loader] in ([3, 3], [3, 1])
 
 
 def test_rect_switches_shuffle_off(entry, capsys):
-    loader, _ = create_dataloader(entry, 64, 4, 32, rect=True, shuffle=True, workers=0)
+    loader, _ = create_dataloader(
+        entry, LoaderOptions(image_size=64, batch_size=4, stride=32, rect=True, shuffle=True, workers=0)
+    )
     assert not loader.sampler.shuffle
     assert "shuffle is ignored" in capsys.readouterr().err
 
@@ -308,14 +315,16 @@ def test_rect_switches_shuffle_off(entry, capsys):
 def test_number_of_workers(entry, monkeypatch, batch_size, workers, used):
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     monkeypatch.setattr("torch.utils.data.dataloader.DataLoader.check_worker_number_rationality", lambda self: None)
-    loader, dataset = create_dataloader(entry, 64, batch_size, 32, workers=workers)
+    loader, dataset = create_dataloader(
+        entry, LoaderOptions(image_size=64, batch_size=batch_size, stride=32, workers=workers)
+    )
     assert loader.num_workers == used
     assert loader.batch_size == min(batch_size, len(dataset))
     assert loader.pin_memory == torch.cuda.is_available()
 
 
 def test_loading_leaves_the_global_generators_alone(entry):
-    loader, _ = create_dataloader(entry, workers=1, **TRAINING)
+    loader, _ = create_dataloader(entry, LoaderOptions(workers=1, **TRAINING))
     torch.manual_seed(0)
     np.random.seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1]
@@ -357,7 +366,7 @@ def test_recorded_quads(parity, parity_inputs, same_pixels):
 
 def test_quads_through_the_loader(entry):
     options = {**TRAINING, "batch_size": 8, "quad": True}
-    batches = [list(create_dataloader(entry, workers=workers, **options)[0]) for workers in (0, 1)]
+    batches = [list(create_dataloader(entry, LoaderOptions(workers=workers, **options))[0]) for workers in (0, 1)]
     assert same(*batches)
     # eight images make two, and the last two images, with themselves again, one
     assert [tuple(images.shape) for images, *_ in batches[0]] == [(2, 3, 128, 128), (1, 3, 128, 128)]
@@ -366,7 +375,7 @@ def test_quads_through_the_loader(entry):
 
 
 def test_quads_draw_evenly_and_by_epoch(entry):
-    _, dataset = create_dataloader(entry, 64, 4, 32, workers=0)
+    _, dataset = create_dataloader(entry, LoaderOptions(image_size=64, batch_size=4, stride=32, workers=0))
     quads = QuadDataset(dataset)
     # an enlarged first image has its own one label, four tiles have four
     enlarged = [len(quads.__getitems__([(epoch, i) for i in range(4)])[0][1]) == 1 for epoch in range(60)]

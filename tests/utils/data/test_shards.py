@@ -15,6 +15,7 @@ from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.formats import ShardSplit
 from utils.data.labels import scan
 from utils.data.loader import create_dataloader
+from utils.data.options import LoaderOptions
 from utils.data.shards import ShardLoader, read_shard, scan_shards
 
 pytest.importorskip("webdataset", reason="needs webdataset")
@@ -55,7 +56,7 @@ def split(tmp_path, picture):
 def load(split, hyp):
     def make(entry=split, **options):
         defaults = {"image_size": 64, "batch_size": 2, "stride": 32, "augment": True, "hyp": hyp, "workers": 0}
-        return create_dataloader(entry, **{**defaults, **options})[0]
+        return create_dataloader(entry, LoaderOptions(**{**defaults, **options}))[0]
 
     return make
 
