@@ -38,15 +38,15 @@ def now(): return 1000 * time.process_time(), resource.getrusage(resource.RUSAGE
 stages, modules = [("start of Python", *now())], {}
 def stage(name): stages.append((name, *now()))
 import torch; stage("import torch"); modules["torch"] = len(sys.modules)
-import detect; stage("import all else"); modules["all"] = len(sys.modules)
-load, find, leave = detect.Backend.__init__, detect.Finder.__call__, detect.Results.__exit__
+import detect; from engine import detection; stage("import all else"); modules["all"] = len(sys.modules)
+load, find, leave = detection.Backend.__init__, detection.Finder.__call__, detection.Results.__exit__
 def timed(call, name):
     def wrapped(*args, **kwargs):
         result = call(*args, **kwargs); stage(name); return result
     return wrapped
-detect.Backend.__init__ = timed(load, "weights: read, fuse")
-detect.Finder.__call__ = timed(find, "frame, network, NMS")
-detect.Results.__exit__ = timed(leave, "draw, write")
+detection.Backend.__init__ = timed(load, "weights: read, fuse")
+detection.Finder.__call__ = timed(find, "frame, network, NMS")
+detection.Results.__exit__ = timed(leave, "draw, write")
 detect.run(sys.argv[2], sys.argv[3], project=sys.argv[4], exist_ok=True)
 json.dump([stages, modules], sys.stdout)
 """

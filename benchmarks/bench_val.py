@@ -58,6 +58,7 @@ def stages_of_a_run(weights: str, data: str, augment: bool, threads: int | None)
     import torch
 
     import val
+    from engine import validation
     from models.backend import Backend
     from utils.evaluation import evaluator, report
     from utils.log import LOGGER
@@ -69,7 +70,7 @@ def stages_of_a_run(weights: str, data: str, augment: bool, threads: int | None)
     stages = Stages()
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder, stages.watch(
-        load=(val, "Backend"), network=(Backend, "forward"), NMS=(evaluator, "non_max_suppression"),
+        load=(validation, "Backend"), network=(Backend, "forward"), NMS=(evaluator, "non_max_suppression"),
         mosaics=(report, "plot_batch"), matching=(evaluator._Collector, "add"), AP=(evaluator, "ap_per_class"),
         figures=(report, "write_figures"),
     ):  # fmt: skip

@@ -97,7 +97,7 @@ def command(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [f"{verb}.py", *map(str, arguments)])
         capsys.readouterr()
         try:
-            cli.run(module.main, module.parse_opt(), verb)
+            cli.run(module.main, module.parse_opt, verb)
             code = 0
         except SystemExit as end:
             code = end.code

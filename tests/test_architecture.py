@@ -25,6 +25,7 @@ utils.export        executorch_program coreml_model litert_model edge_tpu saved_
 utils.export        web_model tensorrt_engine proof exporter
 utils.evaluation    metrics plots evaluator coco errors report
 models              insert second_order common attention attention_view experimental yolo transfer backend autoshape
+engine              validation detection
 .                   hubconf train val detect export
 """
 ORDER = [
@@ -37,7 +38,9 @@ def module_name(path: Path) -> str:
 
 
 def sources() -> list[Path]:
-    files = [p for room in ("models", "utils") for p in (ROOT / room).rglob("*.py") if p.name != "__init__.py"]
+    files = [
+        p for room in ("models", "utils", "engine") for p in (ROOT / room).rglob("*.py") if p.name != "__init__.py"
+    ]
     return files + [ROOT / f"{verb}.py" for verb in ("hubconf", "train", "val", "detect", "export")]
 
 
@@ -51,7 +54,11 @@ def imported(path: Path) -> set[str]:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             # `from utils import boxes` imports a module, `from utils.boxes import box_iou` a name of one
             found |= {name for name in names if name in ORDER} or {node.module}
-    return {name for name in found if name.split(".")[0] in ("models", "utils", "train", "val", "detect", "export")}
+    return {
+        name
+        for name in found
+        if name.split(".")[0] in ("engine", "models", "utils", "train", "val", "detect", "export")
+    }
 
 
 def test_every_file_has_its_place():

@@ -7,6 +7,7 @@ import argparse
 import copy
 import errno
 import http.client
+import inspect
 import io
 import json
 import os
@@ -44,6 +45,7 @@ from small_world import (
 import detect
 import train
 import val
+from engine import detection, validation
 from models.backend import load_checkpoint
 from models.transfer import transfer
 from models.yolo import Model
@@ -164,7 +166,7 @@ class BrightBoxes(torch.nn.Module):
 @pytest.fixture
 def bright(monkeypatch):
     """val and detect see with `BrightBoxes`."""
-    for module in (val, detect):
+    for module in (validation, detection):
         monkeypatch.setattr(module, "Backend", BrightBoxes)
 
 
@@ -713,7 +715,7 @@ def test_videos_that_cannot_be_read_are_named(command, usual, bright, here):
     write_set(here, {"a.png": (picture(), None), "b.png": (picture(), None)})
     (here / "images/train/film.mp4").write_text("x")
     code, err = command("detect", *usual["detect"], "--source", "images/train")
-    assert code == 0 and "left out: images/train/film.mp4: video cannot be decoded" in err and "2 pictures" in err
+    assert code == 0 and "left out: images/train/film.mp4: video cannot be decoded" in err and "2 images" in err
 
 
 def test_the_default_source_is_the_repositorys(monkeypatch, tmp_path, command, usual, bright):
@@ -773,7 +775,7 @@ def test_weights_that_are_none(refused, world, here, verb, kind, says):
 
 def test_weights_of_another_data_set(refused, variant):
     data = variant(nc=3, names=["a", "b", "c"])
-    refused("val", "--data", data, says=["best.pt knows 2 classes, but", "data variant.yaml has 3"])
+    refused("val", "--data", data, says=["best.pt has 2 classes, but", "data variant.yaml has 3"])
 
 
 def build(weights, cfg, nc=2, hyp=None, download=False, attention="") -> Model:
@@ -1326,7 +1328,7 @@ def test_confusion_matrix_of_every_image_or_as_v61(command, usual, bright, varia
     data = variant(val=str(write_set(here / "odd", pictures, "val")))
     counted = {}
     keep = lambda result, _: counted.update({len(counted): result.confusion.matrix.copy()})  # noqa: E731
-    monkeypatch.setattr(val.writers, "write_figures", keep)
+    monkeypatch.setattr(validation.writers, "write_figures", keep)
     for flags in ([], ["--matrix", "v6.1"]):
         assert command("val", *usual["val"], "--data", data, *flags)[0] == 0
     assert counted[0].tolist() == [[0, 0, 1], [0, 0, 1], [1, 0, 0]] and not counted[1].any()
@@ -1415,19 +1417,19 @@ def test_several_weights_and_augmentation(world, here):
 
 def test_speed_and_study(command, usual, world, bright, here, monkeypatch):
     asked = []
-    measure = val.evaluate
+    measure = validation.evaluate
 
     def spy(model, loader, *arguments, **options):
         asked.append((arguments[3:5], loader.dataset.image_size))
         return measure(model, loader, *arguments, **options)
 
-    monkeypatch.setattr(val, "evaluate", spy)
+    monkeypatch.setattr(validation, "evaluate", spy)
     assert (
         command("val", *usual["val"], "--weights", world.best, world.run / "weights/last.pt", "--task", "speed")[0] == 0
     )
     assert asked == [((0.25, 0.45), SIZE)] * 2
     assert not list((here / "out/exp").iterdir())
-    monkeypatch.setattr(val, "STUDY_SIZES", (64, 96))
+    monkeypatch.setattr(validation, "STUDY_SIZES", (64, 96))
     asked.clear()
     assert command("val", *usual["val"], "--task", "study")[0] == 0
     assert asked == [((0.001, 0.6), 64), ((0.001, 0.6), 96)]
@@ -1436,6 +1438,17 @@ def test_speed_and_study(command, usual, world, bright, here, monkeypatch):
     with zipfile.ZipFile(here / "study.zip") as archive:
         assert archive.namelist() == ["study_my set_best.txt"]
     assert cv2.imdecode(np.fromfile(here / "study.png", np.uint8), 1).shape == (1200, 1800, 3)
+
+
+def test_speed_writes_no_json(command, usual, bright, here):
+    """Not even for coco.yaml, where the other tasks write it unasked."""
+    pictures = {"a.png": (picture(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52)))}
+    folder = write_set(here / "set", pictures, "val")
+    data = write_yaml(here / "coco.yaml", {"train": "none", "val": str(folder), "names": NAMES})
+    assert command("val", *usual["val"], "--data", data, "--task", "speed", "--save-json")[0] == 0
+    assert not list((here / "out/exp").iterdir())
+    assert command("val", *usual["val"], "--data", data)[0] == 0
+    assert (here / "out/exp2/best_predictions.json").is_file()
 
 
 def test_validation_inside_a_training(world, here):
@@ -1569,6 +1582,50 @@ def test_python_calls_from_another_folder(world, here, monkeypatch):
         detect.run(world.best, world.images, conf_thres=2)
     with pytest.raises(FileNotFoundError, match="no such weights"):
         detect.run(source=world.images)
+
+
+def test_what_validation_returns_has_names_and_unpacks_as_v61s(world, bright, here):
+    result = val.run(world.data, world.best, imgsz=SIZE, workers=0, device="cpu", plots=False)
+    (p, r, map50, ap, *losses), maps, (pre, inference, nms) = result
+    assert result.numbers == (p, r, map50, ap, *losses) and losses == [0, 0, 0]
+    assert result.maps is maps and result.milliseconds == (pre, inference, nms)
+    assert ap == pytest.approx(maps.mean())
+
+
+def test_python_calls_are_refused_before_anything_is_written(world, here):
+    for run, options, kind, says in (
+        (detect.run, {"conf_three": 0.5}, TypeError, "there is no option 'conf_three'; did you mean 'conf_thres'?"),
+        (detect.run, {"max_det": 0}, ValueError, "--max-det must be at least 1, got 0"),
+        (detect.run, {"vid_stride": 1.5}, ValueError, "--vid-stride must be a whole number, got 1.5"),
+        (detect.run, {"imgsz": (64, 64, 64)}, ValueError, "--imgsz takes one number, or height and width"),
+        (val.run, {"task": "nonsense"}, ValueError, "--task must be one of train, val, test, speed, study, benchmark"),
+        (val.run, {"report": "everything"}, ValueError, "--report must be one of sizes, errors, got 'everything'"),
+    ):
+        with pytest.raises(kind) as error:
+            run(weights=world.best, **options)
+        assert says in str(error.value)
+    assert not os.listdir(here)
+
+
+def test_options_of_a_python_call_may_be_paths(world, bright, here):
+    """Those of several files, too, which the record of an unfinished run holds."""
+    folder = detect.run(
+        world.best, world.images, data=Path(world.data), project=Path("out"), name=Path("a"), imgsz=SIZE, device="cpu"
+    )
+    assert folder == Path("out/a") and len(os.listdir(folder)) == 4
+    val.run(Path(world.data), [Path(world.best)], imgsz=SIZE, workers=0, device="cpu", project=Path("out"), plots=False)
+    assert (here / "out/exp").is_dir()
+
+
+def test_help_of_the_functions_shows_every_option():
+    """Names and defaults are the command line's; in Python, as in v6.1, val takes half precision by default."""
+    for verb, first, differs in (("detect", ["weights", "source"], {}), ("val", ["data", "weights"], {"half": True})):
+        shown = inspect.signature(VERBS[verb].run).parameters
+        expected = {**vars(VERBS[verb].parse_opt(known=True)), **differs}
+        assert list(shown)[:2] == first and expected.items() <= {n: p.default for n, p in shown.items()}.items()
+        assert all(f"    {name}: " in VERBS[verb].run.__doc__ for name in expected)
+    own = {"model": None, "dataloader": None, "save_dir": Path(""), "plots": True, "callbacks": None}
+    assert own.items() <= {n: p.default for n, p in shown.items()}.items()
 
 
 def from_elsewhere(verb: str, *arguments) -> subprocess.CompletedProcess:

@@ -22,6 +22,7 @@ from PIL import Image
 from test_cli import BOXES, NAMES, SIZE, TINY, BrightBoxes, H, W, labels_in, picture
 
 import detect
+from engine import detection
 from models.backend import load_checkpoint
 from models.yolo import Model
 from utils import checkpoint
@@ -42,12 +43,12 @@ def here(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def found(monkeypatch, here):
-    """`found(source, **options)`: the folder of results of detect.run with `BrightBoxes` as the detector."""
-    monkeypatch.setattr(detect, "Backend", BrightBoxes)
-    monkeypatch.setattr(detect, "find_weights", lambda name, download: Path(name))
+    """`found(source, **options)`: the folder of results of detect.run, `BrightBoxes` being the detector."""
+    monkeypatch.setattr(detection, "Backend", BrightBoxes)
+    monkeypatch.setattr(detection, "find_weights", lambda name, download: Path(name))
 
-    def run(source, **options) -> Path:
-        return detect.run("bright.pt", source, imgsz=SIZE, device="cpu", project="out", **options)
+    def run(*source, **options) -> Path:
+        return detect.run("bright.pt", *source, **{"imgsz": SIZE, "device": "cpu", "project": "out", **options})
 
     return run
 
@@ -441,7 +442,7 @@ def test_a_window_without_a_display(found, here, monkeypatch):
 def test_results_in_a_window_until_q(found, here, monkeypatch):
     write_video(here / "clip.avi", moving(7))
     shown = []
-    monkeypatch.setattr(detect, "has_display", lambda: True)
+    monkeypatch.setattr(detection, "has_display", lambda: True)
     monkeypatch.setattr(cv2, "imshow", lambda title, image: shown.append((title, threading.current_thread())))
     monkeypatch.setattr(cv2, "waitKey", lambda ms: ord("q") if len(shown) == 3 else -1)
     monkeypatch.setattr(cv2, "destroyAllWindows", lambda: shown.append("closed"))
@@ -491,9 +492,9 @@ def test_maps_and_gates_are_written(soca, here):
 
 def test_layers_of_streams_and_ensembles_are_refused(soca, here):
     cv2.imencode(".png", picture())[1].tofile(here / "a.png")
-    with pytest.raises(ValueError, match="--visualize looks into one model"):
+    with pytest.raises(ValueError, match="--visualize records the layers of one model"):
         detect.run(["soca.pt", "soca.pt"], "a.png", imgsz=96, device="cpu", visualize=True)
-    with pytest.raises(ValueError, match="give pictures or a video, no stream"):
+    with pytest.raises(ValueError, match="which a stream never ends; give images or a video"):
         detect.run("soca.pt", "0", imgsz=96, device="cpu", visualize=True)
 
 
@@ -522,7 +523,7 @@ class SmallBoxes(BrightBoxes):
 
 
 def test_small_objects_of_a_large_picture_are_found_in_tiles(found, here, monkeypatch):
-    monkeypatch.setattr(detect, "Backend", SmallBoxes)
+    monkeypatch.setattr(detection, "Backend", SmallBoxes)
     rng = np.random.default_rng(0)
     image = np.full((400, 500, 3), 60, np.uint8)
     truth = []

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_cli import picture
+from test_cli import SIZE, picture
 from test_detect import found, here, read_video, write_video  # noqa: F401
 
 from utils import dist
@@ -31,14 +31,15 @@ import json, os, sys, time
 sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]
 from pathlib import Path
 import detect
+from engine import detection
 from test_cli import SIZE, BrightBoxes
-detect.Backend, detect.find_weights = BrightBoxes, lambda name, download: Path(name)
-add, seen = detect.Results.add, open(sys.argv[1], "a", buffering=1)
+detection.Backend, detection.find_weights = BrightBoxes, lambda name, download: Path(name)
+add, seen = detection.Results.add, open(sys.argv[1], "a", buffering=1)
 def slow(self, frame, boxes):
     print(self.stem(frame), file=seen)
     add(self, frame, boxes)
     time.sleep(0.05)
-detect.Results.add = slow
+detection.Results.add = slow
 detect.run("bright.pt", imgsz=SIZE, device="cpu", **json.loads(sys.argv[2]))
 """
 
@@ -143,14 +144,67 @@ def test_an_interrupted_run_goes_on(found, here, monkeypatch, capsys):  # noqa: 
     (folder / ".p5.png.x1.part").write_bytes(b"half")
     monkeypatch.setattr(Results, "_write", write)
 
-    with pytest.raises(ValueError, match=r"--conf-thres: the run in .* was begun with 0.25; leave the option out"):
-        found("data/images", resume=folder, conf_thres=0.5)
-    found("data/images", resume=folder, batch_size=2)
+    with pytest.raises(ValueError, match=r"--conf-thres is 0.5, but the run in .* was begun with 0.25; leave the opti"):
+        found(resume=folder, conf_thres=0.5)
+    found(resume=folder, batch_size=2)
     assert contents(folder) == expected
     with pytest.raises(ValueError, match="holds no unfinished run of detect; leave --resume out"):
-        found("data/images", resume=folder)
-    with pytest.raises(ValueError, match="no such folder; to begin a run in it, name its --source"):
-        found("data/images", resume="out/nowhere")
+        found(resume=folder)
+
+
+# options a run is begun with, options of the call that resumes it, what the error says
+RESUMED = [
+    ({}, {"source": "in", "conf_thres": 0.25}, None),  # given, and equal to a default
+    ({}, {"imgsz": (SIZE, SIZE), "nosave": False, "data": None}, None),
+    ({"conf_thres": 0.4, "classes": (0, 1)}, {"classes": [0, 1]}, None),
+    ({"data": Path("names.yaml")}, {"data": Path("names.yaml")}, None),
+    ({}, {"device": "", "view_img": False, "project": "elsewhere", "name": "other", "batch_size": 3}, None),
+    ({"conf_thres": 0.4}, {"conf_thres": 0.25}, "--conf-thres is 0.25, but the run in out/exp was begun with 0.4"),
+    ({"save_txt": True}, {"save_txt": False}, "--save-txt is False, but the run in out/exp was begun with True"),
+    ({}, {"source": "data/images"}, "--source is data/images, but the run in out/exp was begun with in"),
+    ({}, {"imgsz": SIZE + 32}, f"--imgsz is [{SIZE + 32}, {SIZE + 32}], but the run in out/exp was begun with"),
+    ({}, {"data": "data/shapes.yaml"}, "--data is data/shapes.yaml, but the run in out/exp was begun with None"),
+]
+
+
+@pytest.mark.parametrize(("begun", "given", "says"), RESUMED)
+def test_options_given_to_a_resumed_run_must_be_those_it_was_begun_with(
+    found,  # noqa: F811
+    here,  # noqa: F811
+    monkeypatch,
+    begun,
+    given,
+    says,
+):
+    make_files()
+    write, count = Results._write, []
+
+    def stopped(self, frame, boxes):
+        count.append(frame)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        write(self, frame, boxes)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Results, "_write", stopped)
+        found("in", **begun)
+    if says:
+        with pytest.raises(ValueError) as error:
+            found(resume="out/exp", **given)
+        assert says in str(error.value)
+        assert (here / "out/exp" / HIDDEN).exists()
+    else:
+        assert found(resume="out/exp", **given) == Path("out/exp")
+        assert not (here / "out/exp" / HIDDEN).exists()
+
+
+def test_to_begin_a_run_in_a_folder_its_source_is_given(found, here):  # noqa: F811
+    with pytest.raises(ValueError, match="there is no such folder; to begin a run in it, give its --source"):
+        found(resume="out/new")
+    folder = here / "data/images"
+    folder.mkdir(parents=True)
+    cv2.imencode(".png", picture())[1].tofile(folder / "a.png")
+    assert os.listdir(found("data/images", resume="out/new")) == ["a.png"]  # the default, but given
 
 
 def test_a_run_goes_on_where_it_was_begun(here, monkeypatch):  # noqa: F811
@@ -197,9 +251,9 @@ def test_what_cannot_be_shared(found, here, monkeypatch):  # noqa: F811
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     make_files()
-    with pytest.raises(ValueError, match="neither resumed nor shared"):
+    with pytest.raises(ValueError, match="only files can be resumed or shared among processes"):
         found("0")
-    with pytest.raises(ValueError, match="--track follows objects from picture to picture"):
+    with pytest.raises(ValueError, match="--track follows objects from image to image"):
         found("in", track=True)
     with pytest.raises(ValueError, match="start them with torchrun, or give them all the same --resume FOLDER"):
         found("in")

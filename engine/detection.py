@@ -1,0 +1,234 @@
+"""Detection: images, videos and streams in, results out. A run over files can be resumed and shared among processes."""
+
+import contextlib
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from models.backend import Backend, find_weights, frame_size
+from models.yolo import checkpoint_classes
+from utils import checkpoint, cli, dist
+from utils.data.letterbox import letterbox
+from utils.device import select_device
+from utils.files import increment_path
+from utils.inference.features import FeatureRecorder
+from utils.inference.finder import Finder
+from utils.inference.ledger import Ledger
+from utils.inference.outputs import summary
+from utils.inference.results import Results, Wanted, has_display
+from utils.inference.sources import PICTURE, STREAM, Frame, Source, list_sources, read_batches
+from utils.inference.tracking import Tracking
+from utils.log import LOGGER
+
+# Options that a resumed run may change; the ledger does not record them.
+CHANGEABLE = {"download", "device", "batch_size", "view_img", "update", "project", "name", "exist_ok", "resume"}
+
+
+def detect(opt: cli.Options) -> Path:
+    """Detects objects in what `opt.source` names and returns the folder of results.
+
+    opt: the options of detect.py, with their ranges checked.
+
+    Raises ValueError for options that do not go together, FileNotFoundError where weights or the source are missing.
+    """
+    opt = copy.copy(opt)
+    opt.imgsz = cli.frame_sides(opt.imgsz)
+    if "data" not in opt.given:
+        opt.data = None  # the default YAML names the classes of another data set
+    ledger = _find_run(opt)
+    sources = ledger.sources if ledger else list_sources(opt.source, opt.download)
+    streams, shared = sources[0].kind == STREAM, dist.world_size() > 1
+    if shared or opt.resume:
+        _check_shared(sources, opt.track)
+    if opt.view_img and not has_display():
+        raise ValueError("--view-img: no window can be opened here; leave the option out, results go to a folder")
+    tracking = Tracking(opt.conf_thres) if opt.track else None
+    finder = _load(opt, streams)
+    if shared or opt.resume:
+        ledger = ledger or _begin_shared(opt, sources)
+        sources = ledger.sources
+    todo = ledger.todo(max(dist.rank(), 0), dist.world_size()) if ledger else range(len(sources))
+    unreadable: list[int] = []
+    reading = read_batches(sources, 1 if opt.visualize else opt.batch_size, opt.vid_stride, todo, unreadable)
+    with contextlib.closing(reading) as batches, cli.stopped_by_signals():
+        first = next(batches, None)  # before there is a folder: a source without any readable image leaves none
+        save_dir = ledger.folder if ledger else increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
+        if not ledger and len(sources) > 1 and _can_be_resumed(sources, opt.track):
+            ledger = Ledger.begin(save_dir, sources, _recorded(opt), alone=True)
+        with Results(save_dir, sources, finder.model.names, _wanted(opt, streams), ledger, unreadable) as results:
+            _detect_batches(first, batches, finder, results, tracking, opt.visualize, len(todo))
+    if opt.update and dist.is_main():
+        for file in opt.weights:
+            checkpoint.strip(find_weights(file, opt.download), classes=checkpoint_classes())
+    return save_dir
+
+
+def _load(opt: cli.Options, streams: bool) -> Finder:
+    """The detector that the options ask for."""
+    device = select_device(opt.device)
+    weights = [find_weights(file, opt.download) for file in opt.weights]
+    model = Backend(weights, device, opt.half, opt.dnn, opt.data).eval()
+    model.check_use(opt.conf_thres, opt.iou_thres, opt.augment)
+    if wrong := [c for c in opt.classes or () if not 0 <= c < len(model.names)]:
+        raise ValueError(f"--classes: {weights[0]} has classes 0 to {len(model.names) - 1}, got {wrong}")
+    if opt.update and (others := [file for file in weights if file.suffix != ".pt"]):
+        raise ValueError(f"--update changes .pt files only, got {others[0]}; leave the option out")
+    if opt.visualize:
+        _check_visualize(model, streams)
+    return Finder(
+        model, frame_size(model, opt.imgsz), device, opt.augment, opt.tile,
+        conf_thres=opt.conf_thres, iou_thres=opt.iou_thres, classes=opt.classes, agnostic=opt.agnostic_nms,
+        max_det=opt.max_det,
+    )  # fmt: skip
+
+
+def _check_visualize(model: Backend, streams: bool) -> None:
+    if streams:
+        raise ValueError(
+            "--visualize writes files for every layer of every frame, which a stream never ends; give images or a video"
+        )
+    if not hasattr(model.model, "model"):
+        raise ValueError("--visualize records the layers of one model; give one .pt file as --weights")
+
+
+def _wanted(opt: cli.Options, streams: bool) -> Wanted:
+    return Wanted(
+        images=not opt.nosave and not (streams and str(opt.source).endswith(".txt")),  # of which v6.1 writes none
+        txt=opt.save_txt, conf=opt.save_conf, crop=opt.save_crop, json=opt.save_json, csv=opt.save_csv,
+        view=opt.view_img or (streams and has_display()),
+        line_thickness=opt.line_thickness, hide_labels=opt.hide_labels, hide_conf=opt.hide_conf,
+    )  # fmt: skip
+
+
+# --- frame by frame ---------------------------------------------------------------------------------------------------
+
+
+def _detect_batches(
+    first: list[Frame] | None,
+    batches: Iterator[list[Frame]],
+    finder: Finder,
+    results: Results,
+    tracking: Tracking | None,
+    visualize: bool,
+    files: int,
+) -> None:
+    """Hands the detections of each frame to the results, until there are no more frames or q was pressed.
+
+    files: number of files to read, for the progress bar.
+    """
+    seen = 0
+    try:
+        with _progress_bar(results.sources, files) as advance:
+            batch = first
+            while batch and not results.quit:
+                with _record_features(batch[0], finder, results) if visualize else contextlib.nullcontext():
+                    detections, shapes = finder([frame.image for frame in batch])
+                for frame, boxes, shape in zip(batch, detections, shapes):
+                    seen += 1
+                    counts = summary(boxes, results.names)
+                    title = _title(frame, results.sources)
+                    LOGGER.info(f"{title}: {shape[0]}x{shape[1]} {counts}, {finder.seconds:.3f} s")
+                    results.add(frame, tracking(frame, boxes) if tracking else boxes)
+                    advance(frame)
+                batch = next(batches, None)
+    finally:
+        if seen:
+            steps = zip(finder.timers, ("pre-process", "inference", "NMS"))
+            times = ", ".join(f"{1000 * timer.total / seen:.1f} ms {step}" for timer, step in steps)
+            LOGGER.info(f"{seen} image{'s' * (seen > 1)}; per image: {times}; results in {results.folder}")
+
+
+def _title(frame: Frame, sources: list[Source]) -> str:
+    """A frame in the log: `2/3 film.mp4 (7/90)`."""
+    text = f"{frame.source + 1}/{len(sources)} {sources[frame.source].title}"
+    if frame.number is None:
+        return text
+    return f"{text} ({frame.number}/{frame.count})" if frame.count else f"{text} ({frame.number})"
+
+
+@contextlib.contextmanager
+def _progress_bar(sources: list[Source], files: int) -> Iterator:
+    """Shows a bar with the time left below the log lines of a terminal; yields a function to call after each frame."""
+    if not sys.stderr.isatty() or sources[0].kind == STREAM:
+        yield lambda frame: None
+        return
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    opened = set()
+    with logging_redirect_tqdm([LOGGER]), tqdm(total=files, unit="frame", dynamic_ncols=True) as bar:
+
+        def advance(frame: Frame) -> None:
+            if frame.source not in opened:  # the length of a video is known once it is open
+                opened.add(frame.source)
+                bar.total += max(frame.count, 1) - 1
+            bar.update()
+
+        yield advance
+
+
+def _record_features(frame: Frame, finder: Finder, results: Results) -> FeatureRecorder:
+    """A recorder of the layers for this frame, into a folder with the frame's name."""
+    folder = increment_path(results.folder / results.stem(frame), exist_ok=results.ledger is not None, mkdir=True)
+    image = letterbox(frame.image, finder.size, stride=finder.model.stride)[0]
+    return FeatureRecorder(finder.model.model, folder, image)
+
+
+# --- runs that are resumed, or shared among processes -----------------------------------------------------------------
+
+
+def _find_run(opt: cli.Options) -> Ledger | None:
+    """The unfinished run in the folder of --resume, whose options `opt` then has; None where a run is to begin."""
+    if not opt.resume:
+        return None
+    folder = Path(opt.resume)
+    if not folder.exists():
+        if "source" not in opt.given:
+            raise ValueError(f"--resume {folder}: there is no such folder; to begin a run in it, give its --source")
+        return None
+    ledger = Ledger(folder)
+    for name, recorded in ledger.options.items():
+        if name in opt.given and getattr(opt, name) != recorded:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(opt, name)}, but the run in {folder} was begun with "
+                f"{recorded}; leave the option out to resume the run"
+            )
+        setattr(opt, name, recorded)
+    LOGGER.info(f"{len(ledger.places)} of {len(ledger.sources)} files are done, the others follow")
+    return ledger
+
+
+def _recorded(opt: cli.Options) -> dict[str, Any]:
+    """The options that a resumed run must share with the one it continues."""
+    return {name: value for name, value in vars(opt).items() if name not in CHANGEABLE}
+
+
+def _begin_shared(opt: cli.Options, sources: list[Source]) -> Ledger:
+    """A new run: in the folder of --resume, or in one that the first process makes and tells the others."""
+    if opt.resume:
+        return Ledger.begin(Path(opt.resume), sources, _recorded(opt), alone=False)
+
+    def begin() -> str:
+        folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
+        return str(Ledger.begin(folder, sources, _recorded(opt), alone=True).folder)
+
+    return Ledger(Path(dist.agree(begin)))
+
+
+def _can_be_resumed(sources: list[Source], track: bool) -> bool:
+    return not any(s.kind == STREAM or s.name == "-" or (track and s.kind == PICTURE) for s in sources)
+
+
+def _check_shared(sources: list[Source], track: bool) -> None:
+    if not _can_be_resumed(sources, False):
+        raise ValueError(
+            "only files can be resumed or shared among processes, and the source is a stream or standard input; start "
+            "one process, without --resume"
+        )
+    if not _can_be_resumed(sources, track):
+        raise ValueError(
+            "--track follows objects from image to image, so images cannot be resumed or shared among processes; leave "
+            "it out, or give videos"
+        )
