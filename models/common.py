@@ -12,12 +12,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.registry import (
     contracts,
+    convolves,
     expands,
     joins,
     keeps_channels,
     normalises,
     passes,
+    pools,
     register,
+    upsamples,
     widens,
     widens_repeating,
 )
@@ -36,7 +39,7 @@ def _pair(kernel: int | list[int] | tuple[int, int]) -> int | tuple[int, int]:
 # --- convolutions -----------------------------------------------------------------------------------------------------
 
 
-@register(widens)
+@register(convolves)
 class Conv(nn.Module):
     """Convolution, batch norm, activation.
 
@@ -63,7 +66,7 @@ class Conv(nn.Module):
             self.train(was_training)
 
 
-@register(widens)
+@register(convolves)
 class DWConv(Conv):
     """Depth-wise convolution: as many groups as divide both widths."""
 
@@ -71,7 +74,7 @@ class DWConv(Conv):
         super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), act=act)
 
 
-@register(widens)
+@register(lambda row: (plan := convolves(row))._replace(stride=2 * plan.stride))
 class Focus(nn.Module):
     """Every second pixel in each direction as four times the channels, then a convolution."""
 
@@ -84,7 +87,7 @@ class Focus(nn.Module):
         return self.conv(torch.cat(quarters, 1))
 
 
-@register(widens)
+@register(convolves)
 class GhostConv(nn.Module):
     """GhostNet (Han et al., CVPR 2020): half of the maps from a convolution, half from a cheap one of these."""
 
@@ -118,12 +121,14 @@ class Bottleneck(nn.Module):
         return x + y if self.add else y
 
 
-@register(widens)
+@register(convolves)
 class GhostBottleneck(nn.Module):
     """GhostNet's residual block; stride 2 halves the map."""
 
     def __init__(self, c1, c2, k=3, s=1):
         super().__init__()
+        if s not in (1, 2):
+            raise ValueError(f"the stride must be 1 or 2, got {s}")
         hidden = c2 // 2
         self.conv = nn.Sequential(
             GhostConv(c1, hidden, 1, 1),
@@ -423,8 +428,8 @@ class Sqrtm:
 
 # --- layers of torch that model YAMLs name ----------------------------------------------------------------------------
 
-register(passes, "nn.Upsample")(nn.Upsample)
-register(passes, "nn.MaxPool2d")(nn.MaxPool2d)
+register(upsamples, "nn.Upsample")(nn.Upsample)
+register(pools, "nn.MaxPool2d")(nn.MaxPool2d)
 register(passes, "nn.ZeroPad2d")(nn.ZeroPad2d)
 register(passes, "nn.Identity")(nn.Identity)
 register(normalises, "nn.BatchNorm2d")(nn.BatchNorm2d)

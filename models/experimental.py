@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from models.common import Conv
-from models.registry import register, widens
+from models.registry import convolves, register
 
 
-@register(widens)
+@register(convolves)
 class CrossConv(nn.Module):
     """A 1 x k then a k x 1 convolution, plus the input where widths agree and `shortcut` asks for it."""
 
@@ -26,7 +26,7 @@ class CrossConv(nn.Module):
         return x + y if self.add else y
 
 
-@register(widens)
+@register(convolves)
 class MixConv2d(nn.Module):
     """Convolutions with several kernel sizes side by side (Tan and Le, MixConv, BMVC 2019).
 

@@ -1,4 +1,4 @@
-"""YAML name -> block, and the rule that says how a block is built from its row.
+"""Maps the name of a block in a model YAML to its class and to the rule that says how a row of the YAML is built.
 
 A new block is one class and one decorator:
 
@@ -6,102 +6,158 @@ A new block is one class and one decorator:
     class MyAttention(nn.Module):
         def __init__(self, channels, reduction=16): ...
 
-A rule answers one question: given the incoming channels and the YAML row, what are the constructor's arguments, how
-many channels come out, and how many copies stand in series? A block that offers `start_as_identity()` has it called
-where it is new among trained layers (models/transfer.py).
+A rule reads a row and answers: what are the arguments of the constructor, how many channels come out, how many copies
+stand in series, and by which factor does the stride grow? Strides are known from the rules alone, no image is needed;
+so a block that makes its map smaller or larger needs a rule that says so (`convolves`, or one of its own). A block that
+has a method `start_as_identity()` has it called where it is new among trained layers (models/transfer.py).
 """
 
 import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
-    """One row of a model YAML, as a rule sees it."""
+    """A row of a model YAML, as a rule sees it."""
 
     channels: list[int]  # incoming, one per entry of `from`
     repeats: int  # after the depth multiple
-    args: list  # words such as `nc` already resolved
+    args: list  # words such as `nc` are already replaced by their values
     width: float  # the width multiple
     outputs: int  # channels of one detection map; a width equal to it is never scaled
+    several: bool = False  # whether `from` is a list: the block is then called with a list of maps
 
 
-Rule = Callable[[Row], tuple[list, int, int]]  # -> constructor arguments, outgoing channels, copies in series
+class Plan(NamedTuple):
+    """What a rule makes of a row."""
+
+    arguments: list  # of the constructor
+    channels: int  # outgoing
+    copies: int = 1  # in series
+    stride: float | None = 1  # side of the incoming map over side of the outgoing one; None: no single map comes out
+
+
+Rule = Callable[[Row], Plan]
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
 def scaled(channels: int, row: Row) -> int:
-    """A width from the YAML times the width multiple, rounded up to a multiple of 8."""
+    """Returns a width of the YAML times the width multiple, rounded up to a multiple of 8."""
     return channels if channels == row.outputs else math.ceil(channels * row.width / 8) * 8
 
 
-def _first(row: Row) -> int:
+def widens(row: Row) -> Plan:
+    """Plans a block that gives any width and keeps the map's size: (c1, c2 x width, *args)."""
+    c2 = scaled(_width(row), row)
+    return Plan([_one_map(row), c2, *row.args[1:]], c2, row.repeats)
+
+
+def convolves(row: Row) -> Plan:
+    """Plans a convolution: as `widens`, and the third entry of the row's args, 1 if left out, is its stride."""
+    return widens(row)._replace(stride=_factor(row.args[2]) if len(row.args) > 2 else 1)
+
+
+def widens_repeating(row: Row) -> Plan:
+    """Plans a stage that repeats its inner block: (c1, c2 x width, n x depth, *args)."""
+    c2 = scaled(_width(row), row)
+    return Plan([_one_map(row), c2, row.repeats, *row.args[1:]], c2)
+
+
+def keeps_channels(row: Row) -> Plan:
+    """Plans an attention block: (c1, *args). A row may state the width, `[1024]` or `[1024, 8]`, which must be c1.
+
+    `[None, 8]` gives the other arguments without stating it.
+    """
+    c1 = _one_map(row)
+    if row.args and row.args[0] is not None and (stated := scaled(_width(row), row)) != c1:
+        raise ValueError(
+            f"takes the {c1} channels that come in, but the row states {row.args[0]} "
+            f"(x width_multiple {row.width} = {stated}); write [{math.floor(c1 / row.width)}] or []"
+        )
+    return Plan([c1, *row.args[1:]], c1, row.repeats)
+
+
+def passes(row: Row) -> Plan:
+    """Plans a layer that knows nothing of channels and keeps the map's size, up to a padding: arguments unchanged."""
+    return Plan(row.args, _one_map(row), row.repeats)
+
+
+def pools(row: Row) -> Plan:
+    """Plans a pooling layer: [kernel, stride, ...]; without a stride it is the kernel's size."""
+    kernel, *others = row.args
+    stride = others[0] if others and others[0] is not None else kernel
+    return passes(row)._replace(stride=_factor(stride))
+
+
+def upsamples(row: Row) -> Plan:
+    """Plans an upsampling layer: [None, scale, ...]."""
+    size, scale = (*row.args, None, None)[:2]
+    if size is not None or scale is None:
+        raise ValueError(f"a map is upsampled by a factor, as in [None, 2, nearest], got {row.args}")
+    return passes(row)._replace(stride=1 / _factor(scale))
+
+
+def normalises(row: Row) -> Plan:
+    """Plans a normalisation: (c1)."""
+    return Plan([_one_map(row)], row.channels[0], row.repeats)
+
+
+def joins(row: Row) -> Plan:
+    """Plans a concatenation: channels add up."""
+    _check_list(row)
+    return Plan(row.args, sum(row.channels), row.repeats)
+
+
+def contracts(row: Row) -> Plan:
+    """Plans a layer that moves space into channels."""
+    gain = _factor(row.args[0]) if row.args else 2
+    return Plan(row.args, _one_map(row) * gain**2, row.repeats, gain)
+
+
+def expands(row: Row) -> Plan:
+    """Plans a layer that moves channels into space."""
+    gain = _factor(row.args[0]) if row.args else 2
+    return Plan(row.args, _one_map(row) // gain**2, row.repeats, 1 / gain)
+
+
+def detects(row: Row) -> Plan:
+    """Plans the head: (nc, anchors, [c1, ...]). A number of anchors stands for the placeholders 0, 1, 2, ... pixels."""
+    _check_list(row)
+    nc, anchors = row.args
+    if isinstance(anchors, int):
+        anchors = [list(range(anchors * 2))] * len(row.channels)
+    return Plan([nc, anchors, row.channels], row.outputs, stride=None)
+
+
+def _width(row: Row) -> int:
     if not row.args or not isinstance(row.args[0], int):
         raise ValueError(f"the first argument must be a number of channels, got {row.args}")
     return row.args[0]
 
 
-def widens(row: Row) -> tuple[list, int, int]:
-    """Convolutions: (c1, c2 x width, *args)."""
-    c2 = scaled(_first(row), row)
-    return [row.channels[0], c2, *row.args[1:]], c2, row.repeats
+def _one_map(row: Row) -> int:
+    """Returns the channels of the one map that comes in."""
+    if row.several:
+        raise ValueError("takes one map, so `from` must be a layer number, not a list")
+    return row.channels[0]
 
 
-def widens_repeating(row: Row) -> tuple[list, int, int]:
-    """Stages that repeat inside themselves: (c1, c2 x width, n x depth, *args)."""
-    c2 = scaled(_first(row), row)
-    return [row.channels[0], c2, row.repeats, *row.args[1:]], c2, 1
+def _check_list(row: Row) -> None:
+    if not row.several:
+        raise ValueError("takes a list of maps, so `from` must be a list of layer numbers, such as [-1, 6]")
 
 
-def keeps_channels(row: Row) -> tuple[list, int, int]:
-    """Attention: (c1, *args). A row may state the width, `[1024]` or `[1024, 8]`; it must then be the incoming one.
-
-    `[None, 8]` gives the other arguments without stating it.
-    """
-    c1 = row.channels[0]
-    if row.args and row.args[0] is not None and (stated := scaled(_first(row), row)) != c1:
-        raise ValueError(
-            f"takes the {c1} channels that come in, but the row states {row.args[0]} "
-            f"(x width_multiple {row.width} = {stated}); write [{math.floor(c1 / row.width)}] or []"
-        )
-    return [c1, *row.args[1:]], c1, row.repeats
-
-
-def passes(row: Row) -> tuple[list, int, int]:
-    """Layers without channels of their own: arguments unchanged."""
-    return row.args, row.channels[0], row.repeats
-
-
-def normalises(row: Row) -> tuple[list, int, int]:
-    """Normalisation: (c1)."""
-    return [row.channels[0]], row.channels[0], row.repeats
-
-
-def joins(row: Row) -> tuple[list, int, int]:
-    """Concatenation: channels add up."""
-    return row.args, sum(row.channels), row.repeats
-
-
-def contracts(row: Row) -> tuple[list, int, int]:
-    """Space to channels."""
-    return row.args, row.channels[0] * row.args[0] ** 2, row.repeats
-
-
-def expands(row: Row) -> tuple[list, int, int]:
-    """Channels to space."""
-    return row.args, row.channels[0] // row.args[0] ** 2, row.repeats
-
-
-def detects(row: Row) -> tuple[list, int, int]:
-    """The detection head: (nc, anchors, [c1, ...]). An anchor count stands for the placeholders 0, 1, 2, ... pixels."""
-    nc, anchors = row.args
-    if isinstance(anchors, int):
-        anchors = [list(range(anchors * 2))] * len(row.channels)
-    return [nc, anchors, row.channels], row.outputs, 1
+def _factor(value: float | list) -> float:
+    """Returns a stride or scale as a number; of a pair (height, width) the one for the height."""
+    factor = value[0] if isinstance(value, list | tuple) and value else value
+    if not isinstance(factor, int | float) or not factor > 0:
+        raise ValueError(f"a stride or scale must be a positive number, got {value!r}")
+    return factor
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -110,7 +166,10 @@ _BLOCKS: dict[str, tuple[type, Rule]] = {}
 
 
 def register(rule: Rule, name: str = "") -> Callable[[type], type]:
-    """Class decorator: model YAMLs may name the class, built by `rule`. ValueError when the name is taken."""
+    """Returns a class decorator by which model YAMLs may name the class, as `name` or as it is called.
+
+    Raises ValueError when the name is taken.
+    """
 
     def add(block: type) -> type:
         key = name or block.__name__
@@ -123,14 +182,9 @@ def register(rule: Rule, name: str = "") -> Callable[[type], type]:
 
 
 def lookup(name: str) -> tuple[type, Rule]:
-    """The class and rule of a name; ValueError with the nearest name when there is none."""
+    """Returns the class and the rule of a name; ValueError that proposes the nearest name when there is none."""
     if name in _BLOCKS:
         return _BLOCKS[name]
     near = difflib.get_close_matches(str(name), _BLOCKS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known modules: {', '.join(sorted(_BLOCKS))}"
     raise ValueError(f"unknown module {name!r}; {hint}")
-
-
-def registered_classes() -> set[type]:
-    """Every class that a model YAML may name."""
-    return {block for block, _ in _BLOCKS.values()}

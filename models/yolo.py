@@ -1,4 +1,4 @@
-"""The detector: Detect (the head), Model (a YAML made into a network), parse_model (the loop between them).
+"""The detector: Detect (the head) and Model (a network built from a YAML, see architecture.py).
 
 `python models/yolo.py --cfg SOCA.yaml` prints a model's table.
 """
@@ -21,15 +21,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import attention, common, experimental
+from models.architecture import layer_strides, parse_model, plain_yaml
 from models.common import Conv
 from models.insert import insert_rows
-from models.registry import Row, detects, lookup, register
+from models.registry import detects, register
 from utils.boxes import round_up
 from utils.device import Timer, select_device
 from utils.files import find_file, read_yaml
 from utils.log import LOGGER
-
-PROBE_SIZE = 256  # pixels of the image that shows the strides; a multiple of the largest one
 
 
 @register(detects)
@@ -175,42 +174,20 @@ class Model(nn.Module):
         head = self.model[-1]
         if isinstance(head, Detect):
             head.inplace = self.inplace
-            self._set_strides(head, ch, source)
+            strides = layer_strides(self.yaml, source)
+            self._set_strides(head, [strides[j % head.i] for j in head.f], source)
             head.initialise_biases()
 
-    @torch.no_grad()
-    def _set_strides(self, head: Detect, ch: int, source: str) -> None:
-        # in eval mode, so that no batch norm learns from an image of zeros
-        self.eval()
-        head.stride = torch.ones(head.nl)
-        maps = self._probe(ch, source)
-        self.train()
-        head.stride = self.stride = torch.tensor([PROBE_SIZE / m.shape[2] for m in maps])
+    def _set_strides(self, head: Detect, strides: list[float], source: str) -> None:
+        head.stride = self.stride = torch.tensor(strides, dtype=torch.float32)
         if not (head.stride.diff() > 0).all() and not (head.stride.diff() < 0).all():
-            raise ValueError(f"{source}, Detect: its inputs must go from fine to coarse, got strides {head.stride}")
+            raise ValueError(f"{source}, Detect: its inputs must go from fine to coarse, got strides {strides}")
         # anchors must grow with the stride: in pixels, since divided by it those that grow slowly would seem to shrink
         area = head.anchors.prod(-1).flatten()
         if torch.sign(area[-1] - area[0]) != torch.sign(head.stride[-1] - head.stride[0]):
             LOGGER.info(f"{source}: anchors run against the strides; reversing their levels")
             head.anchors[:] = head.anchors.flip(0)
         head.anchors /= head.stride.view(-1, 1, 1)
-
-    def _probe(self, ch: int, source: str) -> list[torch.Tensor]:
-        """The head's maps for an empty image; ValueError that names the row whose inputs do not fit."""
-        reached = []
-        hooks = [m.register_forward_pre_hook(lambda m, inputs: reached.append((m, inputs[0]))) for m in self.model]
-        try:
-            return self(torch.zeros(1, ch, PROBE_SIZE, PROBE_SIZE))[1]
-        except RuntimeError as error:
-            layer, maps = reached[-1]
-            strides = [PROBE_SIZE / m.shape[2] for m in maps] if isinstance(maps, list) else []
-            fault = f"maps of strides {strides} come in; they must share one" if len(set(strides)) > 1 else error
-            k = layer.i - len(self.yaml["backbone"])
-            place = _place(source, "backbone", layer.i, layer.i) if k < 0 else _place(source, "head", k, layer.i)
-            raise ValueError(f"{place}: {layer.type.split('.')[-1]} from {layer.f}: {fault}") from error
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @property
     def image_multiple(self) -> int:
@@ -288,147 +265,6 @@ def flop_counter():
 
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return FlopCounterMode(display=False, custom_mapping={kernel: count})
-
-
-# --- from YAML to layers ----------------------------------------------------------------------------------------------
-
-
-def plain_yaml(d: dict, source: str = "model", path: Path | None = None, above: tuple[str, ...] = ()) -> dict:
-    """The content of a model YAML with `base` and `insert` written out: v6.1's keys and rows, checked.
-
-    Args:
-        d: content. With `base: FILE` it is that file's, but for the keys given here; then come the rows of `insert`.
-        source: name for error messages.
-        path: of the file, beside which `base` is looked for first.
-        above: files that led here by their `base`.
-    """
-    changes = dict(d)
-    rows = changes.pop("insert", None)
-    base = changes.pop("base", None)
-    if base is not None:
-        d = {**_read_base(base, source, path, above), **_check_changes(changes, source)}
-    else:
-        d = changes
-    _check_keys(d, source)
-    return d if rows is None else insert_rows(d, rows, layer_strides(d, source), source)
-
-
-def _read_base(base: str, source: str, path: Path | None, above: tuple[str, ...]) -> dict:
-    if not isinstance(base, str):
-        raise ValueError(f"{source}: base must name a model YAML, such as yolov5s.yaml, got {base!r}")
-    beside = path.parent / base if path else Path(base)
-    file = beside if beside.is_file() else find_file(base, (".yaml", ".yml"))
-    chain = (*above, str(path.resolve()) if path else source)
-    if str(file.resolve()) in chain:
-        raise ValueError(f"{source}: base {base} leads back to itself")
-    return plain_yaml(read_yaml(file), file.name, file, chain)
-
-
-def _check_changes(changes: dict, source: str) -> dict:
-    known = ("nc", "depth_multiple", "width_multiple", "anchors", "ch", "inplace")
-    if unknown := [key for key in changes if key not in known]:
-        raise ValueError(f"{source}: beside base stand insert, {', '.join(known)}; got {', '.join(map(str, unknown))}")
-    return changes
-
-
-@torch.no_grad()
-def layer_strides(d: dict, source: str = "model") -> list[float | None]:
-    """Image side over map side of each layer of a plain YAML, None where no single map comes out (Detect).
-
-    A model is built for it and thrown away; the global random numbers go on as if it were not.
-    """
-    with torch.random.fork_rng(devices=[]):
-        model = Model(d).eval()
-    strides = []
-    for layer in model.model:
-        layer.register_forward_hook(
-            lambda layer, inputs, y: strides.append(PROBE_SIZE / y.shape[2] if isinstance(y, torch.Tensor) else None)
-        )
-    model._probe(d.get("ch", 3), source)
-    return strides
-
-
-def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Sequential, list[int]]:
-    """Builds the layers of a model YAML.
-
-    Args:
-        d: the YAML's content: nc, depth_multiple, width_multiple, anchors, and rows [from, number, module, args] under
-            backbone and head.
-        ch: [input channels].
-        source: name for error messages.
-
-    Returns:
-        layers, and the sorted indices of those whose output a later row names.
-    """
-    anchors, nc = d["anchors"], d["nc"]
-    na = len(anchors[0]) // 2 if isinstance(anchors, list) else anchors
-    words = {"nc": nc, "anchors": anchors, "None": None, "True": True, "False": False}
-    rows = [("backbone", k, row) for k, row in enumerate(d["backbone"])]
-    rows += [("head", k, row) for k, row in enumerate(d["head"])]
-
-    layers, save, channels = [], [], []
-    LOGGER.debug(f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<40}{'arguments':<30}")
-    for i, (section, k, row) in enumerate(rows):
-        place = _place(source, section, k, i)
-        f, number, name, args = _check_row(row, i, place)
-        n = max(round(number * d["depth_multiple"]), 1) if number > 1 else number
-        args = [words.get(a, a) if isinstance(a, str) else a for a in args]
-        incoming = [(channels[j] if i else ch[0]) for j in ([f] if isinstance(f, int) else f)]
-        try:
-            block, rule = lookup(name)
-            arguments, c2, copies = rule(Row(incoming, n, args, d["width_multiple"], na * (nc + 5)))
-            layer = nn.Sequential(*(block(*arguments) for _ in range(copies))) if copies > 1 else block(*arguments)
-        except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
-            raise ValueError(f"{place}: {name}{args}: {error}") from error
-
-        layer.i, layer.f, layer.np = i, f, sum(p.numel() for p in layer.parameters())
-        layer.type = f"{block.__module__}.{block.__qualname__}"
-        LOGGER.debug(f"{i:>3}{f!s:>18}{n:>3}{layer.np:>10}  {layer.type:<40}{arguments!s:<30}")
-        save += [j % i for j in ([f] if isinstance(f, int) else f) if j != -1]
-        layers.append(layer)
-        channels.append(c2)
-    return nn.Sequential(*layers), sorted(save)
-
-
-def _place(source: str, section: str, row: int, layer: int) -> str:
-    return f"{source}, {section} row {row} (layer {layer})"
-
-
-def _check_keys(d: dict, source: str) -> None:
-    wanted = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
-    missing = [key for key in wanted if key not in d]
-    if missing:
-        raise ValueError(f"{source}: a model YAML needs {', '.join(wanted)}; missing: {', '.join(missing)}")
-    for key in ("backbone", "head"):
-        if not isinstance(d[key], list) or not d[key]:
-            raise ValueError(f"{source}: {key} must be a list of rows [from, number, module, args], got {d[key]!r}")
-    for key, kinds in (("nc", int), ("depth_multiple", int | float), ("width_multiple", int | float)):
-        if not isinstance(d[key], kinds) or isinstance(d[key], bool) or d[key] <= 0:
-            raise ValueError(f"{source}: {key} must be a positive number, got {d[key]!r}")
-    anchors = d["anchors"]
-    if isinstance(anchors, list):
-        if not anchors or any(not isinstance(level, list) or len(level) % 2 or not level for level in anchors):
-            raise ValueError(f"{source}: anchors must be one list of w,h pairs per level, got {anchors!r}")
-    elif not isinstance(anchors, int) or anchors < 1:
-        raise ValueError(f"{source}: anchors must be lists of w,h pairs or a number of anchors, got {anchors!r}")
-
-
-def _check_row(row: list, i: int, place: str) -> tuple[int | list[int], int, str, list]:
-    if not isinstance(row, list) or len(row) != 4:
-        raise ValueError(f"{place}: a row is [from, number, module, args], got {row!r}")
-    f, number, name, args = row
-    sources = [f] if isinstance(f, int) else f
-    if not isinstance(sources, list) or not sources or not all(isinstance(j, int) for j in sources):
-        raise ValueError(f"{place}: `from` must be a layer number or a list of them, got {f!r}")
-    for j in sources:
-        if not -max(i, 1) <= j < i:
-            before = f"only layers 0 to {i - 1} come" if i else "no layer comes"
-            raise ValueError(f"{place}: `from` names layer {j}, but {before} before it")
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"{place}: the number of repeats must be a whole number from 1, got {number!r}")
-    if not isinstance(args, list):
-        raise ValueError(f"{place}: args must be a list, got {args!r}")
-    return f, number, name, args
 
 
 def scale_image(image: torch.Tensor, ratio: float, multiple: int = 32, keep_shape: bool = False) -> torch.Tensor:

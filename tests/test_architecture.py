@@ -24,7 +24,8 @@ utils.export        formats graph pictures torchscript program quantise onnx_nms
 utils.export        executorch_program coreml_model litert_model edge_tpu saved_model tensorflow_worker graph_def
 utils.export        web_model tensorrt_engine proof exporter
 utils.evaluation    metrics plots evaluator coco errors report
-models              insert second_order common attention attention_view experimental yolo transfer backend autoshape
+models              insert second_order common attention attention_view experimental
+models              architecture yolo transfer backend autoshape
 engine              validation detection
 .                   hubconf train val detect export
 """

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import common, registry
-from models.registry import Row, keeps_channels, lookup, register, widens, widens_repeating
+from models.registry import Row, convolves, keeps_channels, lookup, register, widens, widens_repeating
 from models.yolo import Model, parse_model
 from utils.files import ROOT
 
@@ -72,21 +72,32 @@ def test_the_small_model():
 @pytest.mark.parametrize(
     ("rule", "row", "expected"),
     [
-        (widens, Row([3], 1, [64, 6, 2], 0.5, 255), ([3, 32, 6, 2], 32, 1)),
-        (widens, Row([3], 2, [20], 0.25, 255), ([3, 8], 8, 2)),  # 5 rounded up to 8
-        (widens, Row([3], 1, [255], 0.5, 255), ([3, 255], 255, 1)),  # a detection map's width is never scaled
-        (widens, Row([3], 1, [100], 1.25, 255), ([3, 128], 128, 1)),
-        (widens_repeating, Row([64], 3, [128, False], 0.5, 255), ([64, 64, 3, False], 64, 1)),
-        (keeps_channels, Row([512], 1, [1024], 0.5, 255), ([512], 512, 1)),
-        (keeps_channels, Row([512], 1, [1024, 4], 0.5, 255), ([512, 4], 512, 1)),
-        (keeps_channels, Row([512], 1, [], 0.5, 255), ([512], 512, 1)),
-        (registry.joins, Row([64, 128, 3], 1, [1], 0.5, 255), ([1], 195, 1)),
-        (registry.passes, Row([64], 2, [None, 2, "nearest"], 0.5, 255), ([None, 2, "nearest"], 64, 2)),
-        (registry.normalises, Row([64], 1, [7], 0.5, 255), ([64], 64, 1)),
-        (registry.contracts, Row([16], 1, [2], 0.5, 255), ([2], 64, 1)),
-        (registry.expands, Row([64], 1, [2], 0.5, 255), ([2], 16, 1)),
-        (registry.detects, Row([64, 128], 1, [2, [[1, 2], [3, 4]]], 0.5, 7), ([2, [[1, 2], [3, 4]], [64, 128]], 7, 1)),
-        (registry.detects, Row([64, 128], 1, [2, 2], 0.5, 14), ([2, [[0, 1, 2, 3]] * 2, [64, 128]], 14, 1)),
+        (widens, Row([3], 1, [64, 5], 0.5, 255), ([3, 32, 5], 32, 1, 1)),
+        (widens, Row([3], 2, [20], 0.25, 255), ([3, 8], 8, 2, 1)),  # 5 rounded up to 8
+        (widens, Row([3], 1, [255], 0.5, 255), ([3, 255], 255, 1, 1)),  # a detection map's width is never scaled
+        (widens, Row([3], 1, [100], 1.25, 255), ([3, 128], 128, 1, 1)),
+        (convolves, Row([3], 1, [64, 6, 2], 0.5, 255), ([3, 32, 6, 2], 32, 1, 2)),
+        (convolves, Row([3], 1, [64, 3, [4, 1]], 0.5, 255), ([3, 32, 3, [4, 1]], 32, 1, 4)),
+        (convolves, Row([3], 1, [64, 3], 0.5, 255), ([3, 32, 3], 32, 1, 1)),
+        (widens_repeating, Row([64], 3, [128, False], 0.5, 255), ([64, 64, 3, False], 64, 1, 1)),
+        (keeps_channels, Row([512], 1, [1024], 0.5, 255), ([512], 512, 1, 1)),
+        (keeps_channels, Row([512], 1, [1024, 4], 0.5, 255), ([512, 4], 512, 1, 1)),
+        (keeps_channels, Row([512], 1, [], 0.5, 255), ([512], 512, 1, 1)),
+        (registry.joins, Row([64, 128, 3], 1, [1], 0.5, 255, True), ([1], 195, 1, 1)),
+        (registry.passes, Row([64], 2, [[0, 1, 0, 1]], 0.5, 255), ([[0, 1, 0, 1]], 64, 2, 1)),
+        (registry.upsamples, Row([64], 1, [None, 2, "nearest"], 0.5, 255), ([None, 2, "nearest"], 64, 1, 0.5)),
+        (registry.pools, Row([64], 1, [2, 1, 0], 0.5, 255), ([2, 1, 0], 64, 1, 1)),
+        (registry.pools, Row([64], 1, [3], 0.5, 255), ([3], 64, 1, 3)),
+        (registry.pools, Row([64], 1, [3, None, 1], 0.5, 255), ([3, None, 1], 64, 1, 3)),
+        (registry.normalises, Row([64], 1, [7], 0.5, 255), ([64], 64, 1, 1)),
+        (registry.contracts, Row([16], 1, [2], 0.5, 255), ([2], 64, 1, 2)),
+        (registry.expands, Row([64], 1, [2], 0.5, 255), ([2], 16, 1, 0.5)),
+        (
+            registry.detects,
+            Row([64, 128], 1, [2, [[1, 2], [3, 4]]], 0.5, 7, True),
+            ([2, [[1, 2], [3, 4]], [64, 128]], 7, 1, None),
+        ),
+        (registry.detects, Row([64, 128], 1, [2, 2], 0.5, 14, True), ([2, [[0, 1, 2, 3]] * 2, [64, 128]], 14, 1, None)),
     ],
 )
 def test_rules(rule, row, expected):
@@ -216,7 +227,18 @@ WRONG = {  # section, row number, row -> what is said
     "too many args": ("backbone", 1, [-1, 1, "Conv", [64, 3, 2, 1, 1, True, 5, 6]], "Conv[64, 3, 2, 1, 1, True, 5, 6]"),
     "unknown word": ("backbone", 1, [-1, 1, "Conv", ["width"]], "the first argument must be a number of channels"),
     "odd groups": ("backbone", 1, [-1, 1, "Conv", [64, 3, 2, None, 7]], "divisible by groups"),
-    "copies that do not fit": ("backbone", 3, [-1, 4, "Conv", [96, 3, 2]], "Conv from -1: "),
+    "copies that do not fit": (
+        "backbone",
+        3,
+        [-1, 4, "Conv", [96, 3, 2]],
+        "Conv from -1: 2 copies in series",
+    ),
+    "one map for a list": ("head", 2, [-1, 1, "Concat", [1]], "Concat[1]: takes a list of maps"),
+    "a list for one map": ("head", 0, [[-1, 2], 1, "Conv", [64]], "Conv[64]: takes one map"),
+    "one map for Detect": ("head", 3, [6, 1, "Detect", ["nc", "anchors"]], "takes a list of maps"),
+    "stride zero": ("backbone", 1, [-1, 1, "Conv", [64, 3, 0]], "a stride or scale must be a positive number, got 0"),
+    "stride a word": ("backbone", 1, [-1, 1, "Conv", [64, 3, "two"]], "must be a positive number, got 'two'"),
+    "upsampled to a size": ("head", 1, [-1, 1, "nn.Upsample", [16]], "a map is upsampled by a factor"),
     "no class": ("backbone", 3, [-1, 1, None, [96]], "unknown module None"),
     "detect without anchors": ("head", 3, [[6, 4], 1, "Detect", ["nc"]], "Detect[2]"),
     "detect with a level less": (
@@ -242,8 +264,8 @@ def test_wrong_rows(kind):
 @pytest.mark.parametrize(
     ("sources", "strides"),
     [
-        ([4, 6, 3], "8., 4., 8."),  # neither finer nor coarser throughout
-        ([6, 2, 4], "4., 4., 8."),  # one of them twice
+        ([4, 6, 3], "[8.0, 4.0, 8.0]"),  # neither finer nor coarser throughout
+        ([6, 2, 4], "[4.0, 4.0, 8.0]"),  # one of them twice
     ],
 )
 def test_strides_of_the_head(sources, strides):

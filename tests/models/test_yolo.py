@@ -1,4 +1,4 @@
-"""Whole models: every YAML from scratch, the SOCA family, the stride probe, the head's bookkeeping, fusing.
+"""Whole models: every YAML from scratch, the SOCA family, the head's bookkeeping, fusing.
 
 Numbers recorded from release 6.1 are in test_models_parity.py.
 """
@@ -44,7 +44,7 @@ def test_every_yaml_from_scratch(path):
     assert all(p.isfinite().all() for p in model.parameters())
     assert model.training
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for m in norms:  # the probe taught them nothing
+    for m in norms:  # nothing has been learned
         assert m.num_batches_tracked == 0
         assert (m.running_mean == 0).all()
         assert (m.running_var == 1).all()

@@ -1,0 +1,191 @@
+"""The grammar of model YAMLs: reads one, with `base` and `insert`, plans its layers by the rules of the registry, and
+builds them.
+
+Channels and strides of every layer are known from the rows alone, so a wrong row is an error before anything is built.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from models.insert import insert_rows
+from models.registry import Plan, Row, lookup
+from utils.files import find_file, read_yaml
+from utils.log import LOGGER
+
+
+def plain_yaml(d: dict, source: str = "model", path: Path | None = None, above: tuple[str, ...] = ()) -> dict:
+    """Returns the content of a model YAML with `base` and `insert` written out: v6.1's keys and rows, checked.
+
+    Args:
+        d: content. With `base: FILE` it is the content of that file, except for the keys given here; then come the rows
+            of `insert`.
+        source: name for error messages.
+        path: of the file, beside which `base` is looked for first.
+        above: files that led here by their `base`.
+
+    Raises ValueError, or FileNotFoundError for a base that does not exist.
+    """
+    changes = dict(d)
+    rows = changes.pop("insert", None)
+    base = changes.pop("base", None)
+    if base is not None:
+        d = {**_read_base(base, source, path, above), **_check_changes(changes, source)}
+    else:
+        d = changes
+    _check_keys(d, source)
+    return d if rows is None else insert_rows(d, rows, layer_strides(d, source), source)
+
+
+def _read_base(base: str, source: str, path: Path | None, above: tuple[str, ...]) -> dict:
+    if not isinstance(base, str):
+        raise ValueError(f"{source}: base must name a model YAML, such as yolov5s.yaml, got {base!r}")
+    beside = path.parent / base if path else Path(base)
+    file = beside if beside.is_file() else find_file(base, (".yaml", ".yml"))
+    chain = (*above, str(path.resolve()) if path else source)
+    if str(file.resolve()) in chain:
+        raise ValueError(f"{source}: base {base} leads back to itself")
+    return plain_yaml(read_yaml(file), file.name, file, chain)
+
+
+def _check_changes(changes: dict, source: str) -> dict:
+    known = ("nc", "depth_multiple", "width_multiple", "anchors", "ch", "inplace")
+    if unknown := [key for key in changes if key not in known]:
+        allowed, given = ", ".join(known), ", ".join(map(str, unknown))
+        raise ValueError(f"{source}: a YAML with `base` may also have insert, {allowed}; got {given}")
+    return changes
+
+
+# --- from rows to layers ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A row of a model YAML, read, checked and planned by the rule of its block."""
+
+    where: str  # file, section and row, for error messages
+    sources: int | list[int]  # the row's `from`
+    repeats: int  # after the depth multiple
+    label: str  # the block's name and arguments as the YAML has them
+    block: type[nn.Module]
+    plan: Plan
+    stride: float | None  # image side over map side; None where no single map comes out (Detect)
+
+
+def plan_layers(d: dict, ch: int = 3, source: str = "model") -> list[PlannedLayer]:
+    """Returns the layers of a plain YAML in order, nothing of them built.
+
+    Args:
+        d: the YAML's content: nc, depth_multiple, width_multiple, anchors, and rows [from, number, module, args] under
+            backbone and head.
+        ch: input channels.
+        source: name for error messages.
+
+    Raises ValueError that names the row.
+    """
+    anchors, nc = d["anchors"], d["nc"]
+    na = len(anchors[0]) // 2 if isinstance(anchors, list) else anchors
+    words = {"nc": nc, "anchors": anchors, "None": None, "True": True, "False": False}
+    rows = [(section, k, row) for section in ("backbone", "head") for k, row in enumerate(d[section])]
+    layers: list[PlannedLayer] = []
+    for i, (section, k, row) in enumerate(rows):
+        where = f"{source}, {section} row {k} (layer {i})"
+        f, number, name, args = _check_row(row, i, where)
+        args = [words.get(a, a) if isinstance(a, str) else a for a in args]
+        before = [layers[j % i] for j in ([f] if isinstance(f, int) else f)] if i else []
+        channels = [layer.plan.channels for layer in before] or [ch]
+        strides = [layer.stride for layer in before] or [1.0]
+        n = max(round(number * d["depth_multiple"]), 1) if number > 1 else number
+        try:
+            block, rule = lookup(name)
+            plan = rule(Row(channels, n, args, d["width_multiple"], na * (nc + 5), isinstance(f, list)))
+        except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+            raise ValueError(f"{where}: {name}{args}: {error}") from error
+        stride = _stride(plan, channels, strides, f"{where}: {name} from {f}")
+        layers.append(PlannedLayer(where, f, n, f"{name}{args}", block, plan, stride))
+    return layers
+
+
+def _stride(plan: Plan, channels: list[int], strides: list[float | None], where: str) -> float | None:
+    """Returns the stride of what comes out of a layer; ValueError where it cannot take what comes in."""
+    if None in strides:
+        raise ValueError(f"{where}: the output of Detect is not a map, so no layer can take it")
+    if plan.copies > 1 and plan.channels != channels[0]:
+        raise ValueError(
+            f"{where}: {plan.copies} copies in series must have as many channels out as in, "
+            f"got {channels[0]} in and {plan.channels} out; write 1 as the number of repeats"
+        )
+    if plan.stride is None:
+        return None
+    if len(set(strides)) > 1:
+        raise ValueError(f"{where}: maps of strides {strides} come in; they must share one")
+    return strides[0] * plan.stride**plan.copies
+
+
+def layer_strides(d: dict, source: str = "model") -> list[float | None]:
+    """Returns image side over map side for each layer of a plain YAML; None where no single map comes out (Detect)."""
+    return [layer.stride for layer in plan_layers(d, d.get("ch", 3), source)]
+
+
+def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Sequential, list[int]]:
+    """Builds the layers of a plain YAML, the input having ch[0] channels.
+
+    Returns the layers, each with i (number), f (from), type and np (parameters), and the sorted numbers of those whose
+    output a later row names. Raises ValueError that names the row.
+    """
+    layers, save = [], []
+    LOGGER.debug(f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<40}{'arguments':<30}")
+    for i, planned in enumerate(plan_layers(d, ch[0], source)):
+        block, (arguments, _, copies, _) = planned.block, planned.plan
+        try:
+            layer = nn.Sequential(*(block(*arguments) for _ in range(copies))) if copies > 1 else block(*arguments)
+        except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            raise ValueError(f"{planned.where}: {planned.label}: {error}") from error
+        f = planned.sources
+        layer.i, layer.f, layer.np = i, f, sum(p.numel() for p in layer.parameters())
+        layer.type = f"{block.__module__}.{block.__qualname__}"
+        LOGGER.debug(f"{i:>3}{f!s:>18}{planned.repeats:>3}{layer.np:>10}  {layer.type:<40}{arguments!s:<30}")
+        save += [j % i for j in ([f] if isinstance(f, int) else f) if j != -1]
+        layers.append(layer)
+    return nn.Sequential(*layers), sorted(save)
+
+
+# --- what is checked --------------------------------------------------------------------------------------------------
+
+
+def _check_keys(d: dict, source: str) -> None:
+    wanted = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
+    missing = [key for key in wanted if key not in d]
+    if missing:
+        raise ValueError(f"{source}: a model YAML needs {', '.join(wanted)}; missing: {', '.join(missing)}")
+    for key in ("backbone", "head"):
+        if not isinstance(d[key], list) or not d[key]:
+            raise ValueError(f"{source}: {key} must be a list of rows [from, number, module, args], got {d[key]!r}")
+    for key, kinds in (("nc", int), ("depth_multiple", int | float), ("width_multiple", int | float)):
+        if not isinstance(d[key], kinds) or isinstance(d[key], bool) or d[key] <= 0:
+            raise ValueError(f"{source}: {key} must be a positive number, got {d[key]!r}")
+    anchors = d["anchors"]
+    if isinstance(anchors, list):
+        if not anchors or any(not isinstance(level, list) or len(level) % 2 or not level for level in anchors):
+            raise ValueError(f"{source}: anchors must be one list of w,h pairs per level, got {anchors!r}")
+    elif not isinstance(anchors, int) or anchors < 1:
+        raise ValueError(f"{source}: anchors must be lists of w,h pairs or a number of anchors, got {anchors!r}")
+
+
+def _check_row(row: list, i: int, place: str) -> tuple[int | list[int], int, str, list]:
+    if not isinstance(row, list) or len(row) != 4:
+        raise ValueError(f"{place}: a row is [from, number, module, args], got {row!r}")
+    f, number, name, args = row
+    sources = [f] if isinstance(f, int) else f
+    if not isinstance(sources, list) or not sources or not all(isinstance(j, int) for j in sources):
+        raise ValueError(f"{place}: `from` must be a layer number or a list of them, got {f!r}")
+    for j in sources:
+        if not -max(i, 1) <= j < i:
+            before = f"only layers 0 to {i - 1} come" if i else "no layer comes"
+            raise ValueError(f"{place}: `from` names layer {j}, but {before} before it")
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"{place}: the number of repeats must be a whole number from 1, got {number!r}")
+    if not isinstance(args, list):
+        raise ValueError(f"{place}: args must be a list, got {args!r}")
+    return f, number, name, args
