@@ -127,11 +127,10 @@ from models.yolo import Detect, Model, checkpoint_classes  # noqa: E402
 from utils import checkpoint, dist  # noqa: E402
 from utils.activations import out_of_place  # noqa: E402
 from utils.boxes import check_image_size, round_up  # noqa: E402
+from utils.data.annotations import count_images  # noqa: E402
 from utils.data.dataset_yaml import load_dataset_yaml  # noqa: E402
-from utils.data.labels import list_pairs  # noqa: E402
 from utils.data.loader import create_dataloader  # noqa: E402
 from utils.data.options import LoaderOptions  # noqa: E402
-from utils.data.shards import ShardSplit, scan_shards  # noqa: E402
 from utils.device import mixed_precision, select_device  # noqa: E402
 from utils.evaluation.evaluator import evaluate, log_evaluation  # noqa: E402
 from utils.evaluation.metrics import fitness  # noqa: E402
@@ -696,8 +695,7 @@ def load_recipe(opt: argparse.Namespace) -> dict[str, float | str]:
     """The hyper-parameters of --hyp; fills in the options that the file may state and the command line did not."""
     if opt.hyp == "auto":
         entry = load_dataset_yaml(opt.data, download=opt.download and dist.rank() < 0)["train"]
-        found = scan_shards(entry) if isinstance(entry, ShardSplit) else list_pairs(entry)
-        images = round(len(found.images) * opt.fraction)
+        images = round(count_images(entry) * opt.fraction)
         file, reason = choose_hyp(images, opt.epochs, opt.batch_size if opt.batch_size > 0 else 16, opt.optimizer)
         LOGGER.info(f"hyp: {file.name}, for {reason}")
         opt.hyp = str(file)

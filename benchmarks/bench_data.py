@@ -30,10 +30,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.data import dataset as dataset_module
+from utils.data import store as store_module
+from utils.data.annotations import scan
 from utils.data.augmentations import draw_hsv, draw_warp, warp_matrix
 from utils.data.dataset import DetectionDataset, open_dataset
 from utils.data.dataset_yaml import load_dataset_yaml
-from utils.data.labels import scan
 from utils.data.loader import WindowSampler, create_dataloader
 from utils.data.mosaic import draw_mosaic_centre
 from utils.data.options import LoaderOptions
@@ -165,7 +166,7 @@ CANVAS_PARTS = [
     *(("colour", cv2, name) for name in ("cvtColor", "split", "LUT", "merge")),
 ]
 OWN_PARTS = [
-    ("decode", dataset_module, "decode_image"),
+    ("decode", store_module, "decode_image"),
     ("warp", dataset_module, "warp_mosaic"),
     ("colour", dataset_module, "to_planes"),
 ]
@@ -207,7 +208,7 @@ def compare(images: str, image_size: int, hyp: dict, turns: int) -> None:
             return [own[key[:2]] for batch in windows[number] for key in batch]
 
         def shared(number: int, own=own, windows=windows) -> list:
-            with own.sharing():
+            with own.store.sharing():
                 return [own[key] for batch in windows[number] for key in batch]
 
         ways = {"canvas": canvas, "ours": direct}

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = """
 models              registry
 utils               log cli boxes files dist device downloads activations checkpoint nms drawing
-utils.data          shapes images letterbox formats dataset_yaml labels
-utils.data          options cache augmentations mosaic dataset shards loader
+utils.data          shapes images letterbox formats dataset_yaml labels shards
+utils.data          options annotations cache store augmentations mosaic dataset shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch
 utils.training      loggers search run
 utils.runtimes      environments base mobile tensorflow_server tensorflow_runtimes table

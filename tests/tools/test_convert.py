@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from tools.convert import Labels, Picture, Thing, convert, main, parse_options, read
+from utils.data.annotations import scan
 from utils.data.dataset_yaml import load_dataset_yaml
-from utils.data.labels import scan
 from utils.files import ROOT
 
 KINDS = ("coco", "voc", "yolo", "labelme")

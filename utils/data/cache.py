@@ -15,8 +15,9 @@ import numpy as np
 from utils.files import atomic_write, cache_folder
 from utils.log import LOGGER
 
-SHARE = {"ram": 0.8, "auto": 0.5}  # of the free memory, at most, for decoded images: as asked for, and unasked
-DISK_SHARE = 0.9  # of the free space, at most
+# maximum share of what is free that decoded images may take: of memory, by the value of --cache, and of the disk
+MEMORY_LIMIT = {"ram": 0.8, "auto": 0.5}
+DISK_LIMIT = 0.9
 VERSION = 1  # of what is stored; raise it when the same file would give other pixels
 HEAD = mmap.PAGESIZE  # bytes before the first image, which hold the key
 GIB = 2**30

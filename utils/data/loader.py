@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.data.annotations import Entry
 from utils.data.dataset import DetectionDataset, Sample, open_dataset
 from utils.data.formats import ShardSplit
-from utils.data.labels import Entry
 from utils.data.options import LoaderOptions
-from utils.data.shards import ShardDataset, ShardLoader
+from utils.data.shard_loader import ShardLoader
 from utils.log import LOGGER
 
 # Numbers that keep these random streams apart from those of the samples, which are seeded by (seed, epoch, index)
@@ -36,7 +36,7 @@ def create_dataloader(
     Call `loader.sampler.set_epoch(epoch)` before each epoch. The last batch may be smaller.
     """
     options = _possible(entry, options)
-    dataset = ShardDataset(entry, options) if isinstance(entry, ShardSplit) else open_dataset(entry, options)
+    dataset = open_dataset(entry, options)
     workers = min((os.cpu_count() or 1) // options.world_size, options.workers)
     rank, world_size = max(options.rank, 0), options.world_size
     settings = {
@@ -214,7 +214,7 @@ class WindowDataset(torch.utils.data.Dataset):
         return len(self.source)
 
     def __getitem__(self, window: list[list[tuple]]) -> list[list[Sample]]:
-        with self.dataset.sharing():
+        with self.dataset.store.sharing():
             if self.source is self.dataset:
                 return [[self.dataset[key] for key in batch] for batch in window]
             return [self.source.__getitems__(batch) for batch in window]

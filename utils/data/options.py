@@ -32,7 +32,7 @@ class LoaderOptions:
         seed: of all randomness.
         rank, world_size: this process takes each world_size-th image; -1, 1 outside a distributed run.
         workers: maximum number of worker processes; they live as long as the loader.
-        strict, rehash: see `utils.data.labels.scan`.
+        strict, rehash: see `utils.data.annotations.scan`.
         prefix: of progress bars and messages.
 
     Raises ValueError where two options contradict each other or one is out of its range.

@@ -149,26 +149,26 @@ def entry(write_set, noise_image):
 
 
 def test_automatic_only_if_there_is_room(entry, monkeypatch, capsys):
-    assert open_dataset(entry, LoaderOptions(image_size=64, cache="auto"))._in_memory is not None
+    assert open_dataset(entry, LoaderOptions(image_size=64, cache="auto")).store._in_memory is not None
     assert "images are kept in memory: 0.0 GiB of the" in capsys.readouterr().err
     needed = sum(
-        image.nbytes for image in (open_dataset(entry, LoaderOptions(image_size=64)).load_image(i)[0] for i in range(4))
+        image.nbytes for image in (open_dataset(entry, LoaderOptions(image_size=64)).store.load(i) for i in range(4))
     )
     for cache, share in (("auto", 0.5), ("ram", 0.8)):
         monkeypatch.setenv("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"] + cache)
-        monkeypatch.setattr("utils.data.dataset.free_memory", lambda share=share: int(needed / share * 0.99))
-        assert open_dataset(entry, LoaderOptions(image_size=64, cache=cache))._in_memory is None
+        monkeypatch.setattr("utils.data.store.free_memory", lambda share=share: int(needed / share * 0.99))
+        assert open_dataset(entry, LoaderOptions(image_size=64, cache=cache)).store._in_memory is None
         assert f"more than {share:.0%} of the" in capsys.readouterr().err
 
 
 def test_images_that_changed_are_another_block(entry, tmp_path, write_image, noise_image):
     first = open_dataset(entry, LoaderOptions(image_size=64, cache="ram"))
     again = open_dataset(entry, LoaderOptions(image_size=64, cache="ram"))
-    assert again._in_memory._mark == first._in_memory._mark
+    assert again.store._in_memory._mark == first.store._in_memory._mark
     write_image(tmp_path / "set" / "images" / "0.png", noise_image(60, 40, seed=9))
     changed = open_dataset(entry, LoaderOptions(image_size=64, cache="ram"))
-    assert np.array_equal(changed.load_image(0)[0], open_dataset(entry, LoaderOptions(image_size=64)).load_image(0)[0])
-    assert not np.array_equal(changed.load_image(0)[0], first.load_image(0)[0])
+    assert np.array_equal(changed.store.load(0), open_dataset(entry, LoaderOptions(image_size=64)).store.load(0))
+    assert not np.array_equal(changed.store.load(0), first.store.load(0))
 
 
 def entries_of(folder):
@@ -182,24 +182,24 @@ def test_images_on_disk_are_known_by_their_bytes(entry, tmp_path, write_image, n
     )
     images = tmp_path / "set" / "images"
     for _ in range(2):
-        assert all(np.array_equal(kept.load_image(i)[0], plain.load_image(i)[0]) for i in range(4))
+        assert all(np.array_equal(kept.store.load(i), plain.store.load(i)) for i in range(4))
         assert len(entries_of(cache_folder())) == 4
     assert not [path for path in entries_of(images) if path.suffix != ".png"]  # nothing beside the originals
     # another picture in the place of one, with its time of change
     status = os.stat(images / "0.png")
     write_image(images / "0.png", noise_image(60, 40, seed=9))
     os.utime(images / "0.png", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert np.array_equal(kept.load_image(0)[0], plain.load_image(0)[0])
-    open_dataset(entry, LoaderOptions(image_size=32, cache="disk")).load_image(1)  # of another size
+    assert np.array_equal(kept.store.load(0), plain.store.load(0))
+    open_dataset(entry, LoaderOptions(image_size=32, cache="disk")).store.load(1)  # of another size
     assert len(entries_of(cache_folder())) == 6
 
 
 def test_a_damaged_entry_is_made_again(entry):
     kept = open_dataset(entry, LoaderOptions(image_size=64, cache="disk"))
-    expected = kept.load_image(2)[0]
+    expected = kept.store.load(2)
     (path,) = entries_of(cache_folder())
     path.write_bytes(path.read_bytes()[:-7])
-    assert np.array_equal(kept.load_image(2)[0], expected)
+    assert np.array_equal(kept.store.load(2), expected)
     assert path.stat().st_size == expected.nbytes
 
 
@@ -211,10 +211,10 @@ def test_a_full_disk_is_a_warning_once(entry, monkeypatch, capsys):
 
     monkeypatch.setattr(cache_module, "atomic_write", full)
     for i in range(4):
-        assert kept.load_image(i)[0].shape[0] == 64
+        assert kept.store.load(i).shape[0] == 64
     assert capsys.readouterr().err.count("they are read each time") == 1
-    monkeypatch.setattr("utils.data.dataset.shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    assert open_dataset(entry, LoaderOptions(image_size=64, cache="disk"))._on_disk is None
+    monkeypatch.setattr("utils.data.store.shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    assert open_dataset(entry, LoaderOptions(image_size=64, cache="disk")).store._on_disk is None
     assert "not cached" in capsys.readouterr().err
 
 

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from utils.data.annotations import cache_path, list_pairs, scan
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.formats import CocoSplit, UnknownClassError, VocSplit, normalise_boxes, parse_xml
-from utils.data.labels import cache_path, list_pairs, scan
 from utils.data.loader import create_dataloader
 from utils.data.options import LoaderOptions
 
@@ -214,7 +214,7 @@ def test_cache_of_a_coco_split(coco, tmp_path, monkeypatch):
     split = coco({"bbox": [10, 10, 20, 10]})
     first = scan(split)
     assert cache_path(split) == tmp_path / "instances.cache" and cache_path(split).is_file()
-    monkeypatch.setattr("utils.data.labels._verify_all", None)  # not called again
+    monkeypatch.setattr("utils.data.annotations._check_all", None)  # not called again
     assert (scan(split).labels == first.labels).all()
     monkeypatch.undo()
     other = CocoSplit(split.files, split.images, NAMES[::-1])  # other numbers for the same file

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data import labels as labels_module
-from utils.data.labels import cache_path, image_to_label_path, parse_labels, scan, verify_pair
+from utils.data import annotations as annotations_module
+from utils.data.annotations import cache_path, scan
+from utils.data.labels import image_to_label_path, parse_labels, verify_pair
 from utils.log import LOGGER
 
 PICTURE = np.full((48, 64, 3), 90, np.uint8)
@@ -336,15 +337,15 @@ def test_no_label_files_is_a_warning_with_an_example(write_set, capsys):
 def verified(monkeypatch):
     """Counts how often the files themselves are looked at."""
     calls = []
-    original = labels_module._verify_all
-    monkeypatch.setattr(labels_module, "_verify_all", lambda *args: calls.append(1) or original(*args))
+    original = annotations_module._check_all
+    monkeypatch.setattr(annotations_module, "_check_all", lambda *args: calls.append(1) or original(*args))
     return calls
 
 
 def same(a, b):
     return (a.images, a.counts, a.messages) == (b.images, b.counts, b.messages) and all(
         np.array_equal(getattr(a, name), getattr(b, name)) and getattr(a, name).dtype == getattr(b, name).dtype
-        for name in labels_module.CACHED_ARRAYS
+        for name in annotations_module.CACHED_ARRAYS
     )
 
 
@@ -435,7 +436,7 @@ def test_place_that_cannot_be_written_only_warns(mixed, monkeypatch, capsys):
     def refuse(path, sync):
         raise PermissionError(f"read-only: {path}")
 
-    monkeypatch.setattr(labels_module, "atomic_write", refuse)
+    monkeypatch.setattr(annotations_module, "atomic_write", refuse)
     assert len(scan(str(mixed)).images) == 4
     assert "labels.cache cannot be written (read-only" in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.data import dataset as dataset_module
+from utils.data import store as store_module
 from utils.data.loader import EpochSampler as Sampler
 from utils.data.loader import QuadDataset, WindowSampler, collate, create_dataloader, draw_images, merge_quad
 from utils.data.options import LoaderOptions
@@ -198,15 +198,15 @@ def test_same_windows_for_any_number_of_workers(entry, quad):
 def test_a_window_decodes_each_file_once(entry, extra, monkeypatch):
     options = {**TRAINING, "share_decoding": True, "workers": 0, "hyp": {**HYP, "mosaic": 1.0, **extra}}
     loader, dataset = create_dataloader(entry, LoaderOptions(**options))
-    read, real = [], dataset_module.decode_image
+    read, real = [], store_module.decode_image
     monkeypatch.setattr(
-        dataset_module, "decode_image", lambda data, path, *a, **k: read.append(path) or real(data, path, *a, **k)
+        store_module, "decode_image", lambda data, path, *a, **k: read.append(path) or real(data, path, *a, **k)
     )
     batches = epoch_of(loader, 1)
     assert sorted(read) == sorted({*read})
     if extra:  # more tiles than a frame can hide
         assert {*read} == {*dataset.image_files}
-    assert len(batches) == 3 and dataset._decoded is None  # nothing is kept beyond the window
+    assert len(batches) == 3 and dataset.store._decoded is None  # nothing is kept beyond the window
     kept, _ = create_dataloader(entry, LoaderOptions(cache="ram", **options))
     assert same(epoch_of(kept, 1), batches)  # whoever reads
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from utils.data.annotations import scan
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.formats import ShardSplit
-from utils.data.labels import scan
 from utils.data.loader import create_dataloader
 from utils.data.options import LoaderOptions
-from utils.data.shards import ShardLoader, read_shard, scan_shards
+from utils.data.shard_loader import ShardLoader
+from utils.data.shards import read_shard
 
 pytest.importorskip("webdataset", reason="needs webdataset")
 
@@ -86,7 +87,7 @@ def test_labels_are_those_of_files(split, tmp_path, picture):
         with tarfile.open(file) as tar:
             for member in tar:
                 (folder / member.name[5:]).write_bytes(tar.extractfile(member).read())
-    plain, found = scan(str(folder), use_cache=False), scan_shards(split, use_cache=False)
+    plain, found = scan(str(folder), use_cache=False), scan(split, use_cache=False)
     assert [path.rpartition("/")[2] for path in found.images] == [p.rpartition("/")[2] for p in plain.images]
     assert found.images[5] == f"{split.files[1]}/part/005.png"
     for name in ("sizes", "labels", "starts", "points", "point_starts"):
@@ -112,7 +113,7 @@ def test_json_polygons_backgrounds_and_broken_samples(tmp_path, picture):
             ("j.png", picture(8)), ("j.json", '{"class": [0], "boxes": [[0.5, 0.5, 0.1]]}'),
         ],
     )  # fmt: skip
-    found = scan_shards(ShardSplit((file,)), use_cache=False)
+    found = scan(ShardSplit((file,)), use_cache=False)
     assert [path[len(file) :] for path in found.images] == ["/a.png", "/b.png", "/c.png", "/d.png"]
     expected = [[0, 0.5, 0.5, 0.2, 0.2], [2, 0.1, 0.1, 0.1, 0.1], [1, 0.3, 0.25, 0.4, 0.3]]
     assert found.labels == pytest.approx(np.array(expected)) and found.starts.tolist() == [0, 2, 2, 3, 3]
@@ -141,7 +142,7 @@ def test_damaged_shards_are_refused(tmp_path, picture, damage, message):
     pack(file, [("a.png", picture(1)), ("a.txt", "0 .5 .5 .1 .1")])
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError, match=message):
-        scan_shards(ShardSplit((str(file),)), use_cache=False)
+        scan(ShardSplit((str(file),)), use_cache=False)
 
 
 def test_names_that_come_twice_are_refused(tmp_path, picture):
@@ -151,7 +152,7 @@ def test_names_that_come_twice_are_refused(tmp_path, picture):
         ([("a.png", picture(1)), ("b.png", picture(1)), ("a.png", picture(2)), label], "a.png: the name comes twice"),
     ]:
         with pytest.raises(ValueError, match=message):
-            scan_shards(ShardSplit((pack(tmp_path / "x.tar", members),)), use_cache=False)
+            scan(ShardSplit((pack(tmp_path / "x.tar", members),)), use_cache=False)
 
 
 def test_nothing_is_run(tmp_path, monkeypatch):
@@ -163,12 +164,12 @@ def test_nothing_is_run(tmp_path, monkeypatch):
 
 
 def test_the_scan_is_cached_until_a_shard_changes(split, tmp_path, picture, monkeypatch):
-    first = scan_shards(split)
-    monkeypatch.setattr("utils.data.shards._check_shard", None)  # not called again
-    assert (scan_shards(split).labels == first.labels).all()
+    first = scan(split)
+    monkeypatch.setattr("utils.data.annotations.check_shard", None)  # not called again
+    assert (scan(split).labels == first.labels).all()
     monkeypatch.undo()
     pack(split.files[1], [("new.png", picture(1)), ("new.txt", "0 .5 .5 .1 .1")])
-    assert len(scan_shards(split).images) == 12 - 3 + 1
+    assert len(scan(split).images) == 12 - 3 + 1
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -215,11 +216,11 @@ def test_partners_of_a_mosaic_come_from_the_window(load, hyp):
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_a_small_window_serves_every_image_once(load, monkeypatch, count):
-    monkeypatch.setattr("utils.data.shards.WINDOW", count)
-    monkeypatch.setattr("utils.data.shards.SHUFFLED", 2)
+    monkeypatch.setattr("utils.data.shard_loader.WINDOW", count)
+    monkeypatch.setattr("utils.data.shard_loader.SHUFFLED", 2)
     loader = load()
     assert sorted(numbers(epoch_of(loader, 0))) == list(range(12))
-    assert len(loader.dataset._pixels) == count  # no more is kept
+    assert len(loader.dataset.store._pixels) == count  # no more is kept
 
 
 def test_no_mosaic_from_an_epoch_on(load):
@@ -233,7 +234,7 @@ def test_validation_in_order_and_letterboxed(load, split, tmp_path):
     loader = load(augment=False, rect=True, pad=0.5, batch_size=4)
     batches = list(loader)
     assert numbers(batches) == list(range(12)) and len(batches) == 3
-    labels = scan_shards(split).labels
+    labels = scan(split).labels
     for number, (images, targets, _, shapes) in enumerate(batches):
         assert images.shape == (4, 3, 96, 96)  # 64 pixels and half a stride, rounded up
         for k, ((h0, w0), (gain, (pad_w, pad_h))) in enumerate(shapes):
