@@ -18,6 +18,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**24))
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
+pytest_plugins = ["world_fixtures"]  # imported here, hence after the environment is set
 
 
 @pytest.hookimpl(wrapper=True)

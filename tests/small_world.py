@@ -1,10 +1,13 @@
 """Pictures of a red and a white box, their labels, and models small enough to be trained in a moment."""
 
+import errno
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 import yaml
+from PIL import Image
 
 NAMES = ["red", "weiß"]
 RED, WHITE, GROUND = (30, 30, 220), (245, 245, 245), (60, 60, 60)  # BGR
@@ -89,8 +92,6 @@ def write_boxes(root: Path, train: int = 6, val: int = 4) -> dict:
 
 def lively(cfg: dict = SMALLEST, nc: int = 3, seed: int = 0):
     """A small detector, with SOCA where cfg has it, whose random weights find boxes of several classes."""
-    import torch
-
     from models.yolo import Model
 
     with torch.random.fork_rng(devices=[]):
@@ -102,3 +103,79 @@ def lively(cfg: dict = SMALLEST, nc: int = 3, seed: int = 0):
         conv.bias.data.view(3, -1)[:, 5:] = 0.5
     model.names = ["red", "weiß", "blue", "green"][:nc]
     return model
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Files and folders below a folder with their sizes; label caches, which lie beside the data as in v6.1, aside."""
+    return {str(p): p.stat().st_size * p.is_file() for p in sorted(folder.rglob("*")) if p.suffix != ".cache"}
+
+
+class BrightBoxes(torch.nn.Module):
+    """Stands in for a trained detector: finds the red and the white box of a picture by their colour."""
+
+    names, stride, dtype, fixed = NAMES, 32, torch.float32, None
+    confidence = (0.5, 0.75)
+
+    def __init__(self, *_):
+        super().__init__()
+
+    def check_use(self, *_):
+        pass
+
+    def forward(self, images, augment=False):
+        rows = torch.zeros(len(images), 2, 7)
+        for image, row in zip(images, rows):
+            red, green, blue = image
+            for c, mask in enumerate(((red > 0.6) & (green < 0.45) & (blue < 0.45), (green > 0.7) & (blue > 0.7))):
+                if mask.any():
+                    y, x = mask.nonzero().T
+                    x1, y1, x2, y2 = x.min(), y.min(), x.max() + 1, y.max() + 1
+                    row[c, :4] = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+                    row[c, 4], row[c, 5 + c] = self.confidence[c], 1.0
+        return rows, None
+
+
+def labels_in(file: Path) -> np.ndarray:
+    return np.array([line.split() for line in file.read_text(encoding="utf-8").splitlines()], float)
+
+
+def write_kinds(folder: Path) -> list[str]:
+    """The same picture in many kinds of file, and files that are none. Returns the names of the sound ones."""
+    folder.mkdir(parents=True)
+    image = picture()
+    pil = Image.fromarray(image[..., ::-1].copy())
+    for suffix in ("jpg", "png", "bmp", "tif", "webp"):
+        pil.save(folder / f"plain {suffix}.{suffix}", quality=95)
+    pil.save(folder / "CAPITALS.JPG", quality=95)
+    pil.save(folder / "phone.mpo", format="JPEG", quality=95)
+    pil.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    pil.convert("RGBA").save(folder / "transparent.png")
+    pil.convert("P").save(folder / "palette.png")
+    cv2.imencode(".png", image.astype(np.uint16) * 257)[1].tofile(folder / "16 bits.png")
+    # how a camera held at each angle stores the upright picture
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # EXIF orientation -> PIL transpose that it undoes
+    for orientation, transpose in undo.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        pil.transpose(transpose).save(folder / f"turned {orientation}.jpg", exif=exif, quality=95)
+    sound = [p.name for p in folder.iterdir()]
+
+    (folder / "zero.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("hello")
+    for suffix in ("jpg", "png", "bmp", "tif", "webp"):
+        content = (folder / f"plain {suffix}.{suffix}").read_bytes()
+        (folder / f"half {suffix}.{suffix}").write_bytes(content[: len(content) // 2])
+    return sound
+
+
+BROKEN = ["half bmp.bmp", "half jpg.jpg", "half png.png", "half tif.tif", "half webp.webp", "text.jpg", "zero.jpg"]
+
+
+BOXES = [[8, 10, 30, 40], [50, 20, 90, 52]]  # of `picture()`: red, white
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+CURVES = {"F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png"}  # only where something was found

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from small_world import TINY
 
 from models.attention_view import (
     GATED,
@@ -18,7 +19,6 @@ from models.attention_view import (
 )
 from models.second_order import newton_schulz_sqrt, second_order_statistic
 from models.yolo import Model
-from tests.small_world import TINY
 
 
 def tiny(*inserted: tuple, seed: int = 0) -> Model:

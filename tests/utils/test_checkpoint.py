@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from small_world import TINY, full_disk
 from torch import nn
 
 from models.backend import load_checkpoint, load_model
@@ -410,3 +411,32 @@ def test_unknown_entries(model):
     with pytest.raises(AssertionError):
         pack(model, optimiser={})
     assert checkpoint.KEYS == ("epoch", "best_fitness", "model", "ema", "updates", "optimizer", "wandb_id", "date")
+
+
+def test_a_full_disk_while_saving_keeps_the_old_checkpoint(world, here, monkeypatch):
+    file = here / "last.pt"
+    model = Model(TINY)
+    checkpoint.save(file, checkpoint.pack(model, epoch=1))
+    old = file.read_bytes()
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*last.pt'"):
+        checkpoint.save(file, checkpoint.pack(model, epoch=2))
+    assert file.read_bytes() == old and os.listdir(here) == ["last.pt"]
+
+
+class FullFile(io.BytesIO):
+    """Takes the first bytes, then the disk is full."""
+
+    def write(self, data):
+        if self.tell() > 1000:
+            full_disk()
+        return super().write(data)
+
+
+def test_torchs_own_error_over_a_full_disk_becomes_one(here, monkeypatch):
+    """torch closes its archive after the failed write, and raises a RuntimeError over that."""
+    real = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, file: real(content, FullFile()))
+    with pytest.raises(OSError):
+        checkpoint.save(here / "last.pt", checkpoint.pack(Model(TINY)))
+    assert not os.listdir(here)

@@ -1,10 +1,12 @@
 """Options stated once in a parser: the command line and keyword arguments give the same."""
 
 import argparse
+import copy
 import inspect
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils import cli
 
@@ -88,3 +90,81 @@ def test_help_shows_every_name_and_default():
     assert list(shown) == ["weights", "epochs", "conf_thres", "task", "cache", "freeze", "half", "model"]
     assert shown["epochs"].default == 3 and shown["model"].default is None
     assert "Returns its options." in run.__doc__ and "epochs: passes (default: 3)" in run.__doc__
+
+
+def options(*arguments) -> cli.Options:
+    """What a small parser of one option of each kind makes of a command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--weights", default=cli.Default("a.pt"))
+    parser.add_argument("--freeze", nargs="+", type=cli.number_or_text, default=[0])
+    parser.add_argument("--evolve", nargs="?", type=int, const=300)
+    parser.add_argument("--image-weights", action="store_true")
+    parser.add_argument("--cos-lr", action=argparse.BooleanOptionalAction)
+    cli.add_gone(parser, {"--bucket": "nothing"})
+    return cli.parse(parser, argv=list(map(str, arguments)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ([], {}),
+        (["--epochs", 300], {"epochs": 300}),  # the default, but asked for
+        (["--ep=3", "--image"], {"epochs": 3, "image_weights": True}),
+        (["--weights", ""], {"weights": ""}),
+        (["--freeze", 0], {"freeze": [0]}),
+        (["--freeze", 2, "model.4", -1, "--evolve"], {"freeze": [2, "model.4", -1], "evolve": 300}),
+        (["--no-cos-lr"], {"cos_lr": False}),
+    ],
+)
+def test_which_options_were_given(arguments, given):
+    defaults = {"epochs": 300, "weights": "a.pt", "freeze": [0], "evolve": None, "image_weights": False, "cos_lr": None}
+    opt = options(*arguments)
+    assert vars(opt) == {**defaults, **given} and opt.given == set(given)
+    assert isinstance(opt.weights, cli.Default) == ("weights" not in given)
+    assert "given" not in vars(opt) and "given" not in cli.describe("train", opt)
+    assert copy.deepcopy(opt).given == opt.given
+
+
+def end_of(error: BaseException, capsys) -> tuple[int, str]:
+    """Exit status and message of a command whose main raises this."""
+
+    def main(_):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main, argparse.Namespace(), "train")
+    return end.value.code, capsys.readouterr().err
+
+
+class OutOfMemoryError(RuntimeError):
+    """What torch raises over a full GPU has this name."""
+
+
+def test_what_a_user_can_cause_ends_in_a_message(capsys):
+    assert issubclass(torch.cuda.OutOfMemoryError, RuntimeError)
+    assert torch.cuda.OutOfMemoryError.__name__ == OutOfMemoryError.__name__
+    code, err = end_of(OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), capsys)
+    assert code == 1 and err.startswith("train: error: out of memory; try a smaller --batch-size or --imgsz (CUDA out")
+    assert end_of(FloatingPointError("the loss is nan"), capsys) == (1, "train: error: the loss is nan\n")
+    assert end_of(KeyboardInterrupt(), capsys) == (130, "train: stopped by SIGINT\n")
+
+
+def test_an_error_of_a_reading_process_comes_without_its_traceback(capsys):
+    try:
+        raise ValueError("a b.jpg: image cannot be decoded: no: really")
+    except ValueError:
+        wrapped = torch._utils.ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(ValueError) as raised:
+        wrapped.reraise()
+    assert "Traceback" in str(raised.value)
+    assert end_of(raised.value, capsys) == (1, "train: error: a b.jpg: image cannot be decoded: no: really\n")
+
+
+def test_our_own_bugs_keep_their_traceback(monkeypatch):
+    for error in (RuntimeError("shapes"), KeyError("x"), AssertionError()):
+        with pytest.raises(type(error)):
+            end_of(error, None)
+    monkeypatch.setenv("YOLOv5_TRACEBACK", "1")
+    with pytest.raises(ValueError):
+        end_of(ValueError("bad"), None)

@@ -1,4 +1,4 @@
-"""What torchrun says in the environment, and a group of one process. Two processes: tests/test_distributed.py."""
+"""What torchrun says in the environment, and a group of one process; two are in test_training_distributed.py."""
 
 import socket
 

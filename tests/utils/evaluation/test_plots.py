@@ -13,7 +13,7 @@ from utils.evaluation import plots
 from utils.evaluation.metrics import ConfusionMatrix, ap_per_class
 from utils.log import LOGGER
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = ["circle", "square", "a triangle with a long name"]
 
 

@@ -1,11 +1,11 @@
-"""What one process of `test_distributed.py` does; started by torchrun."""
+"""What one process of `test_training_distributed.py` does; started by torchrun."""
 
 import sys
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402

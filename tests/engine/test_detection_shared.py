@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_cli import SIZE, picture
-from test_detect import found, here, read_video, write_video  # noqa: F401
+from small_world import SIZE, picture
+from test_detection import found, here, read_video, write_video  # noqa: F401
 
 from utils import dist
 from utils.inference.ledger import HIDDEN, Ledger
@@ -22,7 +22,7 @@ from utils.inference.outputs import CropNames
 from utils.inference.results import Results
 from utils.inference.sources import PICTURE, VIDEO, Source
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 OPTIONS = {"save_txt": True, "save_conf": True, "save_crop": True, "save_json": True, "save_csv": True}
 
 # Slow enough to be killed on the way; says what it hands to the writing thread.
@@ -32,7 +32,7 @@ sys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]
 from pathlib import Path
 import detect
 from engine import detection
-from test_cli import SIZE, BrightBoxes
+from small_world import SIZE, BrightBoxes
 detection.Backend, detection.find_weights = BrightBoxes, lambda name, download: Path(name)
 add, seen = detection.Results.add, open(sys.argv[1], "a", buffering=1)
 def slow(self, frame, boxes):

@@ -17,7 +17,7 @@ from utils.evaluation.plots import plot_evolution
 from utils.training.hyperparameters import load_hyp
 from utils.training.search import GAINS, LIMITS, RESULTS, _open_storage, draw_parent, mutate, search
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HYP = load_hyp(ROOT / "data/hyps/hyp.scratch-low.yaml")
 EPOCHS = 6
 

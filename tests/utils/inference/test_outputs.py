@@ -1,0 +1,33 @@
+"""Names of result files."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.inference.outputs import result_stems
+
+
+@pytest.mark.parametrize(
+    ("files", "stems"),
+    [
+        (["a.jpg"], ["a"]),
+        (["cam/1.jpg", "cam/2.jpg"], ["1", "2"]),
+        # the folders that tell them apart
+        (["shots/cam1/7.jpg", "shots/cam2/7.jpg", "shots/cam2/8.jpg"], ["cam1_7", "cam2_7", "8"]),
+        (["x/a/c/7.jpg", "x/b/c/7.jpg"], ["a_c_7", "b_c_7"]),
+        # one of them lies in the shared folder
+        (["x/7.jpg", "x/deep/7.jpg"], ["7", "deep_7"]),
+        # folders do not tell them apart
+        (["a.jpg", "a.png", "b.jpg"], ["a", "a_2", "b"]),
+        # a name made that way is taken
+        (["s/a/b_7.jpg", "s/a_b/7.jpg", "s/a/b/7.jpg"], ["b_7", "a_b_7", "a_b_7_2"]),
+        (["a.jpg", "a.png", "a_2.jpg"], ["a", "a_3", "a_2"]),
+        # file systems that know no capitals
+        (["A.jpg", "a.jpg"], ["A", "a_2"]),
+        ([], []),
+    ],
+)
+def test_results_never_share_a_name(files, stems):
+    found = result_stems([Path(f) for f in files])
+    assert found == stems
+    assert len({s.lower() for s in found}) == len(files)
