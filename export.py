@@ -1,246 +1,157 @@
-"""Write a trained detector in the formats of other toolchains, and prove each file before it counts.
+"""Writes a trained detector in the formats of other toolchains, and verifies each file before it is kept.
 
     python export.py --weights runs/train/exp/weights/best.pt --include onnx openvino --imgsz 640
 
-Files lie beside the weights. Each is opened, run on pictures and compared with PyTorch; one that differs is an error.
+The files are written beside the weights. Each is opened, run on images and compared with PyTorch; a file that differs
+is an error.
 """
 
 import argparse
-from pathlib import Path
 
 from utils import cli
-from utils.export.formats import BY_ARGUMENT, FORMATS, ExportError, Format, Options, Suppression  # nothing heavy
-from utils.runtimes.environments import ENVIRONMENTS
+from utils.export.formats import BY_ARGUMENT, OPSETS
 
 INCLUDE = ("torchscript", "onnx")
-DATA = cli.Default(cli.DATA)  # where the user gave none
 
 
-def parse_opt(known: bool = False) -> argparse.Namespace:
-    """The command line; with `known` its defaults."""
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser, which states every option once: name, type, range, default, help."""
     parser = argparse.ArgumentParser(
-        description="Write a trained detector in the formats of other toolchains, and prove each file."
+        description="Write a trained detector in the formats of other toolchains, and verify each file.",
+        epilog="Not every format takes every option; one that a format ignores is reported before any file is written.",
     )
-    parser.add_argument("--weights", nargs="+", default=cli.WEIGHTS, help=".pt file; of several each is exported")
-    parser.add_argument("--download", action="store_true", help="fetch official weights that are not there")
+    parser.add_argument("--weights", nargs="+", default=[cli.WEIGHTS], help=".pt files; each is exported")
+    parser.add_argument("--download", action="store_true", help="download official weights that are not here")
     parser.add_argument(
         "--include",
         nargs="+",
         default=list(INCLUDE),
-        help=f"formats: {' '.join(BY_ARGUMENT)}; or all, which are those that can be written here "
+        help=f"formats: {', '.join(BY_ARGUMENT)}; or all, for every format that can be written on this machine "
         f"(default: {' '.join(INCLUDE)})",
     )
     parser.add_argument(
         "--make-env",
         action="store_true",
-        help="make environments for toolchains whose packages contradict torch's (TensorFlow's formats), in "
-        "$YOLOV5_ENVIRONMENTS or the user's cache folder; these packages are not touched",
+        help="install toolchains whose packages contradict torch's (for TensorFlow's formats) into separate "
+        "environments, in $YOLOV5_ENVIRONMENTS or the user's cache folder; the packages here are not changed",
     )
     parser.add_argument(
         "--data",
-        default=DATA,
-        help="data set YAML: --int8 is calibrated on its train images, and files are proven on its val images",
+        default=cli.DATA,
+        help="data set YAML: its train images calibrate --int8, its val images verify the files (default: the images "
+        "in data/images verify them)",
     )
-    _add_network(parser.add_argument_group("the network in the file"))
-    _add_formats(parser.add_argument_group("of single formats"))
-    _add_suppression(parser.add_argument_group("suppression in the file"))
-    return cli.parse(parser, known)
+    _add_network(parser.add_argument_group("the network"))
+    _add_formats(parser.add_argument_group("options for one format"))
+    _add_suppression(parser.add_argument_group("non-maximum suppression (NMS) inside the file"))
+    return parser
 
 
 def _add_network(group) -> None:
-    group.add_argument("--imgsz", "--img", "--img-size", type=int, nargs="+", default=[640, 640], help="height, width")
-    group.add_argument("--batch-size", type=int, default=1, help="images at a time (default: %(default)s)")
-    group.add_argument("--dynamic", action="store_true", help="any frame and number of images")
-    group.add_argument("--half", action="store_true", help="float16, but for SOCA inside, which stays in float32")
-    group.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on --data")
-    group.add_argument("--train", action="store_true", help="in training mode: the raw maps of all levels")
-    group.add_argument("--inplace", action="store_true", help="accepted and without effect: Detect copies nothing")
+    group.add_argument(
+        "--imgsz", "--img", "--img-size", type=cli.whole(1), nargs="+", default=[640, 640],
+        help="image size in pixels: one number, or height and width (default: 640)",
+    )  # fmt: skip
+    group.add_argument("--batch-size", type=cli.whole(1), default=1, help="images per call (default: %(default)s)")
+    group.add_argument("--dynamic", action="store_true", help="let the file take any image size and batch size")
+    group.add_argument("--half", action="store_true", help="float16 weights; SOCA stays in float32")
+    group.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on the images of --data")
+    group.add_argument("--train", action="store_true", help="in training mode: the outputs are the raw maps per level")
+    group.add_argument("--inplace", action="store_true", help="accepted for v6.1's sake; has no effect")
     group.add_argument("--device", default="cpu", help="cpu, or a GPU number such as 0 (default: %(default)s)")
 
 
 def _add_formats(group) -> None:
-    group.add_argument("--optimize", action="store_true", help="TorchScript: weights as constants, for inference only")
-    group.add_argument("--opset", type=int, default=12, help="ONNX: version of its operators (default: %(default)s)")
-    group.add_argument("--simplify", action="store_true", help="ONNX: by onnxslim")
-    group.add_argument("--workspace", type=int, default=4, help="TensorRT: most memory, GiB (default: %(default)s)")
-    group.add_argument("--verbose", action="store_true", help="TensorRT: its log")
+    group.add_argument("--optimize", action="store_true", help="TorchScript: freeze the weights as constants")
+    group.add_argument(
+        "--opset", type=cli.whole(*OPSETS), default=12, help="ONNX: operator set version (default: %(default)s)"
+    )
+    group.add_argument("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
+    group.add_argument(
+        "--workspace", type=cli.whole(1), default=4, help="TensorRT: maximum memory in GiB (default: %(default)s)"
+    )
+    group.add_argument("--verbose", action="store_true", help="TensorRT: show its log")
 
 
 def _add_suppression(group) -> None:
-    group.add_argument("--nms", action="store_true", help="the file gives boxes, scores and classes after suppression")
-    group.add_argument("--agnostic-nms", action="store_true", help="so, and classes suppress each other")
-    group.add_argument("--topk-per-class", type=int, default=100, help="most boxes of a class (default: %(default)s)")
-    group.add_argument("--topk-all", type=int, default=100, help="most boxes of an image (default: %(default)s)")
-    group.add_argument("--iou-thres", type=float, default=0.45, help="overlap at which the weaker box is dropped")
-    group.add_argument("--conf-thres", type=float, default=0.25, help="lowest confidence (default: %(default)s)")
+    group.add_argument("--nms", action="store_true", help="the outputs are the boxes, scores and classes after NMS")
+    group.add_argument(
+        "--agnostic-nms", action="store_true", help="as --nms, but boxes of different classes suppress each other too"
+    )
+    group.add_argument(
+        "--topk-per-class", type=cli.whole(1), default=100, help="maximum boxes per class (default: %(default)s)"
+    )
+    group.add_argument(
+        "--topk-all", type=cli.whole(1), default=100, help="maximum boxes per image (default: %(default)s)"
+    )
+    group.add_argument(
+        "--iou-thres", type=cli.real(0, 1), default=0.45,
+        help="IoU above which the box with the lower score is removed (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--conf-thres", type=cli.real(0, 1), default=0.25, help="minimum confidence (default: %(default)s)"
+    )
 
 
-OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help before torch is imported
-
-import tempfile  # noqa: E402
-from dataclasses import replace  # noqa: E402
-
-from models.backend import find_weights, load_model  # noqa: E402
-from models.experimental import Ensemble  # noqa: E402
-from utils.boxes import check_image_size  # noqa: E402
-from utils.device import select_device  # noqa: E402
-from utils.export.exporter import Job, export  # noqa: E402
-from utils.export.pictures import proof_batches  # noqa: E402
-from utils.log import LOGGER  # noqa: E402
-from utils.runtimes.base import Metadata  # noqa: E402
-from utils.runtimes.table import runtime_for  # noqa: E402
+def parse_opt(known: bool = False) -> cli.Options:
+    """Parses the command line; with `known` it returns the defaults."""
+    return cli.parse(make_parser(), known)
 
 
-def run(
-    data=DATA, weights=cli.WEIGHTS, imgsz=(640, 640), batch_size=1, device="cpu", include=INCLUDE,
-    half=False, inplace=False, train=False, optimize=False, int8=False, dynamic=False, simplify=False, opset=12,
-    verbose=False, workspace=4, nms=False, agnostic_nms=False, topk_per_class=100, topk_all=100, iou_thres=0.45,
-    conf_thres=0.25, *, download=False, make_env=False,
-) -> list[str]:  # fmt: skip
+@cli.takes(make_parser, "data", "weights")
+def run(**options) -> list[str]:
     """Exports each of the weights, as the command line does.
 
-    Returns the paths of the files and folders, of each weights in v6.1's order: torchscript, engine, onnx, openvino ...
+    Returns the paths of the files and folders, for each of the weights in v6.1's order: torchscript, engine, onnx ...
 
-    Raises ValueError for options that cannot be, before anything is written; ExportError, also a ValueError, at the end
-    where a format failed, after the others are done.
+    Raises ValueError for options that contradict each other or this machine, before any file is written; ExportError,
+    also a ValueError, at the end where a format failed, after the others are done.
     """
-    sides = _check_options(imgsz, batch_size, opset, workspace, topk_per_class, topk_all, iou_thres, conf_thres)
-    if simplify:
-        cli.require("onnxslim", "--simplify")
-    nms = nms or agnostic_nms
-    data = None if isinstance(data, cli.Default) else data
-    if make_env:
-        make_environments(include)
-    formats = choose_formats(include, data, batch_size, half=half, int8=int8, nms=nms, train=train, dynamic=dynamic)
-    device = select_device(device)
-    options = Options(
-        Metadata(("",)), device, half, int8, dynamic, train, optimize, simplify, opset, verbose, workspace,
-        Suppression(conf_thres, iou_thres, agnostic_nms, topk_per_class, topk_all) if nms else None, data,
-    )  # fmt: skip
-    files = [find_weights(w, download) for w in (weights if isinstance(weights, list | tuple) else [weights])]
-    jobs = [_prepare(file, sides, batch_size, options) for file in files]
-    made, failures = [], []
-    with cli.stopped_by_signals():
-        for job in jobs:
-            with tempfile.TemporaryDirectory(prefix="export-") as work:
-                for kind in formats:
-                    try:
-                        made.append(export(job, kind, Path(work)))
-                    except ExportError as error:
-                        LOGGER.warning(f"{kind.name}: {error}")
-                        failures.append(f"{kind.name}: {error}")
-                    else:
-                        LOGGER.info(f"{kind.name}: {made[-1]}, {megabytes(made[-1]):.1f} MB")
-    if failures:
-        raise ExportError("; ".join(failures))
-    if usable := [path for path in made if not runtime_for(path).obstacle()]:
-        LOGGER.info(f"try one: python detect.py --weights {usable[-1]}")
-    return [str(path) for path in made]
+    return _run(cli.options(make_parser(), options))
 
 
-def choose_formats(include, data: str | None, batch_size: int = 1, **asked: bool) -> list[Format]:
-    """The formats that --include names, in the order of work; `all` are those that can be written here.
+def _run(opt: cli.Options) -> list[str]:
+    check_options(opt)
+    from models.backend import find_weights, load_model
+    from utils.device import select_device
+    from utils.export.exporter import export_all, prepare
+    from utils.export.formats import choose_formats, make_environments
 
-    data: the data set that the user gave.
-    batch_size: images at a time.
-    asked: of half, int8, nms, train and dynamic, which were asked for.
+    if opt.make_env:
+        make_environments(opt.include)
+    asked = {name: getattr(opt, name) for name in ("batch_size", "half", "int8", "nms", "train", "dynamic")}
+    formats = choose_formats(opt.include, calibrated=opt.data is not None, **asked)
+    device = select_device(opt.device)
+    files = [find_weights(weights, opt.download) for weights in opt.weights]
+    jobs = [prepare(load_model(file, device), file, opt, device) for file in files]
+    return [str(path) for path in export_all(jobs, formats)]
 
-    Raises ValueError for a word that is no format, for one that cannot be written here, and for options that none of
-    them honours.
+
+def check_options(opt: cli.Options) -> None:
+    """Checks options against each other and completes them: imgsz becomes [height, width], data None where not given.
+
+    Raises ValueError for options that contradict each other.
     """
-    words = _words(include)
-    if asked["int8"] and not data:
-        raise ValueError("--int8 is calibrated on pictures of yours: give --data")
-    if asked["train"] and (asked["nms"] or asked["int8"]):
-        raise ValueError("--train gives raw maps: leave out --nms, --agnostic-nms and --int8")
-    if asked["half"] and asked["int8"]:
+    opt.imgsz = cli.frame_sides(opt.imgsz)
+    opt.nms = opt.nms or opt.agnostic_nms
+    opt.data = opt.data if "data" in opt.given else None
+    if opt.int8 and not opt.data:
+        raise ValueError("--int8 is calibrated on your images: give their data set with --data")
+    if opt.train and (opt.nms or opt.int8):
+        raise ValueError("--train exports raw maps: leave out --nms, --agnostic-nms and --int8")
+    if opt.half and opt.int8:
         raise ValueError("--half and --int8 are two precisions: give one of them")
-    obstacles = {
-        f.argument: f.obstacle(asked["int8"] and f.int8, asked["train"], batch_size, bool(data)) for f in FORMATS
-    }
-    obstacles = {argument: reason for argument, reason in obstacles.items() if reason}
-    if "all" in words:
-        for argument, reason in obstacles.items():
-            LOGGER.warning(f"--include all leaves out {argument}, which {reason}")
-        words += [f.argument for f in FORMATS if f.argument not in obstacles]
-    formats = [f for f in FORMATS if f.argument in words]
-    for kind in formats:
-        if reason := obstacles.get(kind.argument):
-            raise ValueError(f"--include {kind.argument}: {kind.name} {reason}")
-    for option in ("half", "int8", "nms", "dynamic"):
-        deaf = [f.argument for f in formats if not getattr(f, option)]
-        if asked[option] and len(deaf) == len(formats):
-            raise ValueError(f"--{option} has no effect on {', '.join(deaf)}; leave it out")
-        if asked[option] and deaf:
-            LOGGER.warning(f"--{option} has no effect on {', '.join(deaf)}")
-    first = {"torchscript": 0, "engine": 1}  # as v6.1
-    return sorted(formats, key=lambda f: first.get(f.argument, 2))
+    if opt.simplify:
+        cli.require("onnxslim", "--simplify")
 
 
-def make_environments(include) -> None:
-    """Makes the environments of their own that the formats take; ValueError where an installer fails."""
-    words = _words(include)
-    wanted = [name for f in FORMATS if {f.argument, "all"} & set(words) for name in f.environments]
-    for name in dict.fromkeys(wanted):
-        try:
-            ENVIRONMENTS[name].make()
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"--make-env: {name} in {ENVIRONMENTS[name].folder}: {error}") from None
+def main(opt: cli.Options) -> None:
+    """Runs the command line."""
+    from utils.log import LOGGER
 
-
-def _words(include) -> list[str]:
-    words = [str(word).lower() for word in ([include] if isinstance(include, str) else include)]
-    if unknown := [word for word in words if word not in BY_ARGUMENT and word != "all"]:
-        raise ValueError(f"--include: no such format: {', '.join(unknown)}; known: all, {', '.join(BY_ARGUMENT)}")
-    return words
-
-
-def _check_options(imgsz, batch_size, opset, workspace, topk_per_class, topk_all, iou_thres, conf_thres) -> list[int]:
-    """Height and width; ValueError for a number that makes no sense."""
-    from utils.export.onnx_file import OPSETS
-
-    sides = cli.frame_sides(imgsz)
-    cli.check_range("--imgsz", min(sides), 1)
-    cli.check_range("--batch-size", batch_size, 1)
-    cli.check_range("--opset", opset, *OPSETS)
-    cli.check_range("--workspace", workspace, 1)
-    cli.check_range("--topk-per-class", topk_per_class, 1)
-    cli.check_range("--topk-all", topk_all, 1)
-    cli.check_range("--iou-thres", iou_thres, 0, 1)
-    cli.check_range("--conf-thres", conf_thres, 0, 1)
-    return sides
-
-
-def _prepare(file: Path, sides: list[int], batch_size: int, options: Options) -> Job:
-    """Loads weights, and pictures to prove their exports on."""
-    detector = load_model(file, options.device)
-    assert not isinstance(detector, Ensemble)
-    nc = detector.model[-1].nc
-    if nc != len(detector.names):
-        raise ValueError(f"{file}: it has {nc} classes, but names {len(detector.names)}")
-    stride = detector.image_multiple
-    size = tuple(check_image_size(sides, stride))
-    nms = options.nms
-    metadata = Metadata(
-        tuple(map(str, detector.names)), stride, size, batch_size, detector.yaml.get("ch", 3), options.dynamic,
-        nms is not None, options.train, options.half, options.int8,
-        *((nms.conf_thres, nms.iou_thres) if nms else ()),
-    )  # fmt: skip
-    pictures = proof_batches(metadata, options.data)
-    return Job(detector, file, replace(options, metadata=metadata), pictures)
-
-
-def megabytes(path: Path) -> float:
-    """Size of a file, or of all files in a folder, in 1e6 bytes."""
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sum(p.stat().st_size for p in files) / 1e6
-
-
-def main(opt: argparse.Namespace) -> None:
-    """The command line."""
     LOGGER.info(cli.describe("export", opt))
-    run(**vars(opt))
+    _run(opt)
 
 
 if __name__ == "__main__":
-    cli.run(main, OPTIONS, "export")
+    cli.run(main, parse_opt, "export")

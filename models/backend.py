@@ -13,7 +13,7 @@ from utils.data.dataset_yaml import load_dataset_yaml
 from utils.files import ROOT
 from utils.log import LOGGER
 from utils.runtimes.base import Runtime
-from utils.runtimes.table import RUNTIMES, OpenCVRuntime, runtime_for
+from utils.runtimes.table import RUNTIMES, runtime_for
 
 
 def newest_best() -> Path | None:
@@ -179,7 +179,12 @@ def open_exported(weights: str | Path | list, device: torch.device, dnn: bool = 
         raise ValueError(f"an ensemble is made of .pt files only, got {exported[0]} among {len(paths)} files")
     if dnn and not str(exported[0]).endswith(".onnx"):
         raise ValueError(f"--dnn runs ONNX files, got {exported[0]}")
-    runtime = (OpenCVRuntime if dnn else runtime_for(exported[0]))(exported[0], device)
+    if dnn:
+        from utils.runtimes.onnx_file import OpenCVRuntime
+
+        runtime = OpenCVRuntime(exported[0], device)
+    else:
+        runtime = runtime_for(exported[0])(exported[0], device)
     if runtime.metadata.train:
         raise ValueError(f"{exported[0]} was exported with --train and gives raw maps; export it without")
     return runtime

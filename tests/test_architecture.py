@@ -18,9 +18,10 @@ utils.data          shapes images letterbox formats dataset_yaml labels shards
 utils.data          options annotations cache store augmentations mosaic dataset shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch
 utils.training      loggers search run
-utils.runtimes      environments base mobile tensorflow_server tensorflow_runtimes table
+utils.runtimes      environments base torchscript program onnx_file openvino_model tensorrt_engine ncnn_model
+utils.runtimes      coreml_model executorch_program litert_model tensorflow_server tensorflow_model web_model table
 utils.inference     outputs sources finder tracking features ledger results
-utils.export        formats graph pictures torchscript program quantise onnx_nms onnx_file openvino_model ncnn_model
+utils.export        formats graph images torchscript program quantise onnx_nms onnx_file openvino_model ncnn_model
 utils.export        executorch_program coreml_model litert_model edge_tpu saved_model tensorflow_worker graph_def
 utils.export        web_model tensorrt_engine proof exporter
 utils.evaluation    metrics plots evaluator coco errors report

@@ -19,7 +19,7 @@ from utils import checkpoint
 from utils.boxes import xyxy_to_xywhn
 from utils.data.images import read_image
 from utils.data.letterbox import scale_boxes, to_input
-from utils.export.formats import BY_ARGUMENT, FORMATS, export_formats
+from utils.export.formats import BY_ARGUMENT, FORMATS, choose_formats, export_formats
 from utils.nms import non_max_suppression
 from utils.runtimes.base import Metadata
 
@@ -45,7 +45,7 @@ def refused(command, here):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--include", "onx"], "--include: no such format: onx; known: all, torchscript, onnx, openvino"),
+        (["--include", "onx"], "--include: unknown format onx; known are all, torchscript, onnx, openvino"),
         (["--imgsz", 64, 64, 64], "--imgsz takes one number, or height and width"),
         (["--imgsz", 0], "--imgsz must be at least 1, got 0"),
         (["--batch-size", 0], "--batch-size must be at least 1, got 0"),
@@ -56,13 +56,13 @@ def refused(command, here):
         (["--topk-per-class", -1], "--topk-per-class must be at least 1"),
         (["--iou-thres", 1.5], "--iou-thres must be between 0 and 1, got 1.5"),
         (["--conf-thres", "nan"], "--conf-thres must be between 0 and 1, got nan"),
-        (["--include", "openvino", "--int8"], "--int8 is calibrated on pictures of yours: give --data"),
+        (["--include", "openvino", "--int8"], "--int8 is calibrated on your images: give their data set with --data"),
         (["--include", "onnx", "--int8", "--data", "x.yaml"], "--int8 has no effect on onnx; leave it out"),
         (["--include", "openvino", "--int8", "--half", "--data", "x.yaml"], "--half and --int8 are two precisions"),
-        (["--include", "ncnn", "--batch-size", 2], "ncnn takes one image at a time: --batch-size 1"),
-        (["--include", "tflite", "--train"], "TensorFlow Lite gives decoded boxes only: leave out --train"),
-        (["--train", "--nms"], "--train gives raw maps: leave out --nms"),
-        (["--train", "--agnostic-nms"], "--train gives raw maps"),
+        (["--include", "ncnn", "--batch-size", 2], "ncnn takes one image at a time: use --batch-size 1"),
+        (["--include", "tflite", "--train"], "TensorFlow Lite has decoded boxes only: leave out --train"),
+        (["--train", "--nms"], "--train exports raw maps: leave out --nms"),
+        (["--train", "--agnostic-nms"], "--train exports raw maps"),
         (["--device", 99], "--device 99"),
         (["--data", "missing.yaml"], "missing.yaml"),
         (["--weights", "missing.pt"], "no such weights: missing.pt"),
@@ -81,14 +81,14 @@ def test_a_package_that_is_not_there(refused, weights, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here an engine can be built")
 def test_an_engine_needs_a_gpu(refused, weights, monkeypatch):
     monkeypatch.setattr("utils.export.formats.installed", lambda package: True)
-    refused("--include", "engine", says="is written on the CUDA GPU that will run it, and torch sees none here")
+    refused("--include", "engine", says="is built on the CUDA GPU that will run it, and torch sees none here")
 
 
 def test_names_and_classes_must_agree(refused, here):
     model = lively(nc=2)
     model.names = ["red"]
     checkpoint.save(here / "best.pt", checkpoint.pack(model))
-    refused(says="best.pt: it has 2 classes, but names 1")
+    refused(says="best.pt: the detector has 2 classes but 1 class names")
 
 
 # --- written ----------------------------------------------------------------------------------------------------------
@@ -112,13 +112,13 @@ def test_several_weights(weights, here, command):
 
 def test_all_that_can_be_written_here(weights, here, command, monkeypatch):
     monkeypatch.setattr("utils.export.formats.installed", lambda package: package != "openvino")
-    formats = export.choose_formats("all", None, half=False, int8=False, nms=False, train=False, dynamic=False)
+    formats = choose_formats(["all"])
     arguments = [kind.argument for kind in formats]
     assert arguments[0] == "torchscript" and "onnx" in arguments and "openvino" not in arguments
     code, err = command("export", "--weights", "best.pt", "--include", "all", "--imgsz", 0)  # tells before it works
     assert code == 1 and "--imgsz must be at least 1" in err
     with monkeypatch.context() as patch:
-        patch.setattr(export, "FORMATS", [BY_ARGUMENT["onnx"], BY_ARGUMENT["openvino"]])
+        patch.setattr("utils.export.formats.FORMATS", [BY_ARGUMENT["onnx"], BY_ARGUMENT["openvino"]])
         code, err = command("export", "--weights", "best.pt", "--include", "all", "--imgsz", SIZE)
     assert code == 0 and "--include all leaves out openvino, which needs openvino: pip install '.[openvino]'" in err
     assert sorted(os.listdir(here)) == ["best.onnx", "best.pt"]
@@ -142,7 +142,9 @@ def test_the_metadata_of_an_onnx_file(weights, here):
     export.run(weights=weights, imgsz=(SIZE, 96), include="onnx", batch_size=2, nms=True, iou_thres=0.5, topk_all=7)
     model = onnx.load(here / "best.onnx")
     texts = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
-    expected = Metadata(("red", "weiß"), 32, (SIZE, 96), 2, nms=True, conf_thres=0.25, iou_thres=0.5)
+    expected = Metadata(
+        names=("red", "weiß"), stride=32, imgsz=(SIZE, 96), batch=2, nms=True, conf_thres=0.25, iou_thres=0.5
+    )
     assert Metadata.checked(texts, "best.onnx") == expected
     shapes = [[d.dim_value for d in o.type.tensor_type.shape.dim] for o in (*model.graph.input, *model.graph.output)]
     assert shapes == [[2, 3, SIZE, 96], [2, 7, 4], [2, 7], [2, 7]]
@@ -177,7 +179,7 @@ def test_detect_finds_the_same_in_a_file_of_any_frame(weights, data, here, argum
 
 
 def test_detect_gives_a_file_of_one_frame_what_it_wants(weights, data, here, capsys):
-    """Frames of 96 x 64 into one of 128 x 128, three pictures into batches of two."""
+    """Frames of 96 x 64 into one of 128 x 128, three images into batches of two."""
     [path] = export.run(weights=weights, imgsz=128, include="onnx", batch_size=2)
     found = found_by(path, here / "boxes/images/val", batch_size=3, imgsz=W)
     assert f"--imgsz [{W}, {W}]: the file was exported for 128 x 128, which is used" in capsys.readouterr().err

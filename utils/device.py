@@ -90,3 +90,12 @@ class Timer:
 
     def __exit__(self, *_) -> None:
         self.stop()
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc")  # torch on the CPU, and C++ libraries
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an exception says that memory ran out, which on the CPU is a plain RuntimeError of torch."""
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)

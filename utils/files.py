@@ -157,6 +157,13 @@ def write_yaml(path: str | Path, data: dict[str, Any]) -> None:
         yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True)
 
 
+def megabytes(path: str | Path) -> float:
+    """Returns the size of a file, or of all files in a folder, in units of 1e6 bytes."""
+    path = Path(path)
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(p.stat().st_size for p in files) / 1e6
+
+
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Iterator[IO]:
     """A file to write that replaces `path` only once it is whole; on any failure the old file stays.

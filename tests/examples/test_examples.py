@@ -41,8 +41,8 @@ def exported(shared, tmp_path_factory):
 
     model = load_model(shared / "weights/yolov5n.pt")
     path = tmp_path_factory.mktemp("example") / "yolov5n.onnx"
-    metadata = Metadata(tuple(model.names), 32, (SIZE, SIZE))
-    onnx_file.write(Decoded(model), torch.zeros(1, 3, SIZE, SIZE), path, Options(metadata))
+    metadata = Metadata(names=tuple(model.names), stride=32, imgsz=(SIZE, SIZE))
+    onnx_file.write(Decoded(model), torch.zeros(1, 3, SIZE, SIZE), path, Options(metadata=metadata))
     photo = sorted((shared / "datasets/coco-val128/images").rglob("*.jpg"))[2]
     suppression = {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 1000}
     finder = Finder(Backend(path), (SIZE, SIZE), torch.device("cpu"), **suppression)

@@ -1,4 +1,4 @@
-"""CoreML: an ML program (`.mlpackage`) for macOS and iOS. Elsewhere it is written and looked at, not run."""
+"""CoreML: an ML program (`.mlpackage`) for macOS and iOS. Other systems can write and inspect it, but not run it."""
 
 import logging
 import re
@@ -17,18 +17,18 @@ from utils.runtimes.base import Metadata, silence
 if TYPE_CHECKING:
     import coremltools as ct
 
-INPUT, OUTPUT = "image", "output"  # v6.1's name of the input; its outputs had none
-IN_FLOAT32 = 1  # mark of operations that stay in float32, as coremltools' debug handle
-FLOAT16, FLOAT32 = 10, 11  # of ML programs
+INPUT, OUTPUT = "image", "output"  # the input is named as in v6.1, whose outputs had no names
+IN_FLOAT32 = 1  # marks operations that stay in float32, as coremltools' debug handle
+FLOAT16, FLOAT32 = 10, 11  # types in ML programs
 
 
 def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
-    """Writes the network: a picture in RGB or grey, 0-255, to `output`, decoded rows (1, N, 5 + nc) in float32.
+    """Writes the network: from `image`, RGB or grey, 0-255, to `output`, decoded rows (1, N, 5 + nc) in float32.
 
-    Of other numbers of channels it takes an array `image` (1, C, H, W), 0-1.
+    For other numbers of channels `image` is an array (1, C, H, W), 0-1.
 
-    half: operations are in float16, but for SOCA and the decoding in Detect.
-    int8: weights of convolutions are in 8 bits, but for SOCA's. Activations are not: CoreML calibrates on macOS only.
+    half: operations are in float16, except SOCA and the decoding in Detect.
+    int8: weights of convolutions are in 8 bits, except SOCA's. Activations are not: CoreML calibrates on macOS only.
     """
     with toolchain("coremltools"), _quietly():
         import coremltools as ct
@@ -54,7 +54,7 @@ def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Option
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without progress bars, and without its warnings of packages that are newer than it knows."""
+    """Inside, coremltools shows no progress bars, and no warnings about packages newer than those it knows."""
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -76,7 +76,7 @@ def _input(shape: tuple[int, ...]) -> "ct.ImageType | ct.TensorType":
 
 
 def _mark(program: torch.export.ExportedProgram, float32: tuple[str, ...]) -> None:
-    """Marks the operations of these modules of the detector, but for convolutions of Detect."""
+    """Marks the operations of these modules of the detector, except convolutions of Detect."""
     for node in program.graph.nodes:
         stack = list(node.meta.get("nn_module_stack", {}).values())  # (path, class), the innermost last
         inside = any(path == f"detector.{name}" for path, _ in stack for name in float32)
@@ -96,18 +96,18 @@ def _quantise_weights(model: "ct.models.MLModel", options: Options) -> "ct.model
     names = "|".join(re.escape(name.replace(".", "_")) for name in options.float32)
     delicate = re.compile(rf"detector_(?:{names})_(?!m_\d)")  # Detect's convolutions are its m.0, m.1 ...
     weights = cto.get_weights_metadata(model, weight_threshold=0)
-    left = {name: None for name in weights if delicate.search(name)}
+    excluded = {name: None for name in weights if delicate.search(name)}
     config = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8", weight_threshold=64)
     return cto.linear_quantize_weights(
-        model, cto.OptimizationConfig(op_type_configs={"conv": config}, op_name_configs=left)
+        model, cto.OptimizationConfig(op_type_configs={"conv": config}, op_name_configs=excluded)
     )
 
 
 def inspect(path: Path, options: Options) -> None:
-    """Looks at a file without running it; ExportError where it is not what it should be.
+    """Checks a file without running it; ExportError where it is not what it should be.
 
-    Input, output and metadata; with half that products of matrices, all of them SOCA's, are in float32 and most
-    convolutions in float16; with int8 that weights are in 8 bits, but those of SOCA are not.
+    Checked are input, output and metadata; with half that matrix products, which are all SOCA's, are in float32 and
+    most convolutions in float16; with int8 that weights are in 8 bits.
     """
     with toolchain("coremltools"), _quietly():
         import coremltools as ct
@@ -115,16 +115,17 @@ def inspect(path: Path, options: Options) -> None:
         spec = ct.models.MLModel(str(path), skip_model_load=True).get_spec()
     metadata = Metadata.from_texts(dict(spec.description.metadata.userDefined), path)
     if metadata != options.metadata:
-        raise ExportError(f"{path} says of itself {metadata}, which should be {options.metadata}")
+        raise ExportError(f"{path} states {metadata}, which should be {options.metadata}")
     _inspect_ends(path, spec.description, options.metadata)
     (block,) = spec.mlProgram.functions["main"].block_specializations.values()
     types: dict[str, list[int]] = {}
     for op in block.operations:
         types.setdefault(op.type, []).append(op.outputs[0].type.tensorType.dataType)
     if set(types.get("matmul", [])) - {FLOAT32}:
-        raise ExportError(f"{path}: SOCA's products are not in float32")
-    if options.half and types["conv"].count(FLOAT16) < len(types["conv"]) / 2:
-        raise ExportError(f"{path}: of {len(types['conv'])} convolutions {types['conv'].count(FLOAT16)} are in float16")
+        raise ExportError(f"{path}: SOCA's matrix products are not in float32")
+    convolutions, in_float16 = len(types["conv"]), types["conv"].count(FLOAT16)
+    if options.half and in_float16 < convolutions / 2:
+        raise ExportError(f"{path}: only {in_float16} of {convolutions} convolutions are in float16")
     in_8_bits = [op.outputs[0].name for op in block.operations if op.type.startswith("constexpr_")]
     if options.int8 and not in_8_bits:
         raise ExportError(f"{path}: no weights are in 8 bits")

@@ -1,4 +1,4 @@
-"""ExecuTorch: a program for phones and boards (`.pte`), its operators those of XNNPACK."""
+"""ExecuTorch: a program for phones and boards (`.pte`), with the operators of XNNPACK."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from utils.export.formats import Options, toolchain
-from utils.runtimes.mobile import METADATA_METHOD
+from utils.runtimes.executorch_program import METADATA_METHOD
 
 
 def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
-    """Lowers the exported program to XNNPACK. Its method `metadata` gives the metadata: UTF-8 of JSON, uint8."""
+    """Lowers the exported program to XNNPACK. Its method `metadata` returns the metadata: JSON in UTF-8, uint8."""
     with toolchain("executorch"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower

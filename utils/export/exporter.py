@@ -1,9 +1,9 @@
-"""From a detector to files that are proven: each is written beside its place, run, compared, and then moved there."""
+"""From a detector to verified files: each is written to a temporary folder, run, compared, and moved to its place."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,62 +11,144 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.export.formats import BY_ARGUMENT, GRAPH, ExportError, Format, Options
+from utils.boxes import check_image_size
+from utils.cli import Options as VerbOptions
+from utils.cli import stopped_by_signals
+from utils.export.formats import BY_ARGUMENT, GRAPH, ExportError, Format, Options, Suppression
 from utils.export.graph import Decoded, EndToEnd, delicate_modules
-from utils.export.proof import open_file, precision, prove
+from utils.export.images import proof_batches
+from utils.export.proof import precision, prove
+from utils.files import megabytes
 from utils.log import LOGGER
+from utils.runtimes.base import Metadata
+from utils.runtimes.table import runtime_for
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Job:
-    """One detector on its way into several formats.
+    """One detector that is written in several formats.
 
     detector: in float32 and eval mode.
-    pictures: batches (B, C, H, W), 0-1, on which files are run; the first has the shape that they are made for.
+    weights:  the path of its file, beside which exports are written.
+    images:   batches (B, C, H, W), 0-1, on which files are run; the first has the shape that they are made for.
     """
 
     detector: nn.Module
     weights: Path
     options: Options
-    pictures: Sequence[torch.Tensor]
+    images: Sequence[torch.Tensor]
 
     def __post_init__(self):
         self.options = replace(self.options, float32=delicate_modules(self.detector))
         decoded = Decoded(self.detector, self.options.train)
         self.reference = EndToEnd(decoded, self.options.nms) if self.options.nms else decoded
-        self.made: dict[tuple, Path] = {}  # files that others are made from, by format and whether half
+        self.sources: dict[tuple, Path] = {}  # files that others are made from, by format and options
 
     def options_for(self, kind: Format) -> Options:
-        """The options, without those that the format does not honour."""
-        int8 = (self.options.int8 and kind.int8) or kind.integers
-        kept = {
-            "int8": int8,
-            "half": self.options.half and kind.half and not int8,
-            "dynamic": (self.options.dynamic and kind.dynamic) or kind.any_size,
-            "nms": self.options.nms if kind.nms else None,
-        }
-        nms = kept["nms"]
+        """Returns the options without those that the format ignores."""
+        asked = self.options
+        int8 = (asked.int8 and kind.int8) or kind.integers
+        nms = asked.nms if kind.nms else None
         metadata = replace(
-            self.options.metadata, **{**kept, "nms": nms is not None},
-            conf_thres=nms.conf_thres if nms else 0.0, iou_thres=nms.iou_thres if nms else 0.0,
-        )  # fmt: skip
-        return replace(self.options, metadata=metadata, **kept)
+            asked.metadata,
+            int8=int8,
+            half=asked.half and kind.half and not int8,
+            dynamic=(asked.dynamic and kind.dynamic) or kind.any_size,
+            nms=nms is not None,
+            conf_thres=nms.conf_thres if nms else 0.0,
+            iou_thres=nms.iou_thres if nms else 0.0,
+        )
+        return replace(asked, metadata=metadata, nms=nms)
 
     def graph(self, options: Options, half: bool = False) -> nn.Module:
-        """The network, in float16 or not, with the suppression that options ask for."""
+        """Returns the network, in float16 where half, with the suppression of the options."""
         decoded = Decoded(self.detector, options.train)
         if half:
             decoded.half()
         return EndToEnd(decoded, options.nms) if options.nms else decoded
 
 
+def prepare(detector: nn.Module, weights: Path, opt: VerbOptions, device: torch.device) -> Job:
+    """Checks a detector and reads the images that its files are verified on.
+
+    detector: in float32 and eval mode, on the device.
+    weights:  the path of its file.
+    opt:      the options of export.py, checked.
+
+    Raises ValueError for a detector whose names and classes differ, and for a data set that does not fit it.
+    """
+    nc = detector.model[-1].nc
+    if nc != len(detector.names):
+        raise ValueError(f"{weights}: the detector has {nc} classes but {len(detector.names)} class names")
+    nms = None
+    if opt.nms:
+        nms = Suppression(
+            conf_thres=opt.conf_thres,
+            iou_thres=opt.iou_thres,
+            agnostic=opt.agnostic_nms,
+            topk_per_class=opt.topk_per_class,
+            topk_all=opt.topk_all,
+        )
+    metadata = Metadata(
+        names=tuple(map(str, detector.names)),
+        stride=detector.image_multiple,
+        imgsz=tuple(check_image_size(opt.imgsz, detector.image_multiple)),
+        batch=opt.batch_size,
+        channels=detector.yaml.get("ch", 3),
+        dynamic=opt.dynamic,
+        nms=opt.nms,
+        train=opt.train,
+        half=opt.half,
+        int8=opt.int8,
+        conf_thres=nms.conf_thres if nms else 0.0,
+        iou_thres=nms.iou_thres if nms else 0.0,
+    )
+    options = Options(
+        metadata=metadata,
+        device=device,
+        optimize=opt.optimize,
+        simplify=opt.simplify,
+        opset=opt.opset,
+        verbose=opt.verbose,
+        workspace=opt.workspace,
+        nms=nms,
+        data=opt.data,
+    )
+    return Job(detector=detector, weights=weights, options=options, images=proof_batches(metadata, opt.data))
+
+
+def export_all(jobs: Iterable[Job], formats: Sequence[Format]) -> list[Path]:
+    """Writes each job in each format and returns the paths of the files and folders.
+
+    Raises ExportError at the end where a format failed, after the others are done.
+    """
+    made, failures = [], []
+    with stopped_by_signals():
+        for job in jobs:
+            with tempfile.TemporaryDirectory(prefix="export-") as work:
+                for kind in formats:
+                    try:
+                        path = export(job, kind, Path(work))
+                    except ExportError as error:
+                        LOGGER.warning(f"{kind.name}: {error}")
+                        failures.append(f"{kind.name}: {error}")
+                    else:
+                        LOGGER.info(f"{kind.name}: {path}, {megabytes(path):.1f} MB")
+                        made.append(path)
+    if failures:
+        raise ExportError("; ".join(failures))
+    if usable := [path for path in made if not runtime_for(path).obstacle()]:
+        LOGGER.info(f"to detect with it: python detect.py --weights {usable[-1]}")
+    return made
+
+
 def export(job: Job, kind: Format, work: Path) -> Path:
-    """Writes one format beside the weights and returns its path, once the file has proven itself.
+    """Writes one format beside the weights and returns its path, after the file was verified.
 
     work: a folder for files that others are made from.
 
-    Raises ExportError where it cannot be written, or differs from PyTorch by more than it may; then the file is kept,
-    with the suffix `.rejected`.
+    Raises ExportError where it cannot be written, or differs from PyTorch by more than its precision allows; then the
+    file is kept, with the suffix `.rejected`.
     """
     options = job.options_for(kind)
     target = kind.target(job.weights, options.int8, options.half)
@@ -82,8 +164,8 @@ def export(job: Job, kind: Format, work: Path) -> Path:
 
 
 def write(job: Job, kind: Format, part: Path, options: Options, work: Path) -> None:
-    """Writes a format to `part`, and before it what it is made from."""
-    sample = job.pictures[0].to(options.device)
+    """Writes a format to `part`, after the file that it is made from."""
+    sample = job.images[0].to(options.device)
     if kind.source == GRAPH:
         half = options.half and kind.typed
         source, sample = job.graph(options, half), sample.half() if half else sample
@@ -91,50 +173,51 @@ def write(job: Job, kind: Format, part: Path, options: Options, work: Path) -> N
         source = source_of(job, kind, options, work)
     kind.writer()(source, sample, part, options)
     if not part.exists():
-        raise ExportError(f"{kind.name}: nothing was written")
+        raise ExportError(f"{kind.name}: no file was written")
 
 
 def source_of(job: Job, kind: Format, options: Options, work: Path) -> Path:
-    """The file that a format is made from, written once: in float32, unless it keeps its source's types."""
-    below = BY_ARGUMENT[kind.source]
+    """Returns the file that a format is made from, written once: in float32, unless the format keeps its types."""
+    source = BY_ARGUMENT[kind.source]
     half = options.half and kind.typed
-    key = below.argument, half, options.nms, options.dynamic, options.int8
-    if key not in job.made:
-        metadata = replace(options.metadata, half=half)
+    key = source.argument, half, options.nms, options.dynamic, options.int8
+    if key not in job.sources:
         folder = Path(tempfile.mkdtemp(dir=work))
-        path = folder / below.target(job.weights, options.int8, half).name
-        write(job, below, path, replace(options, half=half, metadata=metadata), work)
-        job.made[key] = path
-    return job.made[key]
+        path = folder / source.target(job.weights, options.int8, half).name
+        write(job, source, path, replace(options, metadata=replace(options.metadata, half=half)), work)
+        job.sources[key] = path
+    return job.sources[key]
 
 
 def check(job: Job, kind: Format, part: Path, options: Options) -> str:
-    """Runs a written file; returns what is wrong with it, "" where nothing is, or where nothing here can run it."""
-    runtime, obstacle = open_file(part, options.device)
-    if runtime is None:
+    """Runs a written file and returns what is wrong with it; "" where nothing is, or where it cannot be run here."""
+    runtime_class = runtime_for(part)
+    if obstacle := runtime_class.obstacle():
         inspect = kind.inspector()
         if inspect:
             inspect(part, options)
-        LOGGER.warning(f"{kind.name}: unrun: {obstacle}{'; its structure was checked' if inspect else ''}")
+        checked = "; its structure was checked" if inspect else ""
+        LOGGER.warning(f"{kind.name}: not run here, since it {obstacle}{checked}")
         return ""
+    runtime = runtime_class(part, options.device)
     if runtime.metadata != options.metadata:
-        return f"it says of itself {runtime.metadata}, which should be {options.metadata}"
+        return f"it states {runtime.metadata}, which should be {options.metadata}"
     reference = job.reference if bool(options.nms) == bool(job.options.nms) else job.reference.decoded
-    pictures = [images for images in job.pictures if options.dynamic or images.shape == job.pictures[0].shape]
-    proof = prove(runtime, reference, pictures)
+    images = [batch for batch in job.images if options.dynamic or batch.shape == job.images[0].shape]
+    proof = prove(runtime, reference, images)
     LOGGER.info(f"{kind.name}: {proof.describe()}")
     if not proof.boxes and not options.train:
         LOGGER.warning(
-            f"{kind.name}: PyTorch finds nothing in these pictures, so no boxes are compared; give yours: --data"
+            f"{kind.name}: PyTorch detects no objects in these images, so no boxes were compared; give yours: --data"
         )
     if proof.faults:
-        return f"differs from PyTorch more than {precision(options.metadata)} may: {'; '.join(proof.faults)}"
+        return f"differs from PyTorch by more than {precision(options.metadata)} allows: {'; '.join(proof.faults)}"
     return ""
 
 
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """A path of the same name in a new folder beside target; the folder and what is left in it go at the end."""
+    """Yields a path of the same name in a new folder beside target; the folder is removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix=".export-", dir=target.parent))
     try:
         yield folder / target.name
@@ -143,7 +226,7 @@ def beside(target: Path) -> Iterator[Path]:
 
 
 def move(part: Path, target: Path) -> None:
-    """Puts a file or folder in its place, where an older one goes only once the new one is whole."""
+    """Moves a whole file or folder to its place; a folder that is there is replaced, not merged."""
     if target.is_dir():
         old = part.with_name("old")
         os.replace(target, old)

@@ -1,6 +1,6 @@
-"""What is exported: a module from images to decoded rows, or to boxes after suppression.
+"""The graphs that are exported: modules from images to decoded rows, or to boxes after suppression.
 
-It holds a copy of the detector, so that what export changes in it is not seen by anyone else.
+Each contains a copy of the detector, so that exporting does not change the caller's.
 """
 
 from copy import deepcopy
@@ -15,7 +15,7 @@ from utils.nms import MAX_SIDE, MIN_SIDE
 
 
 class Decoded(nn.Module):
-    """images (B, C, H, W), 0-1 -> decoded rows (B, N, 5 + nc), float32; a training graph gives the raw maps instead."""
+    """images (B, C, H, W), 0-1 -> decoded rows (B, N, 5 + nc), float32; or in training mode the raw maps."""
 
     def __init__(self, detector: nn.Module, train: bool = False):
         super().__init__()
@@ -28,9 +28,9 @@ class Decoded(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """images (B, H, W, C), 0-1 -> decoded rows (B, N, 5 + nc) whose x, y, w, h are shares of the frame.
+    """images (B, H, W, C), 0-1 -> decoded rows (B, N, 5 + nc) whose x, y, w, h are fractions of the frame.
 
-    So v6.1's TensorFlow formats have them: with pixels, 8 bits would leave no steps for scores.
+    v6.1's TensorFlow formats have them so: beside values in pixels, 8 bits could not represent the scores.
     """
 
     def __init__(self, decoded: Decoded):
@@ -48,8 +48,8 @@ class ChannelsLast(nn.Module):
 class EndToEnd(nn.Module):
     """images -> boxes (B, K, 4) x1, y1, x2, y2 in pixels, scores (B, K), classes (B, K) int64; K = topk_all.
 
-    The most confident first; where fewer are left, rows of score 0. Of each row the best class counts, as in
-    `detect.py`, whose boxes these are.
+    Boxes come in descending order of score, and rows without a box have score 0. Each decoded row counts for its best
+    class, so the boxes are those of `detect.py`.
     """
 
     def __init__(self, decoded: Decoded, suppression: Suppression):
@@ -62,51 +62,50 @@ class EndToEnd(nn.Module):
 
 
 def suppress(rows: torch.Tensor, how: Suppression) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Decoded rows (B, N, 5 + nc) -> boxes, scores and classes as `EndToEnd` gives them, for any B and N.
+    """Turns decoded rows (B, N, 5 + nc) into boxes, scores and classes as `EndToEnd` returns them, for any B and N.
 
-    In tensors of shapes that depend on no value, but for the list of what the suppression keeps.
+    No tensor's shape depends on values, except that of the list of kept rows.
     """
     B, N = rows.shape[:2]
     corners = xywh_to_xyxy(rows[..., :4])
     scores, classes = (rows[..., 5:] * rows[..., 4:5]).max(2)
-    sensible = ((rows[..., 2:4] >= MIN_SIDE) & (rows[..., 2:4] <= MAX_SIDE)).all(2)
-    scores = torch.where(sensible & (scores > how.conf_thres), scores, torch.zeros_like(scores))
+    valid = ((rows[..., 2:4] >= MIN_SIDE) & (rows[..., 2:4] <= MAX_SIDE)).all(2)
+    scores = torch.where(valid & (scores > how.conf_thres), scores, torch.zeros_like(scores))
 
-    # one suppression for all: each image, and each class of it, in a region of its own. In float64, which has the
-    # digits for that
+    # one call suppresses for all images and classes: each is moved to a separate region, in float64 for enough digits
     nc = rows.shape[2] - 5
     group = torch.arange(1, B + 1, device=rows.device)[:, None] * nc
     group = group + (torch.zeros_like(classes) if how.agnostic else classes)
-    # rows that do not count are one box, of which the first makes short work of the others
+    # all rows without a score become one and the same box, so that the first suppresses the others at once
     counts = (scores > 0)[..., None]
     unit = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64, device=rows.device)
-    wide = torch.where(counts, corners.double(), unit)
-    placed = wide + (group[..., None] * counts) * (wide.max() - wide.min() + 1)
-    kept = nms(placed.reshape(-1, 4), scores.double().reshape(-1), how.iou_thres)
+    boxes = torch.where(counts, corners.double(), unit)
+    moved = boxes + (group[..., None] * counts) * (boxes.max() - boxes.min() + 1)
+    kept = nms(moved.reshape(-1, 4), scores.double().reshape(-1), how.iou_thres)
     left = torch.zeros_like(scores).reshape(-1)
     left = left.scatter(0, kept, scores.reshape(-1)[kept]).reshape(B, N)
     if how.topk_per_class < how.topk_all and not how.agnostic:
         left = _cap_classes(left, classes, nc, how.topk_per_class)
 
-    # beyond the last row there may be none: K rows of nothing are appended
+    # there may be fewer rows than K: K rows of score 0 are appended
     padded = torch.cat((left, left.new_zeros(1, how.topk_all).expand(B, -1)), 1)
     scores, index = padded.topk(how.topk_all, dim=1)
     index = torch.where(scores > 0, index, torch.zeros_like(index))
-    there = (scores > 0)[..., None]
+    has_box = (scores > 0)[..., None]
     boxes = corners.gather(1, index[..., None].expand(-1, -1, 4))
     classes = classes.gather(1, index)
-    return torch.where(there, boxes, torch.zeros_like(boxes)), scores, classes * there[..., 0]
+    return torch.where(has_box, boxes, torch.zeros_like(boxes)), scores, classes * has_box[..., 0]
 
 
-def _cap_classes(scores: torch.Tensor, classes: torch.Tensor, nc: int, most: int) -> torch.Tensor:
-    """Scores (B, N) with 0 for all but the `most` highest of each class."""
+def _cap_classes(scores: torch.Tensor, classes: torch.Tensor, nc: int, maximum: int) -> torch.Tensor:
+    """Returns scores (B, N) with 0 for all but the `maximum` highest of each class."""
     order = scores.argsort(1, descending=True)
     one_hot = nn.functional.one_hot(classes.gather(1, order), nc) * (scores.gather(1, order) > 0)[..., None]
     rank = (one_hot.cumsum(1) * one_hot).sum(2)  # 1 for the most confident of its class
-    capped = torch.where(rank <= most, scores.gather(1, order), torch.zeros_like(scores))
+    capped = torch.where(rank <= maximum, scores.gather(1, order), torch.zeros_like(scores))
     return torch.zeros_like(scores).scatter(1, order, capped)
 
 
 def delicate_modules(detector: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that want real numbers: SOCA wherever it is, and Detect, whose last steps give pixels."""
+    """Returns the names of the modules that stay in float32: SOCA, and Detect, whose last steps compute pixels."""
     return tuple(name for name, m in detector.named_modules() if type(m).__name__ in ("SOCA", "Detect"))

@@ -1,4 +1,4 @@
-"""TensorFlow GraphDef: a SavedModel with its variables made constants (`.pb`)."""
+"""TensorFlow GraphDef: a SavedModel whose variables become constants (`.pb`)."""
 
 import tempfile
 from pathlib import Path

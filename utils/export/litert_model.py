@@ -1,6 +1,6 @@
-"""LiteRT, formerly TensorFlow Lite: litert-torch converts the network, ai-edge-quantizer makes it smaller.
+"""LiteRT, formerly TensorFlow Lite: litert-torch converts the network, ai-edge-quantizer quantises it.
 
-litert-torch pins packages, so it runs in an environment of its own: `python -m utils.export.litert_model GRAPH TARGET`.
+litert-torch pins packages, so it runs in a separate environment: `python -m utils.export.litert_model GRAPH TARGET`.
 """
 
 import sys
@@ -13,24 +13,24 @@ from torch import nn
 from utils.checkpoint import load_own
 from utils.export.formats import Options, toolchain
 from utils.export.graph import ChannelsLast
-from utils.export.pictures import calibration_images
+from utils.export.images import calibration_images
 from utils.runtimes.base import silence
 from utils.runtimes.environments import LITERT
-from utils.runtimes.tensorflow_runtimes import append_metadata
+from utils.runtimes.litert_model import append_metadata
 
 SIGNATURE, INPUT = "serving_default", "args_0"  # litert-torch's names
-# names of operations hold the modules that they are in. Float32 stay SOCA, the decoding in Detect but not its
-# convolutions, which are modules themselves, and what comes behind it
+# Names of operations contain the modules that they are in. Those with one of these parts stay in float32: SOCA, the
+# decoding in Detect but not its convolutions, which are modules themselves, and the operations after it
 FLOAT32 = (r"\.SOCA_", r"\.Detect_[^/;]*;", r"\.ChannelsLast;", SIGNATURE)
 
 
 def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
-    """Writes the network with images (B, H, W, C) and rows whose places are shares of the frame, as v6.1 did.
+    """Writes the network, as v6.1 did, with images (B, H, W, C) and rows whose x, y, w, h are fractions of the frame.
 
-    half: weights of convolutions are stored in float16, and computed with in float32, as v6.1 did.
-    int8: weights and activations in integers, calibrated on the images of `--data`, but for what FLOAT32 names.
+    half: weights of convolutions are stored in float16, and the network computes in float32, as in v6.1.
+    int8: weights and activations are integers, calibrated on the images of `--data`, except those that FLOAT32 names.
     """
-    # litert-torch takes weights in channels-last order for contiguous ones, and writes garbage
+    # litert-torch reads weights in channels-last order as if they were contiguous, and writes garbage
     graph = ChannelsLast(source).to(memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "graph.pt")
@@ -44,7 +44,7 @@ def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Option
 
 
 def quantise(model: bytes, options: Options) -> bytes:
-    """A float32 model with its convolutions in 8-bit integers, or their weights in float16."""
+    """Returns a float32 model with its convolutions in 8-bit integers, or with their weights in float16."""
     from ai_edge_quantizer import qtyping, quantizer
     from ai_edge_quantizer.recipe import AlgorithmName, TFLOperationName
 
@@ -72,7 +72,7 @@ def quantise(model: bytes, options: Options) -> bytes:
 
 
 def _convert(graph: str, target: str) -> None:
-    """What runs in the environment."""
+    """Converts a saved graph; this runs in the separate environment."""
     import litert_torch
 
     module, images = load_own(graph)

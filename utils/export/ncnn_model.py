@@ -1,4 +1,4 @@
-"""ncnn, by pnnx: a folder with the network as .ncnn.param and .ncnn.bin, and its metadata."""
+"""ncnn, by pnnx: a folder with a network as .ncnn.param and .ncnn.bin, and its metadata."""
 
 import shutil
 import subprocess
@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from utils.export.formats import ExportError, Options, toolchain, version
-from utils.runtimes.base import METADATA_FILE
-from utils.runtimes.environments import last_words
+from utils.runtimes.base import write_metadata
+from utils.runtimes.environments import last_error
 
 
 def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
     """Traces the network and has pnnx write it: input in0 (C, H, W), output out0 (N, 5 + nc).
 
-    half: weights are stored in float16, and computed with in float32.
+    half: weights are stored in float16, and the network computes in float32.
     """
     graph = source.to(memory_format=torch.contiguous_format)
-    with tempfile.TemporaryDirectory() as folder:  # pnnx leaves files beside its input and where it runs
+    with tempfile.TemporaryDirectory() as folder:  # pnnx leaves files beside its input and in its working folder
         with toolchain("torch"), torch.no_grad():
             torch.jit.trace(graph, sample, strict=False).save(f"{folder}/model.pt")
         shape = ",".join(map(str, sample.shape))
@@ -30,7 +30,7 @@ def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Option
             if not made.is_file():
                 raise ExportError(f"{version('pnnx')} wrote no {made.name}")
             shutil.move(made, target / f"model{suffix}")
-    (target / METADATA_FILE).write_text(options.metadata.as_json(), encoding="utf-8")
+    write_metadata(target, options.metadata)
     return target
 
 
@@ -44,5 +44,5 @@ def _run_pnnx(folder: str, *arguments: str) -> None:
     )  # fmt: skip
     if done.returncode:
         raise ExportError(
-            f"{version('pnnx')} ended with status {done.returncode}: {last_words(done.stdout + done.stderr)}"
+            f"{version('pnnx')} ended with status {done.returncode}: {last_error(done.stdout + done.stderr)}"
         )

@@ -1,7 +1,7 @@
-"""ONNX, by torch's TorchScript-based exporter.
+"""ONNX, by torch's exporter that is based on TorchScript.
 
-It honours every opset from 11 to 20 and takes a second; the one based on torch.export writes opset 18 at least, takes
-a minute, and its graph runs no faster (benchmarks/README.md).
+It writes every opset from 11 to 20 and takes a second. The one based on torch.export writes opset 18 or later, takes a
+minute, and its graph runs no faster (benchmarks/README.md).
 """
 
 from pathlib import Path
@@ -18,14 +18,13 @@ from utils.log import LOGGER
 if TYPE_CHECKING:
     import onnx
 
-OPSETS = 11, 20  # oldest and newest that this exporter writes a detector in
-OUTPUTS = "boxes", "scores", "classes"  # of a graph that suppresses
+OUTPUTS = "boxes", "scores", "classes"  # of a graph with suppression
 
 
 def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
-    """Writes and checks the file: input `images`; output `output`, or boxes, scores and classes with suppression.
+    """Writes and checks the file: input `images`; output `output`, or with suppression boxes, scores and classes.
 
-    A training graph has an output per level, `output` first. The metadata stands in metadata_props, as JSON texts.
+    A training graph has one output per level, `output` first. The metadata is in metadata_props, as JSON texts.
     """
     import onnx
 
@@ -62,12 +61,12 @@ def _trace(decoded: nn.Module, sample: torch.Tensor, target: Path, names: list[s
 
 
 def simplified(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The model without what onnxslim can do without."""
+    """Returns the model after simplification by onnxslim."""
     import onnxslim
 
     before = len(model.graph.node)
     slim = onnxslim.slim(model)
     if slim is None:
-        raise ExportError(f"onnxslim {onnxslim.__version__} gave no model")
+        raise ExportError(f"onnxslim {onnxslim.__version__} returned no model")
     LOGGER.info(f"onnxslim {onnxslim.__version__}: {before} nodes became {len(slim.graph.node)}")
     return slim

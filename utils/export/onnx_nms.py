@@ -1,6 +1,6 @@
-"""Suppression put behind the decoded rows of an ONNX graph, in operators that opset 11 has and none later lacks.
+"""Suppression appended to the decoded rows of an ONNX graph, in operators that every opset from 11 on has.
 
-The same as `graph.suppress`, by the operator NonMaxSuppression, which keeps images and classes apart by itself.
+It computes the same as `graph.suppress`, by the operator NonMaxSuppression, which separates images and classes itself.
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Builder:
-    """Adds nodes and constants to a graph; each call gives the name of the result."""
+    """Adds nodes and constants to a graph; each call returns the name of the result."""
 
     def __init__(self, graph):
         self.graph, self.made = graph, 0
@@ -37,7 +37,7 @@ class _Builder:
         return names[0] if outputs == 1 else names
 
     def columns(self, x: str, first: int, last: int) -> str:
-        """x[:, :, first:last]."""
+        """Adds x[:, :, first:last]."""
         return self("Slice", x, self.constant([first]), self.constant([last]), self.constant([2]))
 
     def zeros_like(self, x: str) -> str:
@@ -47,10 +47,10 @@ class _Builder:
 def append_nms(
     model: "onnx.ModelProto", columns: int, how: Suppression, names: tuple[str, str, str]
 ) -> "onnx.ModelProto":
-    """The model with boxes (B, K, 4), scores (B, K) and classes (B, K) for its output of decoded rows; K = topk_all.
+    """Replaces the decoded rows of a model by boxes (B, K, 4), scores (B, K) and classes (B, K); K = topk_all.
 
-    columns: of its rows, 5 + nc.
-    names:   of the three outputs. They are as `graph.EndToEnd` gives them.
+    columns: of the rows, 5 + nc.
+    names:   of the three outputs, which are as `graph.EndToEnd` returns them.
     """
     from onnx import TensorProto, helper
 
@@ -72,7 +72,7 @@ def append_nms(
 
 
 def _scored(add: _Builder, rows: str, columns: int) -> tuple[str, str, str, int]:
-    """Corners (B, N, 4), scores (B, N, 1) of the best class, that class (B, N, 1), and nc."""
+    """Returns corners (B, N, 4), scores (B, N, 1) of the best class, that class (B, N, 1), and nc."""
     size = add.columns(rows, 2, 4)
     centre, half = add.columns(rows, 0, 2), add("Mul", size, add.constant(0.5, np.float32))
     boxes = add("Concat", add("Sub", centre, half), add("Add", centre, half), axis=2)
@@ -81,37 +81,37 @@ def _scored(add: _Builder, rows: str, columns: int) -> tuple[str, str, str, int]
     best = add("GatherElements", each, label, axis=2)
     small = add("Less", size, add.constant(MIN_SIDE, np.float32))
     large = add("Greater", size, add.constant(MAX_SIDE, np.float32))
-    sensible = add("Cast", add("Not", add("Or", small, large)), to=1)
-    both = add("Mul", add.columns(sensible, 0, 1), add.columns(sensible, 1, 2))
+    valid = add("Cast", add("Not", add("Or", small, large)), to=1)
+    both = add("Mul", add.columns(valid, 0, 1), add.columns(valid, 1, 2))
     return boxes, add("Mul", best, both), label, columns - 5
 
 
 def _suppressed(add: _Builder, boxes: str, scores: str, label: str, nc: int, how: Suppression) -> str:
-    """Scores (B, N), 0 for all rows but those that are kept."""
+    """Returns scores (B, N), 0 for all rows but the kept ones."""
     by_class = scores
-    most = how.topk_all
+    maximum = how.topk_all
     if not how.agnostic:
         mine = add("Equal", label, add.constant(np.arange(nc).reshape(1, 1, nc)))
         by_class = add("Where", mine, scores, add.constant(0, np.float32))
-        most = min(how.topk_per_class, how.topk_all)
+        maximum = min(how.topk_per_class, how.topk_all)
     by_class = add("Transpose", by_class, perm=[0, 2, 1])
     thresholds = add.constant([how.iou_thres], np.float32), add.constant([how.conf_thres], np.float32)
-    kept = add("NonMaxSuppression", boxes, by_class, add.constant([most]), *thresholds)  # (k, 3): image, class, row
+    kept = add("NonMaxSuppression", boxes, by_class, add.constant([maximum]), *thresholds)  # (k, 3): image, class, row
     where = add("Gather", kept, add.constant([0, 2]), axis=1)
     flat = add("Reshape", scores, add.constant([0, -1]))
     return add("ScatterND", add.zeros_like(flat), where, add("GatherND", flat, where))
 
 
 def _highest(add: _Builder, boxes: str, label: str, left: str, K: int) -> tuple[str, str, str]:
-    """The K highest of scores (B, N), and their boxes and classes; zeros where there are fewer."""
+    """Returns the boxes, scores and classes of the K highest scores (B, N); zeros where there are fewer."""
     one = add("Slice", left, add.constant([0]), add.constant([1]), add.constant([1]))
     none = add("Expand", add.zeros_like(one), add.constant([1, K]))
     padded = add("Concat", left, none, axis=1)
     scores, index = add("TopK", padded, add.constant([K]), outputs=2, axis=1)
-    there = add("Greater", scores, add.constant(0, np.float32))
-    index = add("Where", there, index, add.constant(0))
+    has_box = add("Greater", scores, add.constant(0, np.float32))
+    index = add("Where", has_box, index, add.constant(0))
     deep = add("Reshape", index, add.constant([0, -1, 1]))
-    found = add("GatherElements", boxes, add("Expand", deep, add.constant([1, 1, 4])), axis=1)
-    weight = add("Reshape", add("Cast", there, to=1), add.constant([0, -1, 1]))
+    boxes = add("GatherElements", boxes, add("Expand", deep, add.constant([1, 1, 4])), axis=1)
+    weight = add("Reshape", add("Cast", has_box, to=1), add.constant([0, -1, 1]))
     classes = add("GatherElements", add("Reshape", label, add.constant([0, -1])), index, axis=1)
-    return add("Mul", found, weight), scores, add("Mul", classes, add("Cast", there, to=7))
+    return add("Mul", boxes, weight), scores, add("Mul", classes, add("Cast", has_box, to=7))

@@ -1,18 +1,18 @@
-"""OpenVINO: a folder with the network as .xml and .bin, and its metadata."""
+"""OpenVINO: a folder with a network as .xml and .bin, and its metadata."""
 
 from pathlib import Path
 
 import torch
 
 from utils.export.formats import Options, toolchain
-from utils.runtimes.base import METADATA_FILE
+from utils.runtimes.base import write_metadata
 
 
 def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:
     """Converts an ONNX file in float32.
 
-    half: weights are stored in float16, and computed with in float32.
-    int8: quantised by NNCF on the images of `--data`, SOCA left in float32.
+    half: weights are stored in float16, and the network computes in float32.
+    int8: quantised by NNCF on the images of `--data`; SOCA stays in float32.
     """
     import openvino
 
@@ -25,5 +25,5 @@ def write(source: Path, sample: torch.Tensor, target: Path, options: Options) ->
     target.mkdir()
     with toolchain("openvino"):
         openvino.save_model(model, target / f"{source.stem}.xml", compress_to_fp16=options.half)
-    (target / METADATA_FILE).write_text(options.metadata.as_json(), encoding="utf-8")
+    write_metadata(target, options.metadata)
     return target

@@ -1,4 +1,4 @@
-"""torch.export: the graph as torch's compilers take it (`.pt2`)."""
+"""torch.export: a program `.pt2`, as torch's compilers take it."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from utils.export.formats import Options, toolchain
 
 
 def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
-    """Writes the exported program, with the extra file config.txt as TorchScript files have it.
+    """Writes the exported program, with the extra file config.txt, as in TorchScript files.
 
-    A dynamic one is made with two images, since torch takes a batch of one for a constant.
+    A dynamic one is traced with two images, since torch treats a batch of one as a constant.
     """
     shapes = None
     if options.dynamic:

@@ -1,8 +1,8 @@
-"""What TensorFlow's toolchains do, in an environment of their own, so that nothing of the project is imported.
+"""Calls TensorFlow's toolchains. This script runs in a separate environment, so it imports nothing of the project.
 
-tensorflow_worker.py convert ONNX TARGET                  a SavedModel, by onnx2tf
-tensorflow_worker.py freeze SAVED_MODEL TARGET METADATA   a frozen graph that holds the text of the file METADATA
-tensorflow_worker.py web SAVED_MODEL TARGET               a folder for TensorFlow.js
+tensorflow_worker.py convert ONNX TARGET                  writes a SavedModel, by onnx2tf
+tensorflow_worker.py freeze SAVED_MODEL TARGET METADATA   writes a frozen graph with the text of the file METADATA in it
+tensorflow_worker.py web SAVED_MODEL TARGET               writes a folder for TensorFlow.js
 """
 
 import sys
@@ -11,26 +11,26 @@ from unittest import mock
 METADATA_NODE = "metadata"  # as in utils/runtimes/tensorflow_server.py
 
 
-class _Enough(Exception):
-    """There is all that was wanted."""
+class _Done(Exception):
+    """Ends onnx2tf once the SavedModel is written."""
 
 
 def convert(onnx, target):
-    """Without the LiteRT files that onnx2tf writes once the SavedModel is there, which take as long again."""
+    """Writes a SavedModel, without the LiteRT files that onnx2tf writes after it, which take as long again."""
     import onnx2tf
     import tensorflow as tf
 
-    # whichever of these it begins with
+    # onnx2tf begins its LiteRT files with one of these, which depends on its version
     starts = ("from_keras_model", "from_concrete_functions", "from_saved_model")
-    with mock.patch.multiple(tf.lite.TFLiteConverter, **{name: mock.Mock(side_effect=_Enough) for name in starts}):
+    with mock.patch.multiple(tf.lite.TFLiteConverter, **{name: mock.Mock(side_effect=_Done) for name in starts}):
         try:
             onnx2tf.convert(onnx, output_folder_path=target, output_signaturedefs=True, verbosity="error")
-        except _Enough:
+        except _Done:
             pass
 
 
 def freeze(saved_model, target, metadata):
-    """A graph whose placeholder are the images, and whose outputs nothing else reads."""
+    """Writes a graph whose placeholder is the images, and whose outputs no other node reads."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -46,7 +46,7 @@ def freeze(saved_model, target, metadata):
 
 
 def web(saved_model, target):
-    """By tensorflowjs, which as it is imported asks for packages for models of JAX and decision forests."""
+    """Writes a folder by tensorflowjs, whose import asks for packages for models of JAX and decision forests."""
     absent = ("jax", "jax.experimental", "jax.experimental.jax2tf", "tensorflow_decision_forests")
     with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in absent}):
         from tensorflowjs.converters.tf_saved_model_conversion_v2 import convert_tf_saved_model

@@ -1,20 +1,23 @@
-"""TensorRT: an engine for the GPU that it is built on, by the interface of TensorRT 10 and 11. Unrun, see README."""
+"""TensorRT: an engine for the GPU that it is built on, by the interface of TensorRT 10 and 11.
+
+Its calls were tested against a stand-in for TensorRT only.
+"""
 
 from pathlib import Path
 
 import torch
 
 from utils.export.formats import ExportError, Options, toolchain
-from utils.runtimes.table import join_engine
+from utils.runtimes.tensorrt_engine import join_engine
 
 
 def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:
-    """Builds an engine from an ONNX file and writes it behind its metadata.
+    """Builds an engine from an ONNX file and writes it after its metadata.
 
-    The network is strongly typed: each layer computes in the type that the ONNX graph has for it, so that a half graph
-    keeps SOCA in float32, which a builder that chooses types by itself would not.
+    The network is strongly typed: each layer computes in the type that the ONNX graph states for it, so that a graph in
+    float16 keeps SOCA in float32. A builder that chooses the types itself would not.
 
-    dynamic: one profile from one image of a quarter of the area to the batch and size of the sample.
+    dynamic: one profile, from one image of half the sides to the batch and size of the sample.
     """
     import tensorrt as trt
 

@@ -1,4 +1,4 @@
-"""TorchScript: a trace that torch, in Python or C++, runs without this project's code."""
+"""TorchScript: a traced graph that torch runs, in Python or C++, without this project's code."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from utils.export.formats import Options, toolchain
 def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
     """Writes the trace, with v6.1's extra file config.txt: JSON with shape, stride, names and the other metadata.
 
-    optimize: weights become constants and what can be computed beforehand is. The optimiser for phones that v6.1 called
-        needs XNNPACK, which torch's packages are no longer built with.
+    optimize: weights become constants, and what depends on them alone is computed once. The optimiser for phones that
+        v6.1 called needs XNNPACK, which torch's packages no longer include.
     """
     with toolchain("torch"), torch.no_grad():
         graph = torch.jit.trace(source, sample, strict=False)

@@ -1,6 +1,6 @@
-"""An exported detector: what its file says about itself, and what all that run such files have in common.
+"""What every runtime of exported files shares: the metadata that a file states, and how images go through it.
 
-A file says which classes it knows, for which stride and frame it was made, and whether it suppresses on its own.
+A file states which classes it knows, for which stride and frame it was made, and whether it suppresses boxes itself.
 """
 
 import json
@@ -13,33 +13,36 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from utils.boxes import xyxy_to_xywh
 from utils.cli import installed, require
+from utils.data.letterbox import GREY
+from utils.device import is_out_of_memory
 from utils.log import LOGGER
 
-GREY = 114 / 255  # around a picture that does not fill its frame
-UNKNOWN_STRIDE = 64  # of a file that does not say, as in v6.1: right for every model of the family
+METADATA_FILE = "metadata.json"  # in formats that are folders
+UNKNOWN_STRIDE = 64  # where a file states none, as in v6.1: right for every model of the family
 UNKNOWN_CLASSES = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What an exported file says about itself.
+    """What an exported file states about itself.
 
     names:    of the classes.
-    stride:   pixels; sides of a frame are multiples of it.
+    stride:   in pixels; the sides of a frame are multiples of it.
     imgsz:    (height, width) of the frame it was made for; the only one unless dynamic.
-    batch:    images at a time it was made for; the only number unless dynamic.
+    batch:    number of images it was made for; the only one unless dynamic.
     channels: of an image.
     dynamic:  whether it takes any frame and number of images.
-    nms:      whether it gives boxes, scores and classes after suppression instead of all decoded rows.
-    train:    whether it gives the raw maps of all levels instead; no detector then, but something to train on.
-    half:     whether the network inside is in float16.
-    int8:     whether it is in 8-bit integers.
-    conf_thres, iou_thres: of its suppression.
+    nms:      whether it returns boxes, scores and classes after non-maximum suppression instead of all decoded rows.
+    train:    whether it returns the raw maps of all levels instead: a network to train further, not to detect with.
+    half:     whether its network is in float16.
+    int8:     whether its network is in 8-bit integers.
+    conf_thres, iou_thres: thresholds of its suppression.
     """
 
     names: tuple[str, ...]
@@ -56,40 +59,42 @@ class Metadata:
     iou_thres: float = 0.0
 
     def as_texts(self) -> dict[str, str]:
-        """Each entry as JSON text, for stores of texts by name."""
+        """Returns each entry as JSON text, for formats that store texts by name."""
         return {key: json.dumps(value, ensure_ascii=False) for key, value in asdict(self).items()}
 
     def as_json(self, **more: Any) -> str:
-        """All of it in one text, with further entries that other programs look for."""
+        """Returns all entries as one JSON text, with more entries that other programs look for."""
         return json.dumps({**asdict(self), **more}, ensure_ascii=False)
 
     @classmethod
     def from_texts(cls, texts: dict[str, str], path: str | Path) -> "Metadata | None":
-        """What `as_texts` wrote; None where there is no such entry."""
+        """Reads what `as_texts` wrote; None where there are no class names among the texts."""
         if "names" not in texts:
             return None
         known = {field.name for field in fields(cls)}
         return cls.checked({key: _parsed(texts[key], path) for key in known & set(texts)}, path)
 
     @classmethod
-    def from_json(cls, text: str, path: str | Path) -> "Metadata | None":
-        """What `as_json` wrote; None where the text is empty."""
+    def from_json(cls, text: str | bytes, path: str | Path) -> "Metadata | None":
+        """Reads what `as_json` wrote, as text or in UTF-8; None where it is empty."""
         if not text:
             return None
         entries = _parsed(text, path)
         known = {field.name for field in fields(cls)}
         if not isinstance(entries, dict):
-            raise ValueError(f"{path}: its metadata must be a mapping, found {type(entries).__name__}; export it anew")
+            raise ValueError(
+                f"{path}: its metadata must be a mapping, found a {type(entries).__name__}; export the file again"
+            )
         return cls.checked({key: value for key, value in entries.items() if key in known}, path)
 
     @classmethod
     def checked(cls, entries: dict[str, Any], path: str | Path) -> "Metadata":
-        """From plain values that a file holds; ValueError, naming the file, where one makes no sense."""
+        """Makes metadata of the plain values in a file; ValueError, which names the file, for a wrong value."""
         names = entries.get("names")
-        if isinstance(names, dict):  # as later releases of YOLOv5 have them
+        if isinstance(names, dict):  # as later releases of YOLOv5 write them
             names = list(names.values())
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
-            raise ValueError(f"{path}: its metadata must list the names of classes, found {names!r}; export it anew")
+            raise ValueError(f"{path}: its metadata must list the class names, found {names!r}; export the file again")
         entries = {**entries, "names": tuple(names)}
         for key in ("stride", "batch", "channels"):
             value = entries.get(key, 1)
@@ -103,51 +108,57 @@ class Metadata:
         return cls(**entries)
 
 
-def _parsed(text: str, path: str | Path) -> Any:
+def _parsed(text: str | bytes, path: str | Path) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: its metadata is no JSON: {error}; export it anew") from None
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"{path}: its metadata is not JSON: {error}; export the file again") from None
 
 
-def undeclared(shape: Sequence[Any], columns: Any = None) -> Metadata:
-    """Of a file without metadata: what its input shape (B, C, H, W), and the columns of its output, tell.
+def assumed_metadata(shape: Sequence[Any] = (None, None, None, None), columns: Any = None) -> Metadata:
+    """Returns the metadata of a file that states none.
 
-    Sides that are no numbers make it dynamic. Classes are called class0, class1 ...
+    shape:   of its input, (B, C, H, W). A height or width that is not a number makes the file dynamic.
+    columns: of its output, 5 + nc, where known. The classes are called class0, class1 ...
     """
     B, C, H, W = (side if isinstance(side, int) and side > 0 else None for side in shape)
     nc = columns - 5 if isinstance(columns, int) and columns > 5 else UNKNOWN_CLASSES
-    names = tuple(f"class{i}" for i in range(nc))
     fixed = H is not None and W is not None
-    return Metadata(names, imgsz=(H, W) if fixed else (640, 640), batch=B or 1, channels=C or 3, dynamic=not fixed)
+    return Metadata(
+        names=tuple(f"class{i}" for i in range(nc)),
+        imgsz=(H, W) if fixed else (640, 640),
+        batch=B or 1,
+        channels=C or 3,
+        dynamic=not fixed,
+    )
 
 
-# --- what all runtimes share ------------------------------------------------------------------------------------------
+# --- a file that runs -------------------------------------------------------------------------------------------------
 
 
 class Runtime:
     """One exported file, opened.
 
-    A class for a toolchain has `__init__(path, device, half)`, which sets metadata, and `run`.
+    A class for a toolchain has `__init__(path, device)`, which calls `declare`, and `run`.
 
-    Attributes: path, device; metadata; declared (False where the file has none and metadata is a guess); dtype that
-    images should have.
+    Attributes: path, device; metadata; declared (False where the file states no metadata, and metadata is assumed);
+    dtype of the images that `run` takes.
     """
 
-    packages: tuple[str, ...] = ()  # that have to be installed
+    packages: tuple[str, ...] = ()  # that must be installed
     systems: tuple[str, ...] = ()  # of platform.system() on which it runs; empty for all
-    gpu = False  # whether it takes a CUDA GPU
+    gpu = False  # whether it needs a CUDA GPU
 
     @classmethod
     def obstacle(cls) -> str | None:
-        """Why such a file cannot be run here; None where it can."""
+        """Returns why such a file cannot be run here, as the end of a sentence; None where it can."""
         if cls.systems and platform.system() not in cls.systems:
             return f"runs on {' and '.join(cls.systems)} only"
         if missing := [package for package in cls.packages if not installed(package)]:
-            return f"runs with {', '.join(missing)}, not installed here"
-        return (
-            "runs on a CUDA GPU, which torch does not see here" if cls.gpu and not torch.cuda.is_available() else None
-        )
+            return f"runs with {', '.join(missing)}, which is not installed here"
+        if cls.gpu and not torch.cuda.is_available():
+            return "runs on a CUDA GPU, and torch sees none here"
+        return None
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
         self.path, self.device = Path(path), torch.device(device)
@@ -155,36 +166,38 @@ class Runtime:
             require(package, str(self.path))
         if reason := self.obstacle():
             raise ValueError(f"{self.path} {reason}")
-        self.metadata: Metadata = undeclared((None, None, None, None))
+        self.metadata = assumed_metadata()
         self.declared = False
         self.dtype = torch.float32
 
-    def declare(self, metadata: Metadata | None, guess: Metadata) -> None:
-        """Takes what the file says, or where it says nothing the guess."""
+    def declare(
+        self, metadata: Metadata | None, shape: Sequence[Any] = (None, None, None, None), columns: Any = None
+    ) -> None:
+        """Takes the metadata that the file states, or where it states none what `assumed_metadata` returns."""
         self.declared = metadata is not None
-        self.metadata = metadata or guess
+        self.metadata = metadata or assumed_metadata(shape, columns)
         if not self.declared:
             LOGGER.warning(
-                f"{self.path} has no metadata: stride {self.metadata.stride} is assumed, and classes have no names "
-                "but those that --data gives"
+                f"{self.path} has no metadata: stride {self.metadata.stride} is assumed, and classes are called "
+                "class0, class1 ... unless --data names them"
             )
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One pass of the graph.
+        """Runs the graph once.
 
         images: (B, C, H, W), 0-1, on self.device, of self.dtype, of a shape that the file takes.
 
         Returns decoded rows (B, N, 5 + nc) first; or with metadata.nms boxes (B, K, 4) x1, y1, x2, y2 in pixels,
-        scores (B, K), 0 where there is no more box, and classes (B, K).
+        scores (B, K), 0 in the rows after the last box, and classes (B, K).
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, C, H, W), 0-1 -> decoded rows (B, N, 5 + nc), float32.
+        """Returns decoded rows (B, N, 5 + nc), float32, of images (B, C, H, W), 0-1.
 
-        Images that the file does not take as they are come into its frame and in its number. Of a file that
-        suppresses, a row is a box that is left: its score as objectness, and 1 for its class.
+        Images of another size are put into the frame of the file, and batches of another size are split and filled up.
+        Where the file suppresses, each row is a box that was kept: its objectness is the score, and its class has 1.
         """
         meta = self.metadata
         if images.shape[1] != meta.channels:
@@ -213,9 +226,9 @@ class Runtime:
 
 
 def into_frame(images: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, float, tuple[int, int]]:
-    """Images (B, C, H, W) in the middle of a grey frame (height, width), made smaller where they are larger.
+    """Puts images (B, C, H, W) in the middle of a grey frame (height, width), shrunk where they are larger.
 
-    Returns them with the gain of their sides and the (left, top) of their corner in pixels of the frame.
+    Returns them with the gain of their sides, and the (left, top) of their corner in pixels of the frame.
     """
     H, W = images.shape[2:]
     height, width = size
@@ -228,25 +241,47 @@ def into_frame(images: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tenso
         images = F.interpolate(wide, inner, mode="bilinear", align_corners=False, antialias=True).to(images.dtype)
     H, W = images.shape[2:]
     left, top = (width - W) // 2, (height - H) // 2
-    return F.pad(images, (left, width - W - left, top, height - H - top), value=GREY), gain, (left, top)
+    padding = left, width - W - left, top, height - H - top
+    return F.pad(images, padding, value=GREY / 255), gain, (left, top)
 
 
-# --- small things ---------------------------------------------------------------------------------------------------
+def to_pixels(outputs: Sequence[np.ndarray], size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Returns the outputs of TensorFlow's formats as tensors.
+
+    outputs: the first has x, y, w, h or corners in fractions of the frame; they are returned in pixels.
+    size:    of the frame, (height, width).
+    """
+    height, width = size
+    first = torch.tensor(outputs[0], dtype=torch.float32, device=device)
+    first[..., :4] *= torch.tensor([width, height, width, height], device=device)
+    return first, *(torch.tensor(output, device=device) for output in outputs[1:])
 
 
-def as_text(value: str | bytes) -> str:
-    """UTF-8, whichever a toolchain gives."""
-    return value.decode() if isinstance(value, bytes) else value
+# --- what toolchains have in common -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def readable(path: str | Path, program: str, *faults: type[Exception]) -> Iterator[None]:
+    """Inside, an exception by which a program rejects a file becomes a ValueError that names both.
+
+    Memory that runs out says nothing about the file, and passes.
+    """
+    try:
+        yield
+    except faults as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{path}: {program} cannot read it: {first_line(error)}") from None
 
 
 def as_tuple(outputs: Any) -> tuple[torch.Tensor, ...]:
-    """What a graph gives, also where it is one tensor alone."""
+    """Returns the outputs of a graph as a tuple, also where it returns one tensor alone."""
     return tuple(outputs) if isinstance(outputs, list | tuple) else (outputs,)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Inside, what C++ libraries write to standard error goes nowhere: some greet, or warn of flags of their own."""
+    """Inside, whatever C++ libraries write to standard error is dropped: greetings, and warnings about themselves."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -261,12 +296,12 @@ def silence() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Of a toolchain's message; its type where there is none."""
+    """Returns the first line of an exception's message; its type where there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def only_file(path: Path, suffix: str) -> Path:
-    """path, or of a folder the one file in it with this suffix."""
+    """Returns path, or where path is a folder the one file in it with this suffix."""
     if path.is_file():
         return path
     files = sorted(path.glob(f"*{suffix}"))
@@ -275,10 +310,12 @@ def only_file(path: Path, suffix: str) -> Path:
     return files[0]
 
 
-METADATA_FILE = "metadata.json"  # in formats that are folders
+def write_metadata(folder: Path, metadata: Metadata) -> None:
+    """Writes the metadata beside the files of a format that is a folder."""
+    (folder / METADATA_FILE).write_text(metadata.as_json(), encoding="utf-8")
 
 
 def folder_metadata(folder: Path) -> Metadata | None:
-    """The metadata that lies beside the files of a format that is a folder."""
+    """Reads what `write_metadata` wrote; None where there is no such file."""
     file = folder / METADATA_FILE
     return Metadata.from_json(file.read_text(encoding="utf-8"), file) if file.is_file() else None

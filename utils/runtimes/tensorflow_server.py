@@ -1,20 +1,20 @@
-"""A TensorFlow model behind two pipes, for a process that has no TensorFlow: `tensorflow_server.py MODEL`.
+"""Runs a TensorFlow model for a process that has no TensorFlow: `tensorflow_server.py MODEL`.
 
-It runs in an environment of its own, so nothing of the project is imported. On its standard output comes one line of
-JSON about the model: shape (of its images: B, H, W, C, None where free), columns (of its first output) and metadata.
-Then, for each batch, a line of JSON {"shape": [...]} and so many bytes of float32 on standard input are answered by a
-line {"shapes": [...]} and the bytes of all outputs as float32.
+This script runs in a separate environment, so it imports nothing of the project. First it writes one line of JSON about
+the model to standard output: shape (of its images: B, H, W, C, None where free), columns (of its first output) and
+metadata. Then it reads batches from standard input, each a line of JSON {"shape": [...]} and the bytes of as many
+float32 numbers, and answers each with a line {"shapes": [...]} and the bytes of all outputs as float32.
 """
 
 import json
 import os
 import sys
 
-METADATA_NODE = "metadata"  # the constant of a frozen graph that holds what the file says about itself
+METADATA_NODE = "metadata"  # the constant of a frozen graph that holds its metadata
 
 
 def saved_model(tf, path):
-    """Function, shapes of its input and first output, and no metadata: those lie beside the model."""
+    """Returns a function, the shapes of its input and first output, and "": the metadata is a file beside the model."""
     model = tf.saved_model.load(path)
     function = model.signatures["serving_default"]
     (name, spec), *_ = function.structured_input_signature[1].items()
@@ -25,12 +25,12 @@ def saved_model(tf, path):
         outputs = function(**{name: tf.constant(images)})
         return [outputs[key].numpy() for key in keys]
 
-    run.model = model  # a function does not keep its model alive
+    run.model = model  # keeps the model alive, which the function alone does not
     return run, spec.shape, shape, ""
 
 
 def frozen_graph(tf, path):
-    """The same of a frozen graph: its input is the placeholder, its outputs are what nothing else reads."""
+    """Returns the same of a frozen graph: its input is the placeholder, its outputs are what no other node reads."""
     definition = tf.compat.v1.GraphDef()
     with open(path, "rb") as file:
         definition.ParseFromString(file.read())
@@ -58,8 +58,9 @@ def frozen_graph(tf, path):
 
 
 def main():
+    """Serves one model until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever else is printed does not get among the answers
+    os.dup2(2, 1)  # what libraries print must not get between the answers
     import numpy as np
     import tensorflow as tf
 
@@ -76,6 +77,7 @@ def main():
 
 
 def say(answers, head, *arrays):
+    """Writes one answer: a line of JSON, then the bytes of arrays."""
     answers.write(json.dumps(head).encode() + b"\n")
     for array in arrays:
         answers.write(array.tobytes())

@@ -1,11 +1,11 @@
-// A TensorFlow.js model behind two pipes, as tensorflow_server.py has TensorFlow's: node tfjs_server.mjs FOLDER MODULES.
-// FOLDER holds model.json and the files of its weights, MODULES is the folder node_modules that has @tensorflow/tfjs.
+// Runs a TensorFlow.js model by the protocol that tensorflow_server.py describes: node tfjs_server.mjs FOLDER MODULES.
+// FOLDER holds model.json and the files of its weights; MODULES is the folder node_modules that holds @tensorflow/tfjs.
 import { readFileSync, writeSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 
 const [folder, modules] = process.argv.slice(2);
-console.log = console.info = console.warn = console.error; // greetings do not get among the answers
+console.log = console.info = console.warn = console.error; // what libraries print must not get between the answers
 const tf = createRequire(join(resolve(modules), "x.js"))("@tensorflow/tfjs");
 tf.env().set("IS_NODE", true);
 
@@ -32,7 +32,7 @@ const model = await tf.loadGraphModel(tf.io.fromMemory({
   modelTopology, format, generatedBy, convertedBy, signature, weightData,
   weightSpecs: weightsManifest.flatMap(({ weights }) => weights),
 }));
-// outputs in the order of their names in the signature
+// outputs in the order of their names in the signature, as tensorflow_server.py returns them
 const names = Object.keys(signature.outputs).sort().map((key) => signature.outputs[key].name);
 say({
   shape: Object.values(signature.inputs)[0].tensorShape.dim.map(({ size }) => Number(size) > 0 ? Number(size) : null),

@@ -15,13 +15,16 @@ from models.second_order import second_order_statistic
 from models.yolo import Model
 from utils.export import exporter, onnx_file, torchscript
 from utils.export.exporter import Job, check, export
-from utils.export.formats import BY_ARGUMENT, ExportError, Format, Options, Suppression
+from utils.export.formats import BY_ARGUMENT, ExportError, Options, Suppression
 from utils.export.graph import Decoded, suppress
 from utils.export.proof import prove
 from utils.export.quantise import float32_names
 from utils.nms import non_max_suppression
 from utils.runtimes.base import Metadata, Runtime
-from utils.runtimes.table import ONNXRuntime, TorchScriptRuntime, runtime_for, split_engine
+from utils.runtimes.onnx_file import ONNXRuntime
+from utils.runtimes.table import runtime_for
+from utils.runtimes.tensorrt_engine import split_engine
+from utils.runtimes.torchscript import TorchScriptRuntime
 
 SIZE = 64
 HOW = Suppression(conf_thres=0.25, iou_thres=0.45, agnostic=False, topk_per_class=100, topk_all=30)
@@ -32,20 +35,21 @@ def model() -> Model:
     return lively().fuse()
 
 
-def pictures(*shapes: tuple[int, int, int]) -> list[torch.Tensor]:
+def random_images(*shapes: tuple[int, int, int]) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(B, 3, H, W, generator=generator) for B, H, W in shapes]
 
 
 def job_for(model: Model, folder: Path, batch: int = 1, **options) -> Job:
     nms = options.get("nms")
+    stated = {name: options.pop(name, False) for name in ("dynamic", "train", "half", "int8")}
+    thresholds = {"conf_thres": nms.conf_thres, "iou_thres": nms.iou_thres} if nms else {}
     metadata = Metadata(
-        tuple(model.names), 32, (SIZE, SIZE), batch, 3, options.get("dynamic", False), bool(nms),
-        options.get("train", False), options.get("half", False), False,
-        *((nms.conf_thres, nms.iou_thres) if nms else ()),
-    )  # fmt: skip
-    batches = pictures((batch, SIZE, SIZE), (batch + 1, SIZE, SIZE), (2, 96, 32))
-    return Job(model, folder / "best.pt", Options(metadata, **options), batches)
+        names=tuple(model.names), stride=32, imgsz=(SIZE, SIZE), batch=batch, nms=bool(nms), **stated, **thresholds
+    )
+    batches = random_images((batch, SIZE, SIZE), (batch + 1, SIZE, SIZE), (2, 96, 32))
+    options = Options(metadata=metadata, **options)
+    return Job(detector=model, weights=folder / "best.pt", options=options, images=batches)
 
 
 @torch.no_grad()
@@ -58,7 +62,7 @@ def assert_same(job: Job, runtime: Runtime, images: torch.Tensor, rtol=1e-4, ato
 
 
 def test_the_lively_model_finds_boxes(model):
-    found = non_max_suppression(model(pictures((1, SIZE, SIZE))[0])[0])[0]
+    found = non_max_suppression(model(random_images((1, SIZE, SIZE))[0])[0])[0]
     assert len(found) > 5 and len(found[:, 5].unique()) > 1
 
 
@@ -74,7 +78,7 @@ def test_any_frame_and_number_of_images(model, tmp_path, argument, nms):
     assert path == kind.target(tmp_path / "best.pt") and not list(tmp_path.glob(".*"))
     runtime = runtime_for(path)(path)
     assert runtime.metadata == job.options.metadata and runtime.declared
-    for images in job.pictures:
+    for images in job.images:
         assert_same(job, runtime, images)
 
 
@@ -83,7 +87,7 @@ def test_a_program_of_torch_export(model, tmp_path):
     path = export(job, BY_ARGUMENT["pt2"], tmp_path)
     runtime = runtime_for(path)(path)
     assert runtime.metadata == job.options.metadata
-    assert_same(job, runtime, job.pictures[0])
+    assert_same(job, runtime, job.images[0])
 
 
 @pytest.mark.parametrize("opset", [11, 20])
@@ -91,9 +95,9 @@ def test_the_opset_is_the_one_asked_for(model, tmp_path, opset):
     import onnx
 
     job = job_for(model, tmp_path, dynamic=True, nms=HOW, opset=opset, simplify=True)
-    path = onnx_file.write(job.graph(job.options), job.pictures[0], tmp_path / "a.onnx", job.options)
+    path = onnx_file.write(job.graph(job.options), job.images[0], tmp_path / "a.onnx", job.options)
     assert [entry.version for entry in onnx.load(path).opset_import] == [opset]
-    assert_same(job, ONNXRuntime(path), job.pictures[2])
+    assert_same(job, ONNXRuntime(path), job.images[2])
 
 
 def test_a_training_graph_gives_the_raw_maps(model, tmp_path):
@@ -101,17 +105,17 @@ def test_a_training_graph_gives_the_raw_maps(model, tmp_path):
     for argument in ("torchscript", "onnx"):
         path = export(job, BY_ARGUMENT[argument], tmp_path)
         runtime = runtime_for(path)(path)
-        assert [tuple(m.shape[2:]) for m in runtime.run(job.pictures[0])] == [(8, 8, 8), (4, 4, 8)]
+        assert [tuple(m.shape[2:]) for m in runtime.run(job.images[0])] == [(8, 8, 8), (4, 4, 8)]
         with pytest.raises(ValueError, match="was exported with --train"):
             Backend(path)
 
 
 def test_frozen_weights(model, tmp_path):
     job = job_for(model, tmp_path, optimize=True)
-    path = torchscript.write(job.graph(job.options), job.pictures[0], tmp_path / "a.torchscript", job.options)
+    path = torchscript.write(job.graph(job.options), job.images[0], tmp_path / "a.torchscript", job.options)
     runtime = TorchScriptRuntime(path)
     assert not list(runtime.graph.parameters())
-    assert_same(job, runtime, job.pictures[0])
+    assert_same(job, runtime, job.images[0])
 
 
 def test_every_attention_block_is_plain_operations(tmp_path):
@@ -120,8 +124,8 @@ def test_every_attention_block_is_plain_operations(tmp_path):
     rows.append([[4, 6 + len(blocks)], 1, "Detect", ["nc", "anchors"]])
     model = lively({**TINY, "head": rows}).fuse()
     job = job_for(model, tmp_path, dynamic=True, opset=14)  # RLNL's attention is no operator before
-    path = onnx_file.write(job.graph(job.options), job.pictures[0], tmp_path / "a.onnx", job.options)
-    assert_same(job, ONNXRuntime(path), job.pictures[2])
+    path = onnx_file.write(job.graph(job.options), job.images[0], tmp_path / "a.onnx", job.options)
+    assert_same(job, ONNXRuntime(path), job.images[2])
 
 
 # --- SOCA in other precisions -----------------------------------------------------------------------------------------
@@ -150,7 +154,7 @@ def test_half(model, tmp_path, argument):
     path = export(job, BY_ARGUMENT[argument], tmp_path)
     runtime = runtime_for(path)(path)
     assert runtime.metadata.half and runtime.dtype == (torch.float32 if argument == "openvino" else torch.float16)
-    assert_same(job, runtime, job.pictures[0], rtol=0.05, atol=0.5)
+    assert_same(job, runtime, job.images[0], rtol=0.05, atol=0.5)
     size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.glob("*.bin"))
     weights = sum(p.numel() for p in model.parameters())
     assert size > 2 * weights and (argument != "openvino" or size < 3 * weights)
@@ -160,7 +164,7 @@ def test_of_a_half_graph_soca_is_in_float32_and_convolutions_are_not(model, tmp_
     import onnx
 
     job = job_for(model, tmp_path, half=True)
-    path = onnx_file.write(job.graph(job.options, half=True), job.pictures[0].half(), tmp_path / "a.onnx", job.options)
+    path = onnx_file.write(job.graph(job.options, half=True), job.images[0].half(), tmp_path / "a.onnx", job.options)
     graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     found = {operator: set() for operator in ("MatMul", "Conv")}
@@ -187,15 +191,15 @@ def test_which_operations_stay_in_float32():
     "how",
     [
         HOW,
-        Suppression(0.05, 0.3, False, 100, 10),
-        Suppression(0.25, 0.45, True, 2, 50),
-        Suppression(0.9, 0.45),
-        Suppression(0.001, 1.0, False, 1000, 1000),
+        Suppression(conf_thres=0.05, iou_thres=0.3, topk_all=10),
+        Suppression(agnostic=True, topk_per_class=2, topk_all=50),
+        Suppression(conf_thres=0.9),
+        Suppression(conf_thres=0.001, iou_thres=1.0, topk_per_class=1000, topk_all=1000),
     ],
     ids=["usual", "few", "agnostic", "none left", "all"],
 )
 def test_suppression_is_that_of_detect(model, how):
-    rows = model(torch.cat(pictures((3, SIZE, SIZE))))[0].detach()
+    rows = model(torch.cat(random_images((3, SIZE, SIZE))))[0].detach()
     boxes, scores, classes = suppress(rows, how)
     expected = non_max_suppression(rows, how.conf_thres, how.iou_thres, agnostic=how.agnostic, max_det=how.topk_all)
     for i, true in enumerate(expected):
@@ -206,10 +210,10 @@ def test_suppression_is_that_of_detect(model, how):
 
 
 def test_so_many_of_each_class_and_no_more(model, tmp_path):
-    how = Suppression(0.1, 0.45, False, topk_per_class=2, topk_all=20)
+    how = Suppression(conf_thres=0.1, topk_per_class=2, topk_all=20)
     job = job_for(model, tmp_path, dynamic=True, nms=how)
-    images = pictures((2, 96, 96))[0]
-    path = onnx_file.write(job.graph(job.options), job.pictures[0], tmp_path / "a.onnx", job.options)
+    images = random_images((2, 96, 96))[0]
+    path = onnx_file.write(job.graph(job.options), job.images[0], tmp_path / "a.onnx", job.options)
     rows = model(images)[0].detach()
     assert_same(job, ONNXRuntime(path), images)
     for expected, scores, classes in zip(non_max_suppression(rows, 0.1, 0.45), *suppress(rows, how)[1:]):
@@ -233,7 +237,7 @@ class Altered(Runtime):
 
     def __init__(self, model, change, **metadata):
         self.model, self.change, self.device, self.dtype = model, change, torch.device("cpu"), torch.float32
-        self.metadata = Metadata(tuple(model.names), 32, (SIZE, SIZE), **metadata)
+        self.metadata = Metadata(names=tuple(model.names), stride=32, imgsz=(SIZE, SIZE), **metadata)
 
     def run(self, images):
         return (self.change(self.model(images)[0].clone()),)
@@ -260,14 +264,14 @@ def other_class(rows):
         (worse_box, {}, "coordinates differ by 0.1 px"),
         (worse_box, {"half": True}, None),
         (worse_score, {}, "scores differ by 0.01"),
-        (other_class, {"int8": True}, "boxes that PyTorch finds it finds"),
+        (other_class, {"int8": True}, "boxes, of which it detects"),
         (lambda rows: rows[:, 1:], {}, "its output has the shape"),
         (lambda rows: rows / 0, {}, "not finite"),
     ],
     ids=["same", "moved", "moved in half", "less sure", "classes swapped", "a row less", "infinite"],
 )
 def test_the_proof_sees_what_is_wrong(model, change, metadata, says):
-    proof = prove(Altered(model, change, **metadata), Decoded(model), pictures((2, SIZE, SIZE)))
+    proof = prove(Altered(model, change, **metadata), Decoded(model), random_images((2, SIZE, SIZE)))
     assert [says] == [None] if not proof.faults and says is None else any(says in fault for fault in proof.faults)
     if says is None:
         assert proof.boxes == proof.matched > 3 and "times as fast" in proof.describe()
@@ -278,7 +282,9 @@ def test_a_wrong_file_is_kept_aside_and_an_old_one_stays(model, tmp_path, monkey
     other = lively(seed=7).fuse()
     job = job_for(model, tmp_path)
     monkeypatch.setattr(job, "graph", lambda options, half: Decoded(other))
-    with pytest.raises(ExportError, match=r"differs from PyTorch .* kept as .*best\.torchscript\.rejected"):
+    with pytest.raises(
+        ExportError, match=r"differs from PyTorch by more than .* kept as .*best\.torchscript\.rejected"
+    ):
         export(job, BY_ARGUMENT["torchscript"], tmp_path)
     assert (tmp_path / "best.torchscript").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.torchscript", "best.torchscript.rejected"]
@@ -288,10 +294,10 @@ def test_a_wrong_file_is_kept_aside_and_an_old_one_stays(model, tmp_path, monkey
 def test_a_file_with_other_metadata_is_rejected(model, tmp_path):
     job = job_for(model, tmp_path)
     kind = BY_ARGUMENT["onnx"]
-    path = onnx_file.write(job.graph(job.options), job.pictures[0], tmp_path / "a.onnx", job.options)
+    path = onnx_file.write(job.graph(job.options), job.images[0], tmp_path / "a.onnx", job.options)
     assert check(job, kind, path, job.options) == ""
     other = replace(job.options, metadata=replace(job.options.metadata, stride=64))
-    assert "says of itself" in check(job, kind, path, other)
+    assert "it states" in check(job, kind, path, other)
 
 
 def test_a_folder_takes_the_place_of_an_older_one(model, tmp_path):
@@ -317,7 +323,7 @@ def test_what_cannot_be_run_here_is_called_unrun(model, tmp_path, monkeypatch, c
     monkeypatch.setattr(TorchScriptRuntime, "packages", ("no_such_package",))
     monkeypatch.setattr(exporter.LOGGER, "propagate", True)
     export(job_for(model, tmp_path), BY_ARGUMENT["torchscript"], tmp_path)
-    assert "TorchScript: unrun: runs with no_such_package, not installed here" in caplog.text
+    assert "TorchScript: not run here, since it runs with no_such_package, which is not installed here" in caplog.text
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -336,10 +342,11 @@ def test_names_of_files(argument, int8, name):
 
 
 def test_names_of_tflite_files():
-    assert Format("", "", ".tflite").target(Path("best.pt")).name == "best-fp32.tflite"
-    assert Format("", "", ".tflite").target(Path("best.pt"), half=True).name == "best-fp16.tflite"
-    assert Format("", "", ".tflite").target(Path("best.pt"), True).name == "best-int8.tflite"
-    assert Format("", "", "_edgetpu.tflite").target(Path("best.pt"), True).name == "best-int8_edgetpu.tflite"
+    tflite, weights = BY_ARGUMENT["tflite"], Path("best.pt")
+    assert tflite.target(weights).name == "best-fp32.tflite"
+    assert tflite.target(weights, half=True).name == "best-fp16.tflite"
+    assert tflite.target(weights, int8=True).name == "best-int8.tflite"
+    assert BY_ARGUMENT["edgetpu"].target(weights, int8=True).name == "best-int8_edgetpu.tflite"
 
 
 # --- TensorRT and NNCF ------------------------------------------------------------------------------------------------

@@ -18,14 +18,14 @@ from utils.export.formats import BY_ARGUMENT, ExportError, Options
 from utils.export.graph import Decoded
 from utils.export.proof import prove
 from utils.runtimes.base import Metadata, Runtime
-from utils.runtimes.mobile import CoreMLRuntime
+from utils.runtimes.coreml_model import CoreMLRuntime
 from utils.runtimes.table import runtime_for
 
 H, W = 64, 96
 NAMES = ("red", "weiß")
 
 
-def pictures(B: int = 1) -> torch.Tensor:
+def random_images(B: int = 1) -> torch.Tensor:
     return torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(2))
 
 
@@ -49,15 +49,15 @@ def test_it_gives_what_pytorch_gives(weights, here, argument, name, options):
     assert path == str(here / name) and sorted(os.listdir(here)) == sorted(["best.pt", name])
     runtime = runtime_for(path)(path)
     B, half = options.get("batch_size", 1), "half" in options
-    assert runtime.metadata == Metadata(NAMES, 32, (H, W), B, half=half) and runtime.declared
-    images = pictures(B)
+    assert runtime.metadata == Metadata(names=NAMES, stride=32, imgsz=(H, W), batch=B, half=half) and runtime.declared
+    images = random_images(B)
     first = runtime.run(1 - images)[0]
     kept = first.clone()
     found, expected = runtime.run(images)[0], Decoded(Backend(weights).model)(images)
     assert found.shape == expected.shape and torch.equal(first, kept)  # which the second run has not written over
     tolerance = {"rtol": 1e-2, "atol": 0.5} if half else {"rtol": 1e-4, "atol": 2e-3}
     assert torch.allclose(found, expected, **tolerance)
-    assert torch.allclose(Backend(path)(pictures(3))[0], Backend(weights)(pictures(3))[0], **tolerance)
+    assert torch.allclose(Backend(path)(random_images(3))[0], Backend(weights)(random_images(3))[0], **tolerance)
 
 
 def test_ncnn_stores_half_the_bytes(weights, here):
@@ -74,9 +74,9 @@ def test_ncnn_stores_half_the_bytes(weights, here):
     [
         (
             lambda folder: (folder / "model.ncnn.param").write_text("7767518\n"),
-            "is no network of ncnn",
+            "is not a network of ncnn",
         ),
-        (lambda folder: (folder / "model.ncnn.bin").unlink(), "is no network of ncnn"),
+        (lambda folder: (folder / "model.ncnn.bin").unlink(), "is not a network of ncnn"),
         (lambda folder: (folder / "model.ncnn.bin").write_bytes(b""), "is damaged"),
         (
             lambda folder: (folder / "model.ncnn.param").unlink(),
@@ -130,9 +130,14 @@ def package_of(
 ) -> tuple[Path, Options, Job]:
     """The small detector as a package, which modules stay in float32, and the job it was written for."""
     pytest.importorskip("coremltools")
-    metadata = Metadata(NAMES, 32, (H, W), half=half, int8=int8)
+    metadata = Metadata(names=NAMES, stride=32, imgsz=(H, W), half=half, int8=int8)
     detector = lively(nc=2).fuse()
-    job = Job(detector, folder / "best.pt", Options(metadata, half=half, int8=int8), [pictures()])
+    job = Job(
+        detector=detector,
+        weights=folder / "best.pt",
+        options=Options(metadata=metadata),
+        images=[random_images()],
+    )
     options = job.options if float32 is None else replace(job.options, float32=float32)
     write(job, BY_ARGUMENT["coreml"], folder / "best.mlpackage", options, folder)
     return folder / "best.mlpackage", options, job
@@ -143,14 +148,14 @@ def test_a_program_of_coreml(tmp_path, precision):
     path, options, job = package_of(tmp_path, **precision)
     coreml_model.inspect(path, options)
     runtime = Evaluated(path, options.metadata)
-    found, expected = runtime.run(pictures())[0], job.reference(pictures())
+    found, expected = runtime.run(random_images())[0], job.reference(random_images())
     assert found.dtype == torch.float32 and found.shape == expected.shape
     if not precision:
         assert torch.allclose(found, expected, rtol=1e-4, atol=2e-3)
     elif "half" in precision:
         assert torch.allclose(found, expected, rtol=2e-2, atol=0.5)
         assert not torch.allclose(found, expected, rtol=1e-5, atol=1e-4)  # it is in another precision
-    proof = prove(runtime, job.reference, [pictures()])
+    proof = prove(runtime, job.reference, [random_images()])
     assert not proof.faults and proof.boxes > 3
 
 
@@ -169,8 +174,8 @@ def test_weights_in_8_bits_but_for_socas(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"stride": 64}, "says of itself"),
-        ({"imgsz": (W, H)}, "says of itself"),
+        ({"stride": 64}, "which should be"),
+        ({"imgsz": (W, H)}, "which should be"),
     ],
 )
 def test_a_package_that_says_something_else(tmp_path, change, says):
@@ -196,16 +201,16 @@ def test_a_package_whose_ends_are_others(tmp_path):
 
 def test_soca_in_float16_is_seen(tmp_path):
     path, options, _ = package_of(tmp_path, half=True, float32=())
-    with pytest.raises(ExportError, match="SOCA's products are not in float32"):
+    with pytest.raises(ExportError, match="SOCA's matrix products are not in float32"):
         coreml_model.inspect(path, options)
 
 
-def test_it_is_called_unrun(weights, here, command):
+def test_a_format_that_cannot_run_here_is_reported(weights, here, command):
     pytest.importorskip("coremltools")
     if not CoreMLRuntime.obstacle():
         pytest.skip("it runs here")
     code, err = command("export", "--weights", "best.pt", "--include", "coreml", "--imgsz", H, W)
-    assert code == 0 and "CoreML: unrun: runs on Darwin only; its structure was checked" in err
+    assert code == 0 and "CoreML: not run here, since it runs on Darwin only; its structure was checked" in err
     code, err = command("detect", "--weights", "best.mlpackage", "--source", "best.pt")
     assert code == 1 and "best.mlpackage runs on Darwin only" in err.splitlines()[-1]
 
@@ -243,7 +248,7 @@ class MLModel:
 def test_how_coreml_is_asked(monkeypatch, says):
     """As far as it goes off macOS: pictures in whole numbers, one by one, and the output that has three axes."""
     decoded = Decoded(lively(nc=2).fuse())
-    metadata = Metadata(NAMES, 32, (H, W))
+    metadata = Metadata(names=NAMES, stride=32, imgsz=(H, W))
     monkeypatch.setattr(MLModel, "detector", decoded)
     monkeypatch.setattr(MLModel, "metadata", metadata.as_texts() if says else {})
     monkeypatch.setattr(CoreMLRuntime, "systems", ())
@@ -252,5 +257,5 @@ def test_how_coreml_is_asked(monkeypatch, says):
     monkeypatch.setitem(__import__("sys").modules, "coremltools", stand_in)
     runtime = CoreMLRuntime("best.mlmodel")
     assert runtime.declared == says and runtime.metadata.imgsz == (H, W) and len(runtime.metadata.names) == 2
-    images = (pictures(2) * 255).round() / 255
+    images = (random_images(2) * 255).round() / 255
     assert torch.allclose(runtime.run(images)[0], decoded(images), atol=1e-4)

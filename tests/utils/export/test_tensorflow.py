@@ -19,23 +19,17 @@ from utils.export import edge_tpu
 from utils.export.formats import BY_ARGUMENT, ExportError, Options
 from utils.export.graph import ChannelsLast, Decoded
 from utils.export.onnx_file import write as write_onnx
-from utils.export.saved_model import _to_shares
+from utils.export.saved_model import _to_fractions
 from utils.nms import non_max_suppression
-from utils.runtimes import tensorflow_runtimes
+from utils.runtimes import litert_model
 from utils.runtimes.base import Metadata
 from utils.runtimes.environments import ENVIRONMENTS, PythonEnvironment
+from utils.runtimes.litert_model import EdgeTPURuntime, append_metadata, appended_metadata, dequantised, quantised
 from utils.runtimes.table import runtime_for
-from utils.runtimes.tensorflow_runtimes import (
-    EdgeTPURuntime,
-    TensorFlowRuntime,
-    append_metadata,
-    appended_metadata,
-    dequantised,
-    quantised,
-)
+from utils.runtimes.tensorflow_model import TensorFlowRuntime
 
 H, W = 64, 96
-META = Metadata(("red", "weiß"), 32, (H, W), int8=True)
+META = Metadata(names=("red", "weiß"), stride=32, imgsz=(H, W), int8=True)
 
 
 @pytest.fixture
@@ -67,8 +61,8 @@ def test_shares_in_an_onnx_graph(tmp_path):
 
     decoded = Decoded(lively().fuse())
     images = torch.rand(1, 3, H, W, generator=torch.Generator().manual_seed(0))
-    model = onnx.load(write_onnx(decoded, images, tmp_path / "a.onnx", Options(META)))
-    _to_shares(model, (H, W))
+    model = onnx.load(write_onnx(decoded, images, tmp_path / "a.onnx", Options(metadata=META)))
+    _to_fractions(model, (H, W))
     onnx.checker.check_model(model, full_check=True)
     (found,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"images": images.numpy()})
     expected = decoded(images).numpy()
@@ -103,9 +97,9 @@ def test_metadata_at_the_end_of_a_file(tmp_path):
     ("include", "packages", "says"),
     [
         ("tflite", (), "TensorFlow Lite needs ai_edge_litert, ai_edge_quantizer: pip install '.[tflite]'"),
-        ("tflite", "all", "needs litert-torch==0.10.0 in an environment of its own, in"),
-        ("saved_model", "all", "needs onnx2tf==1.29.24 in an environment of its own, in"),
-        ("edgetpu", "all", "is in 8-bit integers, calibrated on pictures of yours: give --data"),
+        ("tflite", "all", "needs litert-torch==0.10.0 in the separate environment"),
+        ("saved_model", "all", "needs onnx2tf==1.29.24 in the separate environment"),
+        ("edgetpu", "all", "is in 8-bit integers, which are calibrated on your images: give --data"),
     ],
 )
 def test_what_is_missing_is_named(weights, here, command, monkeypatch, include, packages, says):
@@ -156,9 +150,9 @@ def test_the_compiler_is_asked_and_its_file_says_what_it_is(tmp_path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     compiler(tmp_path, COMPILES)
     (tmp_path / "best-int8.tflite").write_bytes(b"model edgetpu-custom-op")
-    target = edge_tpu.write(tmp_path / "best-int8.tflite", None, tmp_path / "a_edgetpu.tflite", Options(META))
+    target = edge_tpu.write(tmp_path / "best-int8.tflite", None, tmp_path / "a_edgetpu.tflite", Options(metadata=META))
     assert target.read_bytes().startswith(b"compiled model") and appended_metadata(target) == META
-    edge_tpu.inspect(target, Options(META))
+    edge_tpu.inspect(target, Options(metadata=META))
     assert BY_ARGUMENT["edgetpu"].target(Path("best.pt"), True).name == "best-int8_edgetpu.tflite"
     assert runtime_for(target) is EdgeTPURuntime
 
@@ -168,12 +162,12 @@ def test_a_compiler_that_fails_or_takes_nothing(tmp_path, monkeypatch):
     source = tmp_path / "best-int8.tflite"
     source.write_bytes(b"model")
     compiler(tmp_path, "sys.exit('Model not quantized')")
-    with pytest.raises(ExportError, match="edgetpu_compiler failed with status 1: Model not quantized"):
-        edge_tpu.write(source, None, tmp_path / "a_edgetpu.tflite", Options(META))
+    with pytest.raises(ExportError, match="edgetpu_compiler ended with status 1: Model not quantized"):
+        edge_tpu.write(source, None, tmp_path / "a_edgetpu.tflite", Options(metadata=META))
     compiler(tmp_path, COMPILES)
-    target = edge_tpu.write(source, None, tmp_path / "a_edgetpu.tflite", Options(META))
-    with pytest.raises(ExportError, match="left everything to the processor"):
-        edge_tpu.inspect(target, Options(META))
+    target = edge_tpu.write(source, None, tmp_path / "a_edgetpu.tflite", Options(metadata=META))
+    with pytest.raises(ExportError, match="left all operations on the CPU"):
+        edge_tpu.inspect(target, Options(metadata=META))
 
 
 # --- a model in another process ---------------------------------------------------------------------------------------
@@ -243,7 +237,8 @@ def served(here, monkeypatch) -> Path:
 
     (here / "packages").mkdir()
     (here / "packages/tensorflow.py").write_text(TENSORFLOW)
-    monkeypatch.setattr(TensorFlowRuntime, "environment", Stub("stub", ("tensorflow==0",), "tensorflow", "0 GB"))
+    stub = Stub(name="stub", packages=("tensorflow==0",), probe="tensorflow", size="0 GB")
+    monkeypatch.setattr(TensorFlowRuntime, "environment", stub)
     folder = here / "best_saved_model"
     folder.mkdir()
     (folder / "saved_model.pb").touch()
@@ -294,7 +289,7 @@ def test_litert(needs, weights, here, options):
     [path] = export.run(weights=weights, imgsz=(H, W), include="tflite", batch_size=2, **options)
     assert path == str(here / f"best-fp{16 if options else 32}.tflite")
     runtime = runtime_for(path)(path)
-    assert runtime.metadata == Metadata(("red", "weiß"), 32, (H, W), 2, half=bool(options))
+    assert runtime.metadata == Metadata(names=("red", "weiß"), stride=32, imgsz=(H, W), batch=2, half=bool(options))
     images = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(2))
     expected, found = Decoded(Backend(weights).model)(images), runtime.run(images)[0]
     assert torch.allclose(found, expected, rtol=1e-2, atol=0.5) if options else torch.allclose(
@@ -335,7 +330,7 @@ def test_tensorflow(needs, weights, here):
     expected = Decoded(Backend(weights).model)(images)
     for path in made:
         runtime = runtime_for(path)(path)
-        assert runtime.metadata == Metadata(("red", "weiß"), 32, (H, W)) and runtime.declared
+        assert runtime.metadata == Metadata(names=("red", "weiß"), stride=32, imgsz=(H, W)) and runtime.declared
         assert torch.allclose(runtime.run(images)[0], expected, rtol=1e-4, atol=2e-3)
 
 
@@ -354,5 +349,5 @@ def test_tensorflow_with_suppression(needs, weights, here):
 
 def test_no_edge_tpu_here(monkeypatch):
     pytest.importorskip("ai_edge_litert")
-    monkeypatch.setattr(tensorflow_runtimes, "_edge_tpu", lambda: None)
-    assert EdgeTPURuntime.obstacle() == "runs on a Coral Edge TPU, none of which is found here"
+    monkeypatch.setattr(litert_model, "_edge_tpu", lambda: None)
+    assert EdgeTPURuntime.obstacle() == "runs on a Coral Edge TPU, and none is found here"

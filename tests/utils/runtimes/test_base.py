@@ -7,17 +7,15 @@ import pytest
 import torch
 
 from utils.runtimes import base as exported
-from utils.runtimes.base import Metadata, Runtime, into_frame, undeclared
-from utils.runtimes.table import (
-    ONNXRuntime,
-    OpenVINORuntime,
-    TensorRTRuntime,
-    join_engine,
-    runtime_for,
-    split_engine,
-)
+from utils.runtimes.base import Metadata, Runtime, assumed_metadata, into_frame
+from utils.runtimes.onnx_file import ONNXRuntime
+from utils.runtimes.openvino_model import OpenVINORuntime
+from utils.runtimes.table import runtime_for
+from utils.runtimes.tensorrt_engine import TensorRTRuntime, join_engine, split_engine
 
-META = Metadata(("red", "weiß"), 32, (64, 96), 2, 3, False, True, False, True, False, 0.25, 0.5)
+META = Metadata(
+    names=("red", "weiß"), stride=32, imgsz=(64, 96), batch=2, nms=True, half=True, conf_thres=0.25, iou_thres=0.5
+)
 
 
 class Echo(Runtime):
@@ -61,7 +59,7 @@ def white(B: int, H: int, W: int) -> torch.Tensor:
     ],
 )
 def test_a_file_of_one_frame_takes_any_images(nms, B, H, W, batches):
-    echo = Echo(Metadata(("a", "b"), 32, (64, 96), 2, nms=nms))
+    echo = Echo(Metadata(names=("a", "b"), stride=32, imgsz=(64, 96), batch=2, nms=nms))
     rows = echo(white(B, H, W))
     assert echo.seen == [(2, 3, 64, 96)] * batches
     assert rows.shape == (B, 1, 7)
@@ -71,14 +69,14 @@ def test_a_file_of_one_frame_takes_any_images(nms, B, H, W, batches):
 
 
 def test_a_file_of_any_frame_is_left_alone():
-    echo = Echo(Metadata(("a", "b"), dynamic=True))
+    echo = Echo(Metadata(names=("a", "b"), dynamic=True))
     echo(white(3, 32, 160))
     assert echo.seen == [(3, 3, 32, 160)]
 
 
 def test_channels_must_be_right():
     with pytest.raises(ValueError, match="takes images of 3 channels, got 1"):
-        Echo(Metadata(("a",)))(torch.zeros(1, 1, 32, 32))
+        Echo(Metadata(names=("a",)))(torch.zeros(1, 1, 32, 32))
 
 
 def test_the_frame_is_grey_around():
@@ -93,7 +91,7 @@ def test_the_frame_is_grey_around():
 def test_metadata_survives_both_stores():
     assert Metadata.from_texts(META.as_texts(), "x") == META
     assert Metadata.from_json(META.as_json(shape=[1]), "x") == META
-    assert Metadata.from_texts({"names": '["a"]', "other": "{"}, "x") == Metadata(("a",))
+    assert Metadata.from_texts({"names": '["a"]', "other": "{"}, "x") == Metadata(names=("a",))
     assert Metadata.from_texts({"author": "me"}, "x") is None and Metadata.from_json("", "x") is None
 
 
@@ -115,9 +113,9 @@ def test_metadata_that_makes_no_sense(entries, says):
 
 
 def test_metadata_that_is_no_json():
-    with pytest.raises(ValueError, match="x: its metadata is no JSON"):
+    with pytest.raises(ValueError, match="x: its metadata is not JSON"):
         Metadata.from_json("{", "x")
-    with pytest.raises(ValueError, match="x: its metadata is no JSON"):
+    with pytest.raises(ValueError, match="x: its metadata is not JSON"):
         Metadata.from_texts({"names": "["}, "x")
 
 
@@ -126,9 +124,9 @@ def test_later_releases_number_their_names():
 
 
 def test_what_a_file_without_metadata_tells():
-    known = undeclared([1, 3, 320, 640], 7)
+    known = assumed_metadata([1, 3, 320, 640], 7)
     assert (known.names, known.imgsz, known.batch, known.stride) == (("class0", "class1"), (320, 640), 1, 64)
-    free = undeclared(["b", 3, "h", "w"], "n")
+    free = assumed_metadata(["b", 3, "h", "w"], "n")
     assert free.dynamic and len(free.names) == 1000
 
 
@@ -162,7 +160,7 @@ def test_an_engine_carries_its_metadata(tmp_path):
 
 def test_what_stands_in_the_way(monkeypatch):
     monkeypatch.setattr(Echo, "packages", ("json", "no_such_package"))
-    assert Echo.obstacle() == "runs with no_such_package, not installed here"
+    assert Echo.obstacle() == "runs with no_such_package, which is not installed here"
     monkeypatch.setattr(Echo, "packages", ())
     monkeypatch.setattr(Echo, "systems", ("Darwin",))
     monkeypatch.setattr(exported.platform, "system", lambda: "Linux")

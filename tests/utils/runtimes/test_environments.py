@@ -28,10 +28,10 @@ def pip(monkeypatch):
 
 def test_made_found_and_run(pip, tmp_path, monkeypatch):
     monkeypatch.setenv("YOLOV5_ENVIRONMENTS", str(tmp_path / "of mine"))
-    alone = PythonEnvironment("alone", ("toolchain==7",), "toolchain", "0 GB")
+    alone = PythonEnvironment(name="alone", packages=("toolchain==7",), probe="toolchain", size="0 GB")
     assert alone.command() is None
     place = tmp_path / "of mine/alone"
-    reason = f"needs toolchain==7 in an environment of its own, in {place}: --make-env makes it (0 GB)"
+    reason = f"needs toolchain==7 in the separate environment {place}: run export.py with --make-env to make it (0 GB)"
     assert alone.obstacle() == reason
     alone.make()
     assert alone.obstacle() is None and [p.name for p in (tmp_path / "of mine").iterdir()] == ["alone"]
@@ -44,12 +44,15 @@ def test_made_found_and_run(pip, tmp_path, monkeypatch):
     assert len(pip) == calls  # it is there
 
 
-def test_behind_its_own_packages_are_those_of_this_interpreter(pip, tmp_path, monkeypatch):
+def test_an_environment_that_inherits_finds_this_interpreters_packages(pip, tmp_path, monkeypatch):
     monkeypatch.setenv("YOLOV5_ENVIRONMENTS", str(tmp_path))
-    behind = PythonEnvironment("behind", ("toolchain",), "toolchain", "0 GB", behind=True, bare=("other",))
-    behind.make()
+    inheriting = PythonEnvironment(
+        name="inheriting", packages=("toolchain",), probe="toolchain", size="0 GB", inherits=True,
+        without_dependencies=("other",),
+    )  # fmt: skip
+    inheriting.make()
     assert pip[-1][-2:] == ["--no-deps", "other"]
-    behind.call("-c", "import toolchain, numpy, utils.runtimes.environments")
+    inheriting.call("-c", "import toolchain, numpy, utils.runtimes.environments")
     assert not subprocess.run([sys.executable, "-c", "import numpy"]).returncode  # which has no toolchain
     assert subprocess.run([sys.executable, "-c", "import toolchain"], capture_output=True).returncode
 
@@ -63,19 +66,19 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(environments, "_checked", fails)
     with pytest.raises(RuntimeError, match="no such package"):
-        PythonEnvironment("broken", ("x",), "no_such_package", "0 GB").make()
+        PythonEnvironment(name="broken", packages=("x",), probe="no_such_package", size="0 GB").make()
     assert [p.name for p in tmp_path.iterdir()] == ["seen"]
 
 
 def test_what_the_user_has_is_taken():
-    assert PythonEnvironment("x", ("numpy",), "numpy", "0 GB").command() == [sys.executable]
+    assert PythonEnvironment(name="x", packages=("numpy",), probe="numpy", size="0 GB").command() == [sys.executable]
 
 
 def test_node_without_npm(tmp_path, monkeypatch):
     monkeypatch.setenv("YOLOV5_ENVIRONMENTS", str(tmp_path))
     monkeypatch.setattr(environments.shutil, "which", lambda program: None)
-    node = NodeEnvironment("x", ("left-pad",), "node_modules/left-pad", "0 GB")
-    with pytest.raises(RuntimeError, match="npm is not here; install Node"):
+    node = NodeEnvironment(name="x", packages=("left-pad",), probe="node_modules/left-pad", size="0 GB")
+    with pytest.raises(RuntimeError, match="npm is not installed; install Node"):
         node.make()
     assert node.command() is None and not list(tmp_path.iterdir())
 

@@ -1,0 +1,33 @@
+"""OpenVINO: a folder with a network as .xml and .bin."""
+
+from pathlib import Path
+
+import torch
+
+from utils.runtimes.base import Runtime, folder_metadata, only_file, readable
+
+
+class OpenVINORuntime(Runtime):
+    """A folder `*_openvino_model`, or the `.xml` in it, by OpenVINO on the CPU."""
+
+    packages = ("openvino",)
+
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
+        super().__init__(path, device)
+        import openvino
+
+        file = only_file(self.path, ".xml")
+        # float32 also where the processor has bfloat16, in which SOCA would lose its digits
+        hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        with readable(path, f"OpenVINO {openvino.__version__}", RuntimeError):
+            core = openvino.Core()
+            model = core.read_model(file)
+            shape = [None if d.is_dynamic else d.get_length() for d in model.inputs[0].partial_shape]
+            last = model.outputs[0].partial_shape[-1]
+            columns = None if last.is_dynamic else last.get_length()
+            self.compiled = core.compile_model(model, "CPU", hints)
+        self.declare(folder_metadata(file.parent), shape, columns)
+
+    def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = self.compiled(images.cpu().numpy())
+        return tuple(torch.from_numpy(results[i].copy()).to(self.device) for i in range(len(results)))
