@@ -231,9 +231,9 @@ def test_opencv_runs_an_onnx_file(weights, here):
     [
         (["--weights", "best.onnx", "best.onnx"], "an ensemble is made of .pt files only"),
         (["--weights", "best.onnx", "--augment"], "--augment looks at several sizes and needs a .pt file"),
-        (["--weights", "best.onnx", "--update"], "--update strips .pt files of their training state, and best.onnx"),
+        (["--weights", "best.onnx", "--update"], "--update changes .pt files only, got best.onnx"),
         (["--weights", "best.pt", "--dnn"], "--dnn runs ONNX files, got"),
-        (["--weights", "best.onnx", "--visualize"], "--visualize looks into one model; give one .pt file"),
+        (["--weights", "best.onnx", "--visualize"], "--visualize records the layers of one model; give one .pt file"),
         (["--weights", "best.zip"], "best.zip: not a kind of file that is run here"),
         (["--weights", "broken.onnx"], "broken.onnx: ONNX Runtime"),
         (["--weights", "broken.torchscript"], "broken.torchscript: torch"),

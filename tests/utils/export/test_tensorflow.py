@@ -114,7 +114,7 @@ def test_without_its_compiler(weights, data, command, monkeypatch):
     monkeypatch.setattr("utils.export.formats.installed", lambda package: True)
     monkeypatch.setenv("PATH", "")
     code, err = command("export", "--weights", "best.pt", "--include", "edgetpu", "--data", data)
-    assert code == 1 and "needs the program edgetpu_compiler, which is not found here" in err.splitlines()[-1]
+    assert code == 1 and "needs the program edgetpu_compiler, which is not installed here" in err.splitlines()[-1]
 
 
 def test_an_environment_that_cannot_be_made(weights, here, command, monkeypatch):
