@@ -5,6 +5,7 @@ share of c2 that is hidden width.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -210,38 +211,42 @@ class C3Ghost(C3):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and a linear pair, each with a residual, without layer norm. x is (positions, B, c)."""
+    """Self-attention, then two linear maps, each added to its input; no layer norm. x is (positions, B, c).
 
-    def __init__(self, c, num_heads):
+    q, k and v stand before the projections that torch's attention has of its own, as in v6.1.
+    """
+
+    def __init__(self, c: int, num_heads: int):
         super().__init__()
-        self.q = nn.Linear(c, c, bias=False)
-        self.k = nn.Linear(c, c, bias=False)
-        self.v = nn.Linear(c, c, bias=False)
-        self.ma = nn.MultiheadAttention(embed_dim=c, num_heads=num_heads)
-        self.fc1 = nn.Linear(c, c, bias=False)
-        self.fc2 = nn.Linear(c, c, bias=False)
+        square = partial(nn.Linear, c, c, bias=False)
+        self.q, self.k, self.v = square(), square(), square()
+        self.ma = nn.MultiheadAttention(c, num_heads)
+        self.fc1, self.fc2 = square(), square()
 
-    def forward(self, x):
-        x = self.ma(self.q(x), self.k(x), self.v(x), need_weights=False)[0] + x
-        return self.fc2(self.fc1(x)) + x
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.q(x), self.k(x), self.v(x)
+        attended, _ = self.ma(query, key, value, need_weights=False)
+        y = x + attended
+        return y + self.fc2(self.fc1(y))
 
 
 class TransformerBlock(nn.Module):
-    """Positions of a map as a sequence through transformer layers, with a learned linear position term."""
+    """Transformer layers over the positions of a map, each position first added to a linear map of itself."""
 
-    def __init__(self, c1, c2, num_heads, num_layers):
+    def __init__(self, c1: int, c2: int, num_heads: int, num_layers: int):
         super().__init__()
-        self.conv = Conv(c1, c2) if c1 != c2 else None
-        self.linear = nn.Linear(c2, c2)
-        self.tr = nn.Sequential(*(TransformerLayer(c2, num_heads) for _ in range(num_layers)))
         self.c2 = c2
+        self.conv = None if c1 == c2 else Conv(c1, c2)
+        self.linear = nn.Linear(c2, c2)
+        self.tr = nn.Sequential()
+        for _ in range(num_layers):
+            self.tr.append(TransformerLayer(c2, num_heads))
 
-    def forward(self, x):
-        if self.conv is not None:
-            x = self.conv(x)
-        B, _, H, W = x.shape
-        sequence = x.flatten(2).permute(2, 0, 1)  # (H W, B, c2)
-        return self.tr(sequence + self.linear(sequence)).permute(1, 2, 0).reshape(B, self.c2, H, W)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = x if self.conv is None else self.conv(x)
+        positions = maps.flatten(2).permute(2, 0, 1)  # (H W, B, c2)
+        positions = self.tr(positions + self.linear(positions))
+        return positions.permute(1, 2, 0).reshape(maps.shape)
 
 
 # --- pooling, reshaping, joining --------------------------------------------------------------------------------------
@@ -313,14 +318,14 @@ class Expand(nn.Module):
 
 @register(joins)
 class Concat(nn.Module):
-    """A list of maps as one, along a dimension."""
+    """Joins a list of maps along a dimension, which stands in the attribute `d`."""
 
-    def __init__(self, dimension=1):
+    def __init__(self, dim: int = 1):
         super().__init__()
-        self.d = dimension
+        self.d = dim
 
-    def forward(self, x):
-        return torch.cat(x, self.d)
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(maps, dim=self.d)
 
 
 class Classify(nn.Module):

@@ -58,21 +58,22 @@ def _equal_weights(channels: int, kernels: list[int]) -> list[int]:
 
 
 class Sum(nn.Module):
-    """Sum of n maps; with `weight` each but the first is multiplied by a learned number in 0-2."""
+    """Adds n maps; with `weight`, each one after the first is multiplied by a learned factor between 0 and 2.
 
-    def __init__(self, n, weight=False):
+    v6.1 reads the attributes weight and iter of a checkpoint.
+    """
+
+    def __init__(self, n: int, weight: bool = False):
         super().__init__()
-        self.weight = weight
-        self.iter = range(n - 1)
+        self.weight, self.iter = weight, range(n - 1)
         if weight:
-            self.w = nn.Parameter(-torch.arange(1.0, n) / 2)
+            self.w = nn.Parameter(-0.5 * torch.arange(1.0, n))
 
-    def forward(self, x):
-        y = x[0]
-        w = 2 * self.w.sigmoid() if self.weight else None
-        for i in self.iter:
-            y = y + (x[i + 1] if w is None else x[i + 1] * w[i])
-        return y
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        first, *others = maps[: len(self.iter) + 1]
+        if self.weight:
+            others = [factor * y for factor, y in zip(2 * self.w.sigmoid(), others)]
+        return sum(others, first)
 
 
 class Ensemble(nn.ModuleList):

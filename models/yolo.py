@@ -25,6 +25,7 @@ from models.architecture import layer_strides, parse_model, plain_yaml
 from models.common import Conv
 from models.insert import insert_rows
 from models.registry import detects, register
+from utils import activations
 from utils.boxes import round_up
 from utils.device import Timer, select_device
 from utils.files import find_file, read_yaml
@@ -283,10 +284,10 @@ def scale_image(image: torch.Tensor, ratio: float, multiple: int = 32, keep_shap
 
 
 def checkpoint_classes() -> set[type]:
-    """The module classes of this project that a checkpoint may hold."""
-    rooms = (common, attention, experimental, sys.modules[__name__])
+    """Returns the module classes of this project that a checkpoint may hold."""
+    rooms = (common, attention, experimental, activations, sys.modules[__name__])
     found = {c for room in rooms for c in vars(room).values() if isinstance(c, type) and issubclass(c, nn.Module)}
-    return {c for c in found if c.__module__.startswith("models.")}
+    return {c for c in found if c.__module__.startswith(("models.", "utils."))}
 
 
 def profile_layers(model: "Model", images: torch.Tensor, repeats: int = 10) -> list[float]:

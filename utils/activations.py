@@ -26,55 +26,58 @@ class Mish(nn.Module):
         return F.mish(x)
 
 
-class MemoryEfficientMish(Mish):
-    """torch's Mish keeps only its input for the backward pass, so this is the same."""
-
-
 class FReLU(nn.Module):
-    """max(x, a depth-wise convolution of x) (Ma et al., ECCV 2020)."""
+    """The larger of x and a depth-wise convolution of x (Ma et al., Funnel activation, ECCV 2020)."""
 
-    def __init__(self, c1, k=3):
+    def __init__(self, channels: int, kernel: int = 3):
         super().__init__()
-        self.conv = nn.Conv2d(c1, c1, k, 1, 1, groups=c1, bias=False)
-        self.bn = nn.BatchNorm2d(c1)
+        self.conv = nn.Conv2d(channels, channels, kernel, padding=1, groups=channels, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
 
-    def forward(self, x):
-        return torch.maximum(x, self.bn(self.conv(x)))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        funnel = self.bn(self.conv(x))
+        return torch.maximum(funnel, x)
+
+
+def _acon(x: torch.Tensor, p1: torch.Tensor, p2: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """Returns a smooth maximum of p1 x and p2 x, sharper for larger beta: equation 5 of Ma et al., CVPR 2021."""
+    difference = (p1 - p2) * x
+    return p2 * x + difference * torch.sigmoid(beta * difference)
+
+
+def _random_per_channel(channels: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(1, channels, 1, 1))
 
 
 class AconC(nn.Module):
-    """(p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x with learned p1, p2, beta (Ma et al., CVPR 2021)."""
+    """A smooth maximum of p1 x and p2 x with learned p1, p2 and beta (Ma et al., Activate or not, CVPR 2021)."""
 
-    def __init__(self, c1):
+    def __init__(self, channels: int):
         super().__init__()
-        self.p1 = nn.Parameter(torch.randn(1, c1, 1, 1))
-        self.p2 = nn.Parameter(torch.randn(1, c1, 1, 1))
-        self.beta = nn.Parameter(torch.ones(1, c1, 1, 1))
+        self.p1, self.p2 = _random_per_channel(channels), _random_per_channel(channels)
+        self.beta = nn.Parameter(torch.ones(1, channels, 1, 1))
 
-    def forward(self, x):
-        d = (self.p1 - self.p2) * x
-        return d * torch.sigmoid(self.beta * d) + self.p2 * x
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _acon(x, self.p1, self.p2, self.beta)
 
 
 class MetaAconC(nn.Module):
-    """AconC whose beta is worked out from the channel means by a small network."""
+    """AconC with a beta that a small network works out from the means of the channels."""
 
-    def __init__(self, c1, k=1, s=1, r=16):
+    def __init__(self, channels: int, kernel: int = 1, stride: int = 1, reduction: int = 16):
         super().__init__()
-        hidden = max(r, c1 // r)
-        self.p1 = nn.Parameter(torch.randn(1, c1, 1, 1))
-        self.p2 = nn.Parameter(torch.randn(1, c1, 1, 1))
-        self.fc1 = nn.Conv2d(c1, hidden, k, s)
-        self.fc2 = nn.Conv2d(hidden, c1, k, s)
+        hidden = max(reduction, channels // reduction)
+        self.p1, self.p2 = _random_per_channel(channels), _random_per_channel(channels)
+        self.fc1 = nn.Conv2d(channels, hidden, kernel, stride)
+        self.fc2 = nn.Conv2d(hidden, channels, kernel, stride)
 
-    def forward(self, x):
-        beta = torch.sigmoid(self.fc2(self.fc1(x.mean((2, 3), keepdim=True))))
-        d = (self.p1 - self.p2) * x
-        return d * torch.sigmoid(beta * d) + self.p2 * x
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        means = x.mean((2, 3), keepdim=True)
+        return _acon(x, self.p1, self.p2, self.fc2(self.fc1(means)).sigmoid())
 
 
 def out_of_place(model: nn.Module) -> None:
-    """Has every SiLU of a model write into a new tensor, for training.
+    """Makes every SiLU of a model write into a new tensor, for training.
 
     In place, autograd first copies the input, which the gradient needs: the same memory, and more time.
     """

@@ -23,6 +23,7 @@ OPENING = [block for block in KEEPING if hasattr(block, "start_as_identity")]
 
 def build(block: type, channels: int = 24) -> nn.Module:
     """A block with every parameter away from its start, in float32; statistics of its norms too."""
+    torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     built = block(channels, channels) if block is NLRG else block(channels)
     with torch.no_grad():

@@ -179,7 +179,7 @@ def test_norm_settings(soca):
 def test_checkpoint_classes():
     names = {f"{c.__module__}.{c.__qualname__}" for c in checkpoint_classes()}
     assert {"models.yolo.Model", "models.yolo.Detect", "models.common.SOCA", "models.common.Conv"} <= names
-    assert {"models.experimental.CrossConv", "models.experimental.Sum"} <= names
+    assert {"models.experimental.CrossConv", "models.experimental.Sum", "utils.activations.FReLU"} <= names
     assert all(issubclass(c, nn.Module) for c in checkpoint_classes())
 
 
