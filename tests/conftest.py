@@ -77,13 +77,13 @@ def one_thread():
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     """The test works in an empty folder, and finds no official weights or earlier runs in the repository."""
+    import engine.setup
     import models.backend
-    import train
 
     folder = tmp_path / "ein Ordner"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    for module in (train, models.backend):
+    for module in (engine.setup, models.backend):
         monkeypatch.setattr(module, "ROOT", tmp_path / "nowhere")
     return folder
 
@@ -110,8 +110,9 @@ def command(monkeypatch, capsys):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Training draws nothing: of a small network that takes longer than all else."""
-    import train
+    from engine import setup, training
 
-    for name in ("plot_batch", "plot_labels", "plot_results", "write_figures"):
-        monkeypatch.setattr(train, name, lambda *_, **__: None)
-    monkeypatch.setattr(train, "picture_writer", lambda *_: lambda *_, **__: None)
+    monkeypatch.setattr(setup, "plot_labels", lambda *_, **__: None)
+    for name in ("plot_batch", "plot_results", "write_figures"):
+        monkeypatch.setattr(training, name, lambda *_, **__: None)
+    monkeypatch.setattr(training, "picture_writer", lambda *_: lambda *_, **__: None)

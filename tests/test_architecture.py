@@ -17,7 +17,7 @@ utils               log cli boxes files dist device downloads activations checkp
 utils.data          shapes images letterbox formats dataset_yaml labels shards
 utils.data          options annotations cache store augmentations mosaic dataset shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch
-utils.training      loggers search run
+utils.training      loggers search
 utils.runtimes      environments base torchscript program onnx_file openvino_model tensorrt_engine ncnn_model
 utils.runtimes      coreml_model executorch_program litert_model tensorflow_server tensorflow_model web_model table
 utils.inference     outputs sources finder tracking features ledger results
@@ -27,7 +27,7 @@ utils.export        web_model tensorrt_engine proof exporter
 utils.evaluation    metrics plots evaluator coco errors report
 models              insert second_order common attention attention_view experimental
 models              architecture yolo transfer backend autoshape
-engine              validation detection
+engine              run setup validation training detection
 .                   hubconf train val detect export
 """
 ORDER = [
@@ -73,7 +73,7 @@ def test_imports_go_one_way(path):
     above = ORDER[: ORDER.index(here)] + (["models.yolo"] if here == "models.yolo" else [])  # itself, as a script
     assert imported(path) <= set(above)
     if here.startswith("utils"):
-        assert not any(name.startswith("models") for name in imported(path))
+        assert not any(name.startswith(("models", "engine")) for name in imported(path))
 
 
 @pytest.mark.parametrize("verb", ["train", "val", "detect", "export"])

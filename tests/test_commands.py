@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("here")
         ("val", ["--imgsz", 0], "image size must be positive, got 0; give --imgsz a multiple of 32"),
         ("detect", ["--imgsz", 64, -1], "image size must be positive, got [64, -1]"),
         ("detect", ["--imgsz", 64, 64, 64], "--imgsz takes one number, or height and width"),
-        ("train", ["--batch-size", 0], "--batch-size must be at least 1, got 0"),
+        ("train", ["--batch-size", 0], "--batch-size must be at least 1, or -1 to fill the GPU, got 0"),
         ("val", ["--batch-size", 0], "--batch-size must be at least 1, got 0"),
         ("val", ["--conf-thres", 2], "--conf-thres must be between 0 and 1, got 2.0"),
         ("detect", ["--conf-thres", 2], "--conf-thres must be between 0 and 1, got 2.0"),
@@ -67,7 +67,7 @@ pytestmark = pytest.mark.usefixtures("here")
         ("train", ["--device", "0,1,2"], "torchrun --nproc-per-node 3 train.py --device 0,1,2 ..."),
         ("train", ["--time", -1], "--time must be at least 0, got -1.0"),
         ("train", ["--fraction", 0], "--fraction must be above 0 and at most 1, got 0.0"),
-        ("train", ["--image-weights", "--rect"], "--image-weights draws images freely, --rect orders them by shape"),
+        ("train", ["--image-weights", "--rect"], "--image-weights draws images in any order, --rect orders"),
         ("val", ["--task", "test"], ["my set.yaml", "key 'test' is missing"]),
         ("train", ["--cfg", ""], "there is nothing to train: give --cfg models/SOCA.yaml, or --weights"),
     ],
@@ -93,7 +93,7 @@ def test_a_value_that_makes_no_sense(refused, verb, arguments, says):
         (
             "train",
             ["--bbox_interval", "5"],
-            "--bbox_interval is not an option any more: pictures are logged at",
+            "--bbox_interval is not an option any more: images are logged at",
         ),
         (
             "train",
@@ -331,9 +331,10 @@ def test_run_folders_count_up(command, usual, bright, here):
 
 def test_python_calls_from_another_folder(world, here, monkeypatch):
     """`world` was trained by such a call; paths are those of the current folder, not of the repository."""
-    assert world.options.epochs == 2 and world.options.batch_size == 4
+    assert world.results._fields[:4] == ("precision", "recall", "map50", "map") and len(world.results) == 7
     results, maps, times = val.run(world.data, world.best, imgsz=SIZE, workers=0, device="cpu")
     assert len(results) == 7 and maps.shape == (2,) and len(times) == 3
+    assert world.results[:4] == pytest.approx(results[:4], rel=1e-4)
     assert (here / "runs/val/exp/confusion_matrix.png").is_file()
     folder = detect.run(world.best, world.images, imgsz=SIZE, device="cpu", classes=1, conf_thres=0.001)
     assert folder.resolve() == (here / "runs/detect/exp").resolve() and len(os.listdir(folder)) == 4

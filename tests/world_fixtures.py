@@ -46,7 +46,7 @@ def world(tmp_path_factory) -> SimpleNamespace:
     before = Path.cwd()
     os.chdir(root)
     try:
-        world.options = train.run(
+        world.results = train.run(
             cfg="tiny model.yaml", weights="", data=world.data, imgsz=SIZE, epochs=2, batch_size=4, workers=0,
             device="cpu", project=root / "runs/train", optimizer="AdamW", hyp="data/hyps/hyp.scratch-low.yaml",
         )  # fmt: skip

@@ -13,12 +13,13 @@ import functools
 import gc
 import importlib.util
 import inspect
+import math
 import numbers
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,62 +33,85 @@ class Default(str):
 
 
 def add_run_folder(parser: argparse.ArgumentParser, project: str) -> None:
-    """Adds --project, --name, --exist-ok: results go to project/name, name2, name3 ..."""
+    """Adds --project, --name and --exist-ok: results go to project/name, name2, name3 ..."""
     group = parser.add_argument_group("where results go")
     group.add_argument("--project", default=project, help="folder of runs (default: %(default)s)")
-    group.add_argument("--name", default="exp", help="this run's folder in it; exp2, exp3 ... when taken")
+    group.add_argument("--name", default="exp", help="folder of this run in it; exp2, exp3 ... where it exists")
     group.add_argument("--exist-ok", action="store_true", help="write into an existing folder")
 
 
-class _Gone(argparse.Action):
+class _Removed(argparse.Action):
+    """Ends the program with an error that says what replaces the option."""
+
     def __call__(self, parser, namespace, values, option_string=None):
         parser.error(f"{option_string} is not an option any more: {self.const}")
 
 
-def add_gone(parser: argparse.ArgumentParser, options: dict[str, str]) -> None:
-    """Options of v6.1 that end in an error which says what serves instead."""
+def add_removed(parser: argparse.ArgumentParser, options: dict[str, str]) -> None:
+    """Adds options of v6.1 that end in an error which says what replaces them: {"--bucket": "..."}."""
     for name, instead in options.items():
         parser.add_argument(
-            name, nargs="?", action=_Gone, const=instead, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
+            name, nargs="?", action=_Removed, const=instead, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
 
 
 class Options(argparse.Namespace):
-    """Options, and in `given` the names of those that the user set; the others are defaults."""
+    """Options, and in `given` the names of those that the user set; the others have their defaults."""
 
     __slots__ = ("given",)  # not among vars()
 
 
 @dataclass(frozen=True)
-class Number:
-    """The `type` of an option that is a number: `kind` is int or float, `low` and `high` are its least and greatest
-    value. argparse converts with it; `parse` and `options` then check the range.
-    """
+class Range:
+    """The finite numbers from `low` to `high`; `open_low` and `open_high` exclude the limit itself."""
 
-    kind: type
-    low: float
-    high: float | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        """Returns what follows "must be": "at least 0", "between 0 and 1", "above 0 and at most 1"."""
+        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
+        if self.high == math.inf:
+            return low
+        if not (self.open_low or self.open_high):
+            return f"between {self.low:g} and {self.high:g}"
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """The `type` of an option that is a number. argparse converts with it; `parse` and `options` check the range."""
+
+    kind: type  # int or float
+    range: Range
 
     def __call__(self, text: str) -> int | float:
         return self.kind(text)
 
     @property
-    def __name__(self) -> str:  # by which argparse names it: "invalid int value: 'x'"
+    def __name__(self) -> str:  # argparse puts it into its message: "invalid int value: 'x'"
         return self.kind.__name__
 
 
-def whole(low: int, high: int | None = None) -> Number:
-    """The `type` of an option that is a whole number from `low` to `high`."""
-    return Number(int, low, high)
+def whole(low: int, high: float = math.inf) -> Number:
+    """Returns the `type` of an option that is a whole number from `low` to `high`."""
+    return Number(int, Range(low, high))
 
 
-def real(low: float, high: float | None = None) -> Number:
-    """The `type` of an option that is a number from `low` to `high`."""
-    return Number(float, low, high)
+def real(low: float, high: float = math.inf, open_low: bool = False, open_high: bool = False) -> Number:
+    """Returns the `type` of an option that is a number from `low` to `high`, without a limit that is open."""
+    return Number(float, Range(low, high, open_low, open_high))
 
 
 def parse(parser: argparse.ArgumentParser, known: bool = False, argv: Sequence[str] | None = None) -> Options:
-    """Parses the command line, or the words in argv; with `known` it gives the defaults alone.
+    """Parses the command line, or the words in argv; with `known` it returns the defaults.
 
     Raises ValueError for a number out of its range; argparse itself ends the program for other mistakes.
     """
@@ -102,10 +126,11 @@ def parse(parser: argparse.ArgumentParser, known: bool = False, argv: Sequence[s
 
 
 def options(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> Options:
-    """The same from keyword arguments, those of a verb's `run`: `options(parser, {"epochs": 3})`.
+    """Reads keyword arguments, those of a verb's `run`, as `parse` reads words: `options(parser, {"epochs": 3})`.
 
-    Paths become text, and an option that takes several values becomes a list. Raises TypeError for an unknown name, and
-    ValueError for a value of the wrong type, out of its range, or not among the choices.
+    None stands for the default. Paths and numbers become text where the option is text, and an option that takes
+    several values becomes a list. Raises TypeError for an unknown name, and ValueError for a value of the wrong type,
+    out of its range, or not among the choices.
     """
     actions = {action.dest: action for action in _actions(parser)}
     for name in values:
@@ -114,30 +139,42 @@ def options(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> Optio
             hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(actions)}"
             raise TypeError(f"there is no option {name!r}; {hint}")
     opt = Options(**{name: parser.get_default(name) for name in actions})
-    opt.given = set(values)
-    for name, value in values.items():
-        setattr(opt, name, _converted(actions[name], value))
+    opt.given = {name for name, value in values.items() if value is not None}
+    for name in opt.given:
+        setattr(opt, name, _converted(actions[name], values[name]))
     check(parser, opt)
     return opt
 
 
-def check(parser: argparse.ArgumentParser, opt: Options) -> None:
-    """ValueError for the first option whose value is out of its range or not among its choices."""
+def accept(parser: argparse.ArgumentParser, opt: argparse.Namespace) -> Options:
+    """Returns, checked, the options of a program that sets attributes and then calls a verb's `main` itself.
+
+    An option counts as given if it was on the command line, or differs from its default.
+    """
+    given = getattr(opt, "given", set())
+    values = vars(opt).items()
+    return options(parser, {name: v for name, v in values if name in given or v != parser.get_default(name)})
+
+
+def check(parser: argparse.ArgumentParser, opt: argparse.Namespace) -> None:
+    """Raises ValueError for the first option whose value is out of its range or not among its choices."""
     for action in _actions(parser):
         value = getattr(opt, action.dest)
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(action.type, Number) and item is not None:
-                check_range(flag(action), item, action.type.low, action.type.high)
+            if isinstance(action.type, Number) and item is not None and item not in action.type.range:
+                raise ValueError(f"{flag(action)} must be {action.type.range}, got {item}")
             if action.choices and item not in (None, action.default, action.const, *action.choices):
                 raise ValueError(f"{flag(action)} must be one of {', '.join(action.choices)}, got {item!r}")
 
 
 def takes(make_parser: Callable[[], argparse.ArgumentParser], *positional: str) -> Callable[[Callable], Callable]:
-    """Decorator of a verb's `run(**options)`: the first arguments may come by position, in the order of these names,
-    and `help(run)` shows every option with its default.
+    """Decorates a verb's `run(**options)`.
+
+    The first arguments may come by position, in the order of `positional`, and `help(run)` shows every option with its
+    default.
     """
 
-    def add(function: Callable) -> Callable:
+    def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def run(*values, **keywords):
             if len(values) > len(positional):
@@ -147,27 +184,32 @@ def takes(make_parser: Callable[[], argparse.ArgumentParser], *positional: str) 
                 raise TypeError(f"{', '.join(sorted(twice))}: given by position and by name")
             return function(**named, **keywords)
 
-        parser = make_parser()
-        actions = {action.dest: action for action in _actions(parser)}
-        own = inspect.signature(function)
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters = [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=actions[name].default)
-            for name in positional
-        ]
-        parameters += [inspect.Parameter(n, kind, default=a.default) for n, a in actions.items() if n not in positional]
-        parameters += [p.replace(kind=kind) for p in own.parameters.values() if p.kind != p.VAR_KEYWORD]
-        run.__signature__ = own.replace(parameters=parameters)
+        actions = {action.dest: action for action in _actions(make_parser())}
+        run.__signature__ = _signature(function, actions, positional)
         helps = {name: (action.help or "") % {**vars(action), "prog": ""} for name, action in actions.items()}
         lines = [f"    {name}: {text}" for name, text in helps.items() if text != argparse.SUPPRESS]
         run.__doc__ = "\n".join([inspect.cleandoc(function.__doc__ or ""), "", "Options:", *lines])
         return run
 
-    return add
+    return decorate
+
+
+def _signature(
+    function: Callable, actions: Mapping[str, argparse.Action], positional: Sequence[str]
+) -> inspect.Signature:
+    """Returns the signature of `function` with every option in the place of its **options."""
+    own, keyword = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
+    kinds = dict.fromkeys(actions, keyword) | dict.fromkeys(positional, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [
+        inspect.Parameter(name, kinds[name], default=actions[name].default)
+        for name in [*positional, *(name for name in actions if name not in positional)]
+    ]
+    parameters += [p.replace(kind=keyword) for p in own.parameters.values() if p.kind != p.VAR_KEYWORD]
+    return own.replace(parameters=parameters)
 
 
 def flag(action: argparse.Action) -> str:
-    """The name of an option as a user types it, such as --conf-thres; of several the first."""
+    """Returns the name of an option as a user types it, such as --conf-thres; the first one of several."""
     return (action.option_strings or [action.dest])[0]
 
 
@@ -176,10 +218,10 @@ def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _converted(action: argparse.Action, value: Any) -> Any:
-    """A keyword argument as the command line would have given it."""
-    if value is None:
-        return None
-    if isinstance(action, argparse._StoreTrueAction):
+    """Returns a keyword argument as the command line would have given it."""
+    if isinstance(action, argparse._StoreTrueAction | argparse.BooleanOptionalAction):
+        if value not in (True, False):
+            raise ValueError(f"{flag(action)} must be True or False, got {value!r}")
         return bool(value)
     if action.nargs in ("+", "*"):
         values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
@@ -190,8 +232,10 @@ def _converted(action: argparse.Action, value: Any) -> Any:
 def _one(action: argparse.Action, value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if action.type is None or (action.nargs == "?" and value == action.const):
-        return value
+    if action.nargs == "?" and value == action.const:
+        return action.const
+    if action.type is None:  # text, also for a number such as device=0; other things are the verb's to judge
+        return value if isinstance(value, str | bool | Collection) else str(value)
     kind = getattr(action.type, "kind", action.type)
     if kind not in (int, float):  # a function that reads text
         return kind(value) if isinstance(value, str) else value
@@ -205,17 +249,16 @@ def _one(action: argparse.Action, value: Any) -> Any:
 
 
 def run(main: Callable[[Options], object], opt: Options | Callable[[], Options], verb: str) -> None:
-    """Calls main with the options, or with those that `opt` returns where it is the function that parses them.
+    """Calls `main` with the options, or with those that `opt` returns where it is the function that parses them.
 
-    What a user can cause ends in one message and exit status 1, Ctrl-C in 130.
-
-    YOLOv5_TRACEBACK=1 in the environment shows where the error came from.
+    What a user can cause ends in one message and exit status 1, Ctrl-C in 130. YOLOv5_TRACEBACK=1 in the environment
+    shows where an error came from.
     """
     atexit.register(gc.freeze)  # otherwise Python looks for cycles in all of torch once more: 0.4 s at the end
     try:
         main(opt() if callable(opt) else opt)
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
-        # of torch's RuntimeErrors only the full GPU is the user's to mend; torch is not imported here
+        # of torch's RuntimeErrors a user can mend only a full GPU; torch is not imported here
         bug = isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError"
         if bug or os.environ.get("YOLOv5_TRACEBACK"):
             raise
@@ -228,7 +271,7 @@ def run(main: Callable[[Options], object], opt: Options | Callable[[], Options],
 
 
 def _message(error: Exception) -> str:
-    """What an error says. One that comes from a process that reads images holds a traceback; its last line counts."""
+    """Returns the message of an error; of one in a process that reads images, the last line of its traceback."""
     text = str(error).strip()
     if isinstance(error, MemoryError | RuntimeError):
         return f"out of memory; try a smaller --batch-size or --imgsz ({text})"
@@ -238,34 +281,36 @@ def _message(error: Exception) -> str:
 
 
 def number_or_text(text: str) -> int | str:
-    """An option's value that may be either."""
+    """Returns a whole number where the text is one, else the text."""
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def frame_sides(imgsz: int | Sequence[int]) -> list[int]:
-    """[height, width] from what --imgsz takes: one number for both, or the two. ValueError for more of them."""
+    """Returns [height, width] of what --imgsz takes: one number for both, or the two. Raises ValueError for more."""
     sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
     if len(sides) not in (1, 2):
         raise ValueError(f"--imgsz takes one number, or height and width, got {sides}")
     return (sides * 2)[:2]
 
 
-def check_range(flag: str, value: float, low: float, high: float | None = None) -> None:
-    """ValueError unless low <= value <= high; NaN is never in range."""
-    if not (low <= value and (high is None or value <= high)):
-        rule = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"{flag} must be {rule}, got {value}")
+def check_range(flag: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raises ValueError unless low <= value <= high. NaN is never in a range."""
+    if value not in (allowed := Range(low, high)):
+        raise ValueError(f"{flag} must be {allowed}, got {value}")
 
 
 def require(package: str, flag: str) -> None:
-    """ValueError unless a package that only `flag` needs is installed. Does not import it."""
+    """Raises ValueError unless a package that only `flag` needs is installed. Does not import it."""
     if not installed(package):
         name = package.split(".")[0]
         raise ValueError(f"{flag} needs the package {name}, which is not installed: pip install {name}")
 
 
 def installed(package: str) -> bool:
-    """Whether a package, or a part of one such as `executorch.runtime`, can be imported. Does not import the part."""
+    """Returns whether a package, or a part of one such as `executorch.runtime`, can be imported.
+
+    Does not import the part.
+    """
     try:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:  # the package of which it is a part
@@ -284,7 +329,7 @@ def override(opt: Options, values: dict) -> Options:
 
 
 def describe(verb: str, opt: argparse.Namespace) -> str:
-    """The options in one line, for the log."""
+    """Returns the options in one line, for the log."""
     return f"{verb}: " + ", ".join(f"{k}={v}" for k, v in vars(opt).items())
 
 
@@ -293,7 +338,7 @@ def describe(verb: str, opt: argparse.Namespace) -> str:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM ends the program the way Ctrl-C does: as a KeyboardInterrupt, which cleans up on its way."""
+    """Lets SIGTERM end the block as Ctrl-C does: by a KeyboardInterrupt, so that everything is cleaned up."""
 
     def stop(number: int, _) -> None:
         raise KeyboardInterrupt(number)
@@ -304,7 +349,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM wait: what must be done whole is done whole, then the signal has its effect."""
+    """Lets Ctrl-C and SIGTERM wait until the end of the block, for work that must not be left half done."""
     waiting = []
     with _handlers((signal.SIGINT, signal.SIGTERM), lambda number, _: waiting.append(number)):
         yield

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from engine import setup, training  # noqa: E402
 from models.yolo import Model  # noqa: E402
 from utils import cli, dist  # noqa: E402
 from utils.training.loss import ComputeLoss  # noqa: E402
@@ -29,7 +30,7 @@ def gradients(images: torch.Tensor, targets: torch.Tensor, group: dist.Group | N
     torch.manual_seed(0)
     model = Model(ROOT / "models/SOCA-n.yaml", nc=3).double()
     opt = train.parse_opt(known=True)
-    network = train.wrap(model, opt, group)
+    network = setup.wrap(model, opt, group)
     network.train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -61,7 +62,7 @@ def main() -> None:
         group.close()
         return
     if task == "fails" and dist.rank() == 1:
-        real, calls = train.step, []
+        real, calls = training.step, []
 
         def step(run, iteration):
             calls.append(iteration)
@@ -69,12 +70,12 @@ def main() -> None:
                 raise ValueError("the third step of process 1 went wrong")
             real(run, iteration)
 
-        train.step = step
+        training.step = step
     if task == "stops":
         falling = iter([0.3, 0.2, 0.1, 0.1, 0.1, 0.1])
-        train.fitness = lambda results: [next(falling)]
+        training.fitness = lambda results: [next(falling)]
     sys.argv[1:] = arguments
-    cli.run(train.main, train.parse_opt(), "train")
+    cli.run(train.main, train.parse_opt, "train")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ import torch
 import yaml
 from small_world import NAMES, SMALLEST, write_boxes, write_yaml
 
-import train
 import val
+from engine import training as loop
+from engine.run import find_checkpoint
 from models.backend import load_checkpoint
 from utils import checkpoint, cli
 from utils.training.records import Pace
@@ -31,7 +32,7 @@ HYP = {"lr0": 0.002, "warmup_epochs": 1.0, "warmup_floor": 0, "nominal_batch": 6
 def usual(tmp_path_factory) -> list:
     """Arguments with which training works."""
     root = tmp_path_factory.mktemp("data")
-    hyp = yaml.safe_load((Path(train.__file__).parent / "data/hyps/hyp.scratch-low.yaml").read_text(encoding="utf-8"))
+    hyp = yaml.safe_load((Path(val.__file__).parent / "data/hyps/hyp.scratch-low.yaml").read_text(encoding="utf-8"))
     files = {
         "--data": write_yaml(root / "boxes.yaml", write_boxes(root / "boxes", train=8)),
         "--cfg": write_yaml(root / "smallest.yaml", SMALLEST),
@@ -43,7 +44,7 @@ def usual(tmp_path_factory) -> list:
 @pytest.fixture
 def rising(monkeypatch):
     """The fitness is one that rises with each epoch: of the objectness loss."""
-    monkeypatch.setattr(train, "fitness", lambda results: 1 - results[:, 5])
+    monkeypatch.setattr(loop, "fitness", lambda results: 1 - results[:, 5])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def resume(command):
 
 def in_epoch(monkeypatch, epoch: int, act, after: bool = False) -> None:
     """Calls act(run) before this epoch is trained, or after it has been, before its end is recorded."""
-    real = train.train_one_epoch
+    real = loop.train_one_epoch
 
     def train_one_epoch(run, number):
         if number == epoch and not after:
@@ -86,12 +87,12 @@ def in_epoch(monkeypatch, epoch: int, act, after: bool = False) -> None:
             act(run)
         return losses
 
-    monkeypatch.setattr(train, "train_one_epoch", train_one_epoch)
+    monkeypatch.setattr(loop, "train_one_epoch", train_one_epoch)
 
 
 def in_step(monkeypatch, number: int, act) -> None:
     """Calls act(run) before step `number`, counted from 1."""
-    real, calls = train.step, []
+    real, calls = loop.step, []
 
     def step(run, iteration):
         calls.append(iteration)
@@ -99,7 +100,7 @@ def in_step(monkeypatch, number: int, act) -> None:
             act(run)
         real(run, iteration)
 
-    monkeypatch.setattr(train, "step", step)
+    monkeypatch.setattr(loop, "step", step)
 
 
 def in_write(monkeypatch, epoch: int, act, name="last.pt", half=True) -> None:
@@ -197,7 +198,7 @@ def test_resumed_twice(command, usual, alone, resume, monkeypatch):
 
 def test_a_best_epoch_before_the_stop_stays_the_best(command, usual, resume, monkeypatch):
     """The fitness falls, so both end two epochs after the first; one that has forgotten it would go on."""
-    monkeypatch.setattr(train, "fitness", lambda results: results[:, 5])
+    monkeypatch.setattr(loop, "fitness", lambda results: results[:, 5])
     arguments = [*usual, "--workers", 0, "--patience", 2]
     assert command("train", *arguments, "--name", "alone")[0] == 0
     with monkeypatch.context() as patch:
@@ -208,13 +209,13 @@ def test_a_best_epoch_before_the_stop_stays_the_best(command, usual, resume, mon
 
 
 def test_how_well_each_class_was_found_before_the_stop_weighs_the_next_images(stopped, resume, monkeypatch):
-    real, weights = train.image_weights, []
+    real, weights = loop.image_weights, []
 
     def image_weights(labels, classes):
         weights.append(classes)
         return real(labels, classes)
 
-    monkeypatch.setattr(train, "image_weights", image_weights)
+    monkeypatch.setattr(loop, "image_weights", image_weights)
     content = load_checkpoint(stopped)
     content["training"]["state"]["class_maps"] = (0.2, 0.8)
     checkpoint.save(stopped, content)
@@ -250,7 +251,7 @@ def test_resumed_from_the_checkpoint_of_an_epoch(command, alone, resume):
 def test_stopped_after_the_last_epoch(command, usual, alone, resume, monkeypatch):
     """All epochs are done, but best.pt is not measured yet, and last.pt not marked."""
     with monkeypatch.context() as patch:
-        patch.setattr(train, "write_figures", stop)
+        patch.setattr(loop, "write_figures", stop)
         assert command("train", *usual, "--workers", 0)[0] == 130
     assert not training(Path("out/exp/weights/last.pt"))["state"]["finished"]
     assert "validating" in resume()
@@ -260,8 +261,8 @@ def test_stopped_after_the_last_epoch(command, usual, alone, resume, monkeypatch
 def test_stopped_between_the_table_and_the_checkpoint(command, usual, alone, resume, monkeypatch):
     """The table has a row that the checkpoint does not know of; it is cut, and written again."""
     with monkeypatch.context() as patch:
-        real = train.save_checkpoints
-        patch.setattr(train, "save_checkpoints", lambda run, **k: stop() if run.state.epoch == 2 else real(run, **k))
+        real = loop.save_checkpoints
+        patch.setattr(loop, "save_checkpoints", lambda run, **k: stop() if run.state.epoch == 2 else real(run, **k))
         assert command("train", *usual, "--workers", 0)[0] == 130
     assert len(Path("out/exp/results.csv").read_text().splitlines()) == 4
     assert training(Path("out/exp/weights/last.pt"))["state"]["epoch"] == 1
@@ -395,7 +396,7 @@ def test_without_a_name_the_newest_run_goes_on(command, here):
         file.parent.mkdir(parents=True)
         file.write_text("newest" if name == "deep/exp2" else "old")
         os.utime(file, (time, time))
-    assert train.find_checkpoint(True).read_text() == "newest"
+    assert find_checkpoint(True).read_text() == "newest"
     code, err = command("train", "--resume")
     assert code == 1 and "runs/deep/exp2/weights/last.pt: cannot be read as a checkpoint" in err
 
@@ -474,7 +475,7 @@ def test_a_signal_before_the_first_epoch_is_over(command, usual, monkeypatch):
 def test_nothing_is_kept_to_go_on_from(command, usual, monkeypatch):
     in_epoch(monkeypatch, 1, stop)
     code, err = command("train", *usual, "--workers", 0, "--nosave")
-    assert code == 130 and "--nosave has kept nothing to go on from" in err and "--resume" not in err
+    assert code == 130 and "there is no checkpoint to resume from, because of --nosave" in err and "--resume" not in err
     assert os.listdir("out/exp/weights") == []
 
 
@@ -517,7 +518,7 @@ def test_undisturbed():
     [
         ("weight", "the loss is [nan, nan, nan] in epoch 2, batch 0: model.1.conv.weight is not finite any more"),
         ("pictures", "in epoch 2, batch 0: the first layer whose output is not finite is model.1.conv (Conv2d)"),
-        ("after", "model.1.conv.weight is not finite after epoch 2; try a lower lr0. last.pt is of the one before"),
+        ("after", "model.1.conv.weight is not finite after epoch 2; try a lower lr0. last.pt is of the epoch before"),
     ],
 )
 def test_a_number_that_is_none_ends_training_by_name(command, usual, alone, resume, monkeypatch, bad, says):

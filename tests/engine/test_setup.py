@@ -1,6 +1,5 @@
 """Everything before the first epoch: the recipe, the model, the weights it starts from, what is frozen."""
 
-import argparse
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from small_world import (
 )
 
 import train
+from engine.setup import build_model, freeze, load_recipe
 from models.backend import load_checkpoint
 from models.transfer import transfer
 from models.yolo import Model
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("here")
 def test_what_is_frozen(what, layers, names, capsys):
     model = Model(TINY)
     next(model.parameters()).requires_grad = False  # as in a checkpoint that was stripped
-    train.freeze(model, what)
+    freeze(model, what)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != (int(name.split(".")[1]) in layers or name in names), name
     err = capsys.readouterr().err
@@ -45,9 +45,10 @@ def test_what_is_frozen(what, layers, names, capsys):
 
 
 def build(weights, cfg, nc=2, hyp=None, download=False, attention="") -> Model:
-    """The model that a training would begin with."""
-    options = argparse.Namespace(weights=weights, cfg=str(cfg), attention=attention, download=download, imgsz=64)
-    return train.build_model(options, hyp or {}, nc)
+    """The model that a training would begin with; weights None are not given."""
+    values = {"weights": weights, "cfg": cfg, "attention": attention, "download": download, "imgsz": 64}
+    options = cli.options(train.make_parser(), values)
+    return build_model(options, hyp or {}, nc)
 
 
 def carried(err: str) -> tuple[int, int]:
@@ -97,17 +98,17 @@ def test_weights_of_which_nothing_fits(world, capsys):
 
 
 def test_default_weights_are_not_there_for_training(world, capsys):
-    model = build(cli.Default(cli.WEIGHTS), world.cfg)
+    model = build(None, world.cfg)
     assert "yolov5s.pt is not here, so training starts from scratch" in capsys.readouterr().err
     assert model.yaml_file == "tiny model.yaml"
-    model = build(cli.Default(cli.WEIGHTS), "")
+    model = build(None, "")
     assert "yolov5s.pt is not here, so training starts from scratch" in capsys.readouterr().err
     assert model.yaml_file == "yolov5s.yaml"
 
 
 def test_default_weights_that_are_there_are_used(world, here, capsys):
     (here / "yolov5s.pt").write_bytes(world.best.read_bytes())
-    build(cli.Default(cli.WEIGHTS), "")
+    build(None, "")
     assert "carried " in capsys.readouterr().err
 
 
@@ -124,7 +125,7 @@ def test_default_weights_that_are_there_are_used(world, here, capsys):
     ],
 )
 def test_the_recipe_of_a_run(world, options, file, optimizer, cosine):
-    opt = cli.override(train.parse_opt(known=True), {"data": str(world.data), "batch_size": 4, **options})
-    hyp = train.load_recipe(opt)
+    opt = cli.options(train.make_parser(), {"data": world.data, "batch_size": 4, **options})
+    hyp = load_recipe(opt)
     assert hyp == yaml.safe_load((ROOT / f"data/hyps/hyp.{file}.yaml").read_text(encoding="utf-8"))
     assert (opt.optimizer, opt.cos_lr) == (optimizer, cosine)

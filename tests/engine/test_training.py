@@ -9,12 +9,13 @@ import torch
 from small_world import SMALLEST, write_boxes, write_yaml
 
 import train
+from engine import training as loop
+from engine.run import State
 from models.backend import load_checkpoint
 from models.yolo import Model
 from utils.training.ema import ModelEMA
 from utils.training.loss import ComputeLoss
 from utils.training.optimizer import build_optimizer
-from utils.training.run import State
 from utils.training.schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("here", "no_pictures")
@@ -71,7 +72,7 @@ def small_run(*overflows: int) -> SimpleNamespace:
 
 def test_a_step_moves_the_weights_and_their_average():
     run = small_run()
-    train.step(run, 7)
+    loop.step(run, 7)
     assert run.model.weight.item() == 0.5 and run.model.weight.grad is None
     assert run.ema.updates == 1 and run.ema.model.weight.item() != 1
     assert (run.state.last_step, run.state.skipped) == (7, 0)
@@ -79,14 +80,14 @@ def test_a_step_moves_the_weights_and_their_average():
 
 def test_a_step_that_overflows_moves_nothing_and_its_iterations_are_counted():
     run = small_run(0, 1)
-    train.step(run, 7)
+    loop.step(run, 7)
     assert run.model.weight.item() == 1 and run.model.weight.grad is None
     assert run.ema.updates == 0 and run.ema.model.weight.item() == 1
     assert (run.state.last_step, run.state.skipped) == (7, 3)
-    train.step(run, 9)
+    loop.step(run, 9)
     assert (run.state.last_step, run.state.skipped) == (9, 5)
     run.model.weight.grad = torch.ones(1, 1)
-    train.step(run, 10)
+    loop.step(run, 10)
     assert (run.state.last_step, run.state.skipped, run.ema.updates) == (10, 5, 1)
     assert run.model.weight.item() == 0.5
 
@@ -94,22 +95,22 @@ def test_a_step_that_overflows_moves_nothing_and_its_iterations_are_counted():
 def test_a_scale_that_grows_is_no_overflow():
     run = small_run()
     run.scaler.update = lambda: setattr(run.scaler, "value", 2048.0)
-    train.step(run, 5)
+    loop.step(run, 5)
     assert run.ema.updates == 1 and run.state.skipped == 0
 
 
 def test_only_the_first_process_keeps_an_average(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     run = small_run(1)
-    train.step(run, 5)
+    loop.step(run, 5)
     assert run.ema.updates == 0 and run.model.weight.item() == 0.5 and run.state.skipped == 0
-    train.step(run, 8)
+    loop.step(run, 8)
     assert (run.state.last_step, run.state.skipped) == (8, 3)
 
 
 def test_the_schedule_waits_for_steps_that_overflowed(command, usual, monkeypatch):
     """The second and third step of six do; the learning rates go on from where they were."""
-    asked, real = [], train.prepare
+    asked, real = [], loop.prepare
 
     class Recorded(Schedule):
         def at(self, iteration):
@@ -123,7 +124,7 @@ def test_the_schedule_waits_for_steps_that_overflowed(command, usual, monkeypatc
         run.scaler = FakeScaler(1, 2)
         return run
 
-    monkeypatch.setattr(train, "prepare", prepare)
+    monkeypatch.setattr(loop, "prepare", prepare)
     code, err = command("train", *usual)
     assert code == 0, err
     assert asked == [0, 1, 1, 1, 2, 3]

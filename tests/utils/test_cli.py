@@ -96,12 +96,12 @@ def options(*arguments) -> cli.Options:
     """What a small parser of one option of each kind makes of a command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=300)
-    parser.add_argument("--weights", default=cli.Default("a.pt"))
+    parser.add_argument("--weights", default="a.pt")
     parser.add_argument("--freeze", nargs="+", type=cli.number_or_text, default=[0])
     parser.add_argument("--evolve", nargs="?", type=int, const=300)
     parser.add_argument("--image-weights", action="store_true")
     parser.add_argument("--cos-lr", action=argparse.BooleanOptionalAction)
-    cli.add_gone(parser, {"--bucket": "nothing"})
+    cli.add_removed(parser, {"--bucket": "nothing"})
     return cli.parse(parser, argv=list(map(str, arguments)))
 
 
@@ -121,7 +121,6 @@ def test_which_options_were_given(arguments, given):
     defaults = {"epochs": 300, "weights": "a.pt", "freeze": [0], "evolve": None, "image_weights": False, "cos_lr": None}
     opt = options(*arguments)
     assert vars(opt) == {**defaults, **given} and opt.given == set(given)
-    assert isinstance(opt.weights, cli.Default) == ("weights" not in given)
     assert "given" not in vars(opt) and "given" not in cli.describe("train", opt)
     assert copy.deepcopy(opt).given == opt.given
 

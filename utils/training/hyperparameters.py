@@ -3,9 +3,9 @@
 import difflib
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from utils.cli import Range
 from utils.files import ROOT, parse_yaml, read_text
 
 NOMINAL_BATCH = 64  # gradients are gathered over about this many images; weight decay is stated for this batch
@@ -13,27 +13,7 @@ WARMUP_FLOOR = 1000  # v6.1 warms up for as many iterations at least
 SHORT_RUN = 3 * WARMUP_FLOOR  # iterations; in a shorter run a third and more would be warm-up
 
 
-@dataclass(frozen=True)
-class Range:
-    """The values that make sense for one hyper-parameter. Wide on purpose: it stops mistakes, not experiments."""
-
-    low: float
-    high: float = math.inf
-    open_low: bool = False  # low itself is excluded
-    open_high: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below and math.isfinite(value)
-
-    def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        if self.high == math.inf:
-            return low
-        return f"{low} and {'below' if self.open_high else 'at most'} {self.high:g}"
-
-
+# Wide on purpose: the ranges stop mistakes, not experiments
 _POSITIVE = Range(0, open_low=True)
 _NOT_NEGATIVE = Range(0)
 _FRACTION = Range(0, 1)  # and probabilities

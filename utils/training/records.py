@@ -1,9 +1,14 @@
-"""What a training leaves to read: results.csv, and the line that runs along."""
+"""What a training shows while it runs and leaves to read: the progress bar and results.csv."""
 
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+from tqdm import tqdm
+
 from utils.files import atomic_write
+from utils.log import LOGGER
 
 COLUMNS = (
     "epoch", "train/box_loss", "train/obj_loss", "train/cls_loss",
@@ -13,14 +18,14 @@ COLUMNS = (
 
 
 def append_results(file: Path, epoch: int, values: list[float]) -> None:
-    """One row of results.csv, 20 characters a field; the header first."""
+    """Adds a row to results.csv, 20 characters a field; a new file gets its header first."""
     text = file.read_text() if file.exists() else ",".join(f"{name:>20}" for name in COLUMNS) + "\n"
     with atomic_write(file, "w") as f:
         f.write(text + ",".join([f"{epoch:>20}", *(f"{v:>20.5g}" for v in values)]) + "\n")
 
 
 def cut_results(file: Path, epochs: int) -> None:
-    """Keeps the rows of the first `epochs` epochs: those that a resumed run will not write again."""
+    """Removes the rows of results.csv after the first `epochs` epochs, which a resumed run will write again."""
     if not file.exists():
         return
     header, *rows = file.read_text().splitlines(keepends=True)
@@ -31,11 +36,11 @@ def cut_results(file: Path, epochs: int) -> None:
 
 
 class Pace:
-    """How fast images go through, and how long the rest will take at the pace so far.
+    """How many images a run trains on per second, and how long the rest of it will take at the pace so far.
 
     Args:
-        epochs, batches: of the run, and per epoch.
-        seconds: that its earlier epochs took, `epochs_done` of them.
+        batches: per epoch.
+        seconds: that the finished epochs took, `epochs_done` of them.
     """
 
     def __init__(self, batches: int, seconds: float = 0.0, epochs_done: int = 0):
@@ -46,13 +51,13 @@ class Pace:
         self.images = 0
 
     def seconds_so_far(self) -> float:
-        """Of the whole run, epochs before it was resumed included."""
+        """Returns the seconds of the whole run, with the epochs before it was resumed."""
         return self.seconds + time.monotonic() - self.start
 
     def line(self, images: int, batch: int, epochs: int) -> str:
-        """`213 img/s, 0:12:40 left`, after another batch of images; `batch` counts from 0 within its epoch.
+        """Returns `213 img/s, 0:12:40 left`, after another batch of images; `batch` counts from 0 within its epoch.
 
-        The time left counts validation once an epoch has passed.
+        The time left includes validation once an epoch has passed.
         """
         self.images += images
         seconds = time.monotonic() - self.start
@@ -61,13 +66,44 @@ class Pace:
         return f"{self.images / seconds:.0f} img/s, {clock(left)} left"
 
     def next_epoch(self) -> None:
-        """Another epoch has passed, its validation included."""
+        """Counts another epoch as finished, its validation included."""
         self.seconds = self.seconds_so_far()
         self.epochs_done += 1
         self.start, self.images = time.monotonic(), 0
 
 
 def clock(seconds: float) -> str:
-    """Hours:minutes:seconds."""
+    """Returns a duration in seconds as hours:minutes:seconds."""
     minutes, seconds = divmod(max(round(seconds), 0), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+class Progress:
+    """Iterates over the batches of an epoch, with a progress bar that shows losses, GPU memory and the time left.
+
+    Args:
+        batches: the loader.
+        epochs: of the run.
+        shown: False draws no bar.
+    """
+
+    HEADER = ("\n" + "{:>10}" * 7).format("Epoch", "gpu_mem", "box", "obj", "cls", "labels", "img_size")
+    ROW = "{:>10}" * 2 + "{:>10.4g}" * 5
+    BAR = "{desc}{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} {elapsed}{postfix}"
+
+    def __init__(self, batches: Iterable, epoch: int, epochs: int, pace: Pace, device: torch.device, shown: bool):
+        self.epoch, self.epochs, self.pace, self.device = epoch, epochs, pace, device
+        LOGGER.info(self.HEADER)
+        self.bar = tqdm(batches, bar_format=self.BAR, disable=not shown)
+
+    def __iter__(self) -> Iterator:
+        for i, item in enumerate(self.bar):
+            self.batch = i
+            yield item
+
+    def update(self, losses: Sequence[float], images: int, labels: int, side: int) -> None:
+        """Shows the mean losses so far, and of the current batch the number of images and labels and the image side."""
+        memory = f"{torch.cuda.memory_reserved(self.device) / 1e9:.3g}G" if self.device.type == "cuda" else "0G"
+        row = self.ROW.format(f"{self.epoch}/{self.epochs - 1}", memory, *losses, labels, side)
+        self.bar.set_description(row, refresh=False)
+        self.bar.set_postfix_str(self.pace.line(images, self.batch, self.epochs))

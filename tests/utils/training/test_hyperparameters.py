@@ -94,7 +94,7 @@ def test_ranges_follow_the_order_of_the_files():
         ("lr0: 0.01 ", "lr0: true ", r"hyp.yaml:3: lr0 must be a number, got True"),
         ("lr0: 0.01 ", "lr0: .nan ", r"hyp.yaml:3: lr0 must be above 0, got nan"),
         ("lr0: 0.01 ", "lr0: .inf ", r"hyp.yaml:3: lr0 must be above 0, got inf"),
-        ("fliplr: 0.5", "fliplr: 50", r"fliplr must be at least 0 and at most 1, got 50"),
+        ("fliplr: 0.5", "fliplr: 50", r"fliplr must be between 0 and 1, got 50"),
         ("momentum: 0.937", "momentum: 1", r"momentum must be at least 0 and below 1, got 1"),
         ("anchor_t: 4.0", "anchor_t: 1", r"anchor_t must be above 1, got 1"),
         ("mosaic: 1.0", "mosaic: [1.0", r"hyp.yaml:\d+: not valid YAML"),
@@ -139,7 +139,7 @@ def test_label_smoothing_and_anchors_are_optional(edited):
 def test_a_dict_is_checked_the_same_way():
     hyp = load_hyp(HYPS / "hyp.scratch-low.yaml")
     check_hyp(hyp)
-    with pytest.raises(ValueError, match=r"^hyp: mixup must be at least 0 and at most 1, got 2$"):
+    with pytest.raises(ValueError, match=r"^hyp: mixup must be between 0 and 1, got 2$"):
         check_hyp({**hyp, "mixup": 2})
 
 

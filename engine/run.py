@@ -1,13 +1,15 @@
-"""A training while it runs: everything it holds, what of it is kept for a resumed run, and how it presents itself."""
+"""A training run: everything it holds, how it is saved and restored, and how `--resume` finds it again."""
 
 import argparse
-from dataclasses import asdict, dataclass
+import shlex
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from models.backend import load_checkpoint
 from utils import checkpoint, cli, dist
 from utils.log import LOGGER
 from utils.training.autoanchor import AnchorReport
@@ -18,18 +20,21 @@ from utils.training.loss import ComputeLoss
 from utils.training.records import Pace
 from utils.training.schedule import EarlyStopping, Schedule
 
+# A resumed run keeps its model, optimizer and folder, so these options may not be given with --resume
+KEPT_OPTIONS = {"weights", "cfg", "attention", "optimizer", "project", "name", "exist_ok", "evolve"}
+
 
 @dataclass
 class State:
-    """How far a run is: with the tensors of `snapshot`, all that the next epoch depends on."""
+    """How far a run has come. Together with the tensors of `snapshot`, all that the next epoch depends on."""
 
-    epoch: int = -1  # the last one that is finished
+    epoch: int = -1  # the last epoch that is finished
     results: tuple[float, ...] = (0.0,) * 7  # of the last validation
-    class_maps: tuple[float, ...] = ()  # mAP50-95 of each class then
+    class_maps: tuple[float, ...] = ()  # mAP50-95 of each class in the last validation
     best_fitness: float = 0.0
     last_step: int = -1  # iteration of the last optimizer step
     skipped: int = 0  # iterations whose gradients overflowed in half precision
-    seconds: float = 0.0
+    seconds: float = 0.0  # that the finished epochs took
     finished: bool = False
 
 
@@ -38,32 +43,32 @@ class Run:
     """Everything that lives as long as the training."""
 
     opt: argparse.Namespace
-    hyp: dict[str, float]  # as the file has them
+    hyp: dict[str, float]  # as in the file, before any scaling
     device: torch.device
     group: dist.Group | None  # the processes that train together
     autocast: torch.dtype | None  # of mixed precision
     names: list[str]
     image_size: int
     model: nn.Module
-    network: nn.Module  # the model as it is called: compiled, and its gradients averaged over the group
+    network: nn.Module  # the model as training calls it: compiled, and its gradients averaged over the group
     ema: ModelEMA
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     compute_loss: ComputeLoss
     validation_loss: ComputeLoss
     train_loader: torch.utils.data.DataLoader
-    val_loader: torch.utils.data.DataLoader | None  # in the first process
+    val_loader: torch.utils.data.DataLoader | None  # in the first process only
     schedule: Schedule
     stopper: EarlyStopping
-    anchor_report: AnchorReport | None  # what AutoAnchor found, where it was asked
-    save_dir: Path
-    loggers: Loggers
-    state: State
+    anchor_report: AnchorReport | None  # what AutoAnchor found; None where it did not run
     pace: Pace
+    state: State = field(default_factory=State)
+    save_dir: Path = Path()  # these two are set once everything is checked, in the first process only
+    loggers: Loggers = field(default_factory=Loggers)
 
 
 def describe(run: Run) -> None:
-    """Prints what is about to happen."""
+    """Logs what is about to be trained, on what and how."""
     opt, schedule, dataset = run.opt, run.schedule, run.train_loader.dataset
     run.model.info(run.image_size)
     nominal_batch = run.hyp.get("nominal_batch", NOMINAL_BATCH)
@@ -84,16 +89,16 @@ def describe(run: Run) -> None:
 
 
 def anchors_in_pixels(model: nn.Module) -> np.ndarray:
-    """(levels, A, 2)"""
+    """Returns the anchors of a model: (levels, A, 2) width and height in pixels."""
     head = model.model[-1]
     return (head.anchors.cpu() * head.stride.cpu().view(-1, 1, 1)).numpy()
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
+# --- saved and restored -----------------------------------------------------------------------------------------------
 
 
 def snapshot(run: Run) -> dict:
-    """All that a resumed run needs to go on as if never stopped, in full precision."""
+    """Returns all that a resumed run needs to go on as if never stopped, in full precision."""
     cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
     return {
         "opt": plain(vars(run.opt)),
@@ -109,7 +114,10 @@ def snapshot(run: Run) -> dict:
 
 
 def restore(run: Run, saved: dict) -> None:
-    """Brings a run that `prepare` has built to where `snapshot` was taken."""
+    """Brings a newly prepared run to where `snapshot` was taken.
+
+    Raises ValueError where that run has finished and has no more epochs to do.
+    """
     run.state = State(**saved["state"])
     # with another --batch-size the iterations are counted anew, and the last step lies before the next of them
     run.state.last_step = min(run.state.last_step, len(run.train_loader) * (run.state.epoch + 1) - 1)
@@ -152,5 +160,54 @@ def save_checkpoints(run: Run, is_best: bool) -> None:
 
 
 def plain(options: dict) -> dict:
-    """Options as YAML can hold them."""
-    return {k: str(v) if isinstance(v, str | Path) else v for k, v in options.items()}
+    """Returns the options as YAML and checkpoints can hold them: paths as text."""
+    return {name: str(value) if isinstance(value, str | Path) else value for name, value in options.items()}
+
+
+# --- resumed ----------------------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(resume: str | bool) -> Path:
+    """Returns the checkpoint to resume from: the file named, or for True the newest last*.pt below this folder."""
+    if resume is not True:
+        path = Path(resume)
+        if not path.is_file():
+            raise FileNotFoundError(f"--resume: no such file: {path}")
+        return path
+    checkpoints = [p for p in Path().rglob("last*.pt") if p.is_file()]
+    if not checkpoints:
+        raise FileNotFoundError(f"--resume: there is no last*.pt below {Path.cwd()}; name the file")
+    return max(checkpoints, key=lambda path: path.stat().st_mtime_ns)
+
+
+def run_folder(last: str | Path) -> Path:
+    """Returns the folder of the run that a last.pt belongs to."""
+    folder = Path(last).resolve().parent
+    return folder.parent if folder.name == "weights" else folder
+
+
+def resumed_options(opt: cli.Options) -> tuple[cli.Options, dict]:
+    """Returns the options of the run to resume, changed by those given now, and the content of its checkpoint.
+
+    Raises ValueError for an option that a resumed run keeps, and for a checkpoint without the state of training.
+    """
+    if kept := opt.given & KEPT_OPTIONS:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(kept))
+        raise ValueError(f"--resume goes on with the model, the optimizer and the folder of the run; leave out {flags}")
+    path = find_checkpoint(opt.resume)
+    content = load_checkpoint(path)
+    if "training" not in content:
+        raise ValueError(f"{path}: holds weights alone, no state of training; start anew with --weights {path}")
+    saved = {name: value for name, value in content["training"]["opt"].items() if name in vars(opt)}
+    vars(opt).update({name: value for name, value in saved.items() if name not in opt.given} | {"resume": str(path)})
+    return opt, content
+
+
+def tell_how_to_resume(run: Run) -> None:
+    """Logs the command that resumes a run which was stopped."""
+    last = run.save_dir / "weights/last.pt"
+    if dist.is_main() and last.exists():
+        when = f"after epoch {run.state.epoch}" if run.state.epoch >= 0 else "before the first epoch was over"
+        LOGGER.warning(f"\nstopped {when}; go on with: python train.py --resume {shlex.quote(str(last))}")
+    elif dist.is_main():
+        LOGGER.warning("\nstopped; there is no checkpoint to resume from, because of --nosave")
