@@ -3,6 +3,7 @@
 `python models/yolo.py --cfg SOCA.yaml` prints a model's table.
 """
 
+import argparse
 import logging
 import math
 import sys
@@ -12,9 +13,10 @@ from statistics import median
 
 if __name__ == "__main__":  # run as a script: hand over to the module of that name, which owns the classes
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from models.yolo import main
+    from models.yolo import main, make_parser
+    from utils import cli
 
-    sys.exit(main())
+    sys.exit(cli.run(main, lambda: cli.parse(make_parser()), "yolo.py"))
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,7 @@ from models.architecture import layer_strides, parse_model, plain_yaml
 from models.common import Conv
 from models.insert import insert_rows
 from models.registry import detects, register
-from utils import activations
+from utils import activations, cli
 from utils.boxes import round_up
 from utils.device import Timer, select_device
 from utils.files import find_file, read_yaml
@@ -34,7 +36,7 @@ from utils.log import LOGGER
 
 @register(detects)
 class Detect(nn.Module):
-    """The detection head: one 1 x 1 convolution per level, and the decoding of its maps into boxes.
+    """The detection head: a 1 x 1 convolution for each level, and the decoding of its maps into boxes.
 
     Training: list of nl raw maps (B, na, ny, nx, 5 + nc), logits.
     Inference: (decoded (B, N, 5 + nc), raw maps), rows ordered by level, anchor, row, column. With s = sigmoid(raw),
@@ -73,7 +75,9 @@ class Detect(nn.Module):
         return raw if self.training else (self.decode(raw), raw)
 
     def decode(self, raw: list[torch.Tensor]) -> torch.Tensor:
-        """Raw maps, each (B, na, ny, nx, 5 + nc), to boxes (B, N, 5 + nc): x, y, w, h in input pixels, scores 0-1."""
+        """Decodes raw maps, each (B, na, ny, nx, 5 + nc), into boxes (B, N, 5 + nc): x, y, w, h in input pixels, and
+        scores 0-1.
+        """
         rows = []
         for level, anchors, stride in zip(raw, self.anchors, self.stride):
             # in half precision a pixel coordinate above 512 would be rounded to half pixels
@@ -86,7 +90,10 @@ class Detect(nn.Module):
         return torch.cat(rows, 1)
 
     def _decode_once(self, raw: list[torch.Tensor]) -> torch.Tensor:
-        """`decode` with every score written once, to where it stays: of a small network's time it is a tenth."""
+        """Decodes like `decode`, but writes every score once, to its final position.
+
+        Decoding is a tenth of the time of a small network.
+        """
         dtype = torch.float32 if raw[0].dtype in (torch.float16, torch.bfloat16) else raw[0].dtype
         counts = [level[0, ..., 0].numel() for level in raw]
         decoded = raw[0].new_empty(len(raw[0]), sum(counts), self.no, dtype=dtype)
@@ -100,7 +107,7 @@ class Detect(nn.Module):
 
     @staticmethod
     def _geometry(scores: torch.Tensor, anchors: torch.Tensor, stride: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """For these scores: column and row of each cell (ny, nx, 2), anchors in pixels (na, 1, 1, 2), stride."""
+        """Returns for these scores: column and row of each cell (ny, nx, 2), pixels of anchors (na, 1, 1, 2), stride."""
         ny, nx = scores.shape[2:4]
         anchors, stride = anchors.to(scores.dtype), stride.to(scores.device, scores.dtype)
         row = torch.arange(ny, device=scores.device, dtype=scores.dtype)
@@ -109,7 +116,9 @@ class Detect(nn.Module):
         return cell, (anchors * stride)[:, None, None], stride
 
     def initialise_biases(self, class_counts: torch.Tensor | None = None) -> None:
-        """Prior of Lin et al. (RetinaNet): about 8 objects in a 640-pixel image, classes at 0.6 / nc or their share."""
+        """Sets the prior of Lin et al., RetinaNet: about 8 objects in an image of 640 pixels, each class with the
+        probability 0.6 / nc, or with its share of class_counts (nc,).
+        """
         for conv, stride in zip(self.m, self.stride):
             bias = conv.bias.detach().view(self.na, -1)
             bias[:, 4] += math.log(8 / (640 / float(stride)) ** 2)
@@ -119,7 +128,7 @@ class Detect(nn.Module):
                 bias[:, 5:] += torch.log(class_counts / class_counts.sum())
 
     def _apply(self, fn, recurse=True):
-        """Moves the strides, which are no buffer, along with the module."""
+        """Moves the strides, which are not a buffer, along with the module."""
         super()._apply(fn, recurse)
         if self.stride is not None:
             self.stride = fn(self.stride)
@@ -140,12 +149,12 @@ class Model(nn.Module):
     Args:
         cfg: path or name of a YAML, or its content as a dict.
         ch: input channels, unless the YAML says `ch`.
-        nc: number of classes, over the YAML's.
-        anchors: number of anchors per level, over the YAML's anchors (which are then placeholders for AutoAnchor).
-        insert: rows {after, module} of blocks to put in, see models/insert.py.
+        nc: number of classes, instead of the YAML's.
+        anchors: number of anchors per level, instead of the YAML's anchors; they are placeholders for AutoAnchor.
+        insert: rows {after, module} of blocks to insert, see models/insert.py.
 
     Attributes: model (nn.Sequential of layers, each with i, f, type, np), save (layers whose output is used again),
-    stride (nl,) in pixels, names, yaml (what was built: a plain YAML, `base` and `insert` written out).
+    stride (nl,) in pixels, names, yaml (the plain YAML that was built, with `base` and `insert` written out).
     """
 
     def __init__(self, cfg="yolov5s.yaml", ch=3, nc=None, anchors=None, insert=()):
@@ -196,7 +205,7 @@ class Model(nn.Module):
         return max(int(self.stride.max()), 32)
 
     def forward(self, x: torch.Tensor, augment: bool = False):
-        """x (B, ch, H, W), 0-1, sides multiples of the largest stride -> what Detect returns."""
+        """Returns what Detect makes of images x (B, ch, H, W), 0-1, whose sides are multiples of the largest stride."""
         if augment:
             return self._forward_augmented(x), None
         outputs = []
@@ -208,7 +217,7 @@ class Model(nn.Module):
         return x
 
     def _forward_augmented(self, x: torch.Tensor) -> torch.Tensor:
-        """Test-time augmentation: full size, 0.83 mirrored, 0.67; their boxes side by side, in pixels of x."""
+        """Returns the boxes of three versions of x - full size, 0.83 mirrored, 0.67 - in pixels of x."""
         width = x.shape[3]
         multiple = int(self.stride.max())
         decoded = []
@@ -219,7 +228,7 @@ class Model(nn.Module):
             if mirror:
                 y[..., 0] = width - y[..., 0]
             decoded.append(y)
-        # the coarsest level of the full picture and the finest of the smallest bring mostly false alarms
+        # the coarsest level of the full image and the finest level of the smallest one give mostly false positives
         nl = self.model[-1].nl
         cells = sum(4**level for level in range(nl))
         decoded[0] = decoded[0][:, : -(decoded[0].shape[1] // cells)]
@@ -227,14 +236,14 @@ class Model(nn.Module):
         return torch.cat(decoded, 1)
 
     def fuse(self) -> "Model":
-        """Folds every batch norm that follows a convolution into it, for inference."""
+        """Folds each batch norm into the convolution before it, for inference; changes the model and returns it."""
         for m in self.modules():
             if isinstance(m, Conv):
                 m.fuse()
         return self
 
     def info(self, image_size: int = 640) -> None:
-        """Logs one line: modules, parameters, gradients, GFLOPs of one image."""
+        """Logs the number of modules, parameters and gradients, and the GFLOPs of one image, in one line."""
         parameters = sum(p.numel() for p in self.parameters())
         gradients = sum(p.numel() for p in self.parameters() if p.requires_grad)
         LOGGER.info(
@@ -243,7 +252,7 @@ class Model(nn.Module):
         )
 
     def gflops(self, image_size: int = 640) -> float:
-        """Floating point operations (a multiply-add is two) of one image of image_size x image_size, in 1e9."""
+        """Returns the floating point operations of one square image, in 1e9; a multiply-add counts as two."""
         parameter = next(self.parameters())
         size = round_up(image_size, int(self.stride.max()))
         x = torch.zeros(1, self.yaml.get("ch", 3), size, size, device=parameter.device, dtype=parameter.dtype)
@@ -258,7 +267,7 @@ DetectionModel = Model  # its later name
 
 
 def flop_counter():
-    """A FlopCounterMode that also counts the attention kernel of CPUs, which torch leaves out."""
+    """Returns a FlopCounterMode that also counts the attention kernel of CPUs, which torch leaves out."""
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     def count(query, key, value, *_, **__) -> int:
@@ -269,9 +278,9 @@ def flop_counter():
 
 
 def scale_image(image: torch.Tensor, ratio: float, multiple: int = 32, keep_shape: bool = False) -> torch.Tensor:
-    """Images (B, C, H, W) resized by ratio, then padded right and below with the mean grey 0.447.
+    """Resizes images (B, C, H, W) by ratio, then pads them on the right and below with the mean grey 0.447.
 
-    The padded size is the scaled one rounded up to the multiple, or the original one with keep_shape.
+    The padded size is the scaled size rounded up to the multiple, or with keep_shape the original size.
     """
     if ratio == 1:
         return image
@@ -291,7 +300,7 @@ def checkpoint_classes() -> set[type]:
 
 
 def profile_layers(model: "Model", images: torch.Tensor, repeats: int = 10) -> list[float]:
-    """Milliseconds that each layer of the model takes for images (B, 3, H, W): medians of `repeats` forward passes."""
+    """Returns the milliseconds of each layer for images (B, 3, H, W), as medians of `repeats` forward passes."""
     seconds = [[] for _ in model.model]
     timer = Timer(images.device)  # one layer runs at a time
     hooks = []
@@ -306,21 +315,24 @@ def profile_layers(model: "Model", images: torch.Tensor, repeats: int = 10) -> l
     return [1000 * median(taken[1:]) for taken in seconds]  # the first pass allocates
 
 
-def main() -> None:
-    """Command line: print the table of one model YAML, or build them all."""
-    import argparse
-
+def make_parser() -> argparse.ArgumentParser:
+    """States the options of `python models/yolo.py`."""
     parser = argparse.ArgumentParser(description="Build a model YAML and print its layers.")
-    parser.add_argument("--cfg", default="yolov5s.yaml", help="model YAML")
-    parser.add_argument("--device", default="", help="cpu, or a GPU number such as 0")
-    parser.add_argument("--profile", action="store_true", help="time each layer at 640 px")
-    parser.add_argument("--test", action="store_true", help="build every model YAML of the project")
-    opt = parser.parse_args()
+    parser.add_argument("--cfg", default="yolov5s.yaml", help="model YAML (default: %(default)s)")
+    parser.add_argument("--device", default="", help="cpu, or a GPU number such as 0 (default: a GPU if there is one)")
+    parser.add_argument("--profile", action="store_true", help="time each layer with an image of 640 pixels")
+    parser.add_argument("--test", action="store_true", help="build every model YAML in models/ instead of one")
+    return parser
+
+
+def main(opt: cli.Options) -> None:
+    """Runs the command line: builds one model YAML, or all of them, and prints their layers."""
+    if opt.test and "cfg" in opt.given:
+        raise ValueError("--test builds every model YAML, so it cannot be combined with --cfg")
     LOGGER.setLevel(logging.DEBUG)
     device = select_device(opt.device)
-    root = Path(__file__).parent
-    cfgs = sorted(p for p in root.rglob("*.yaml") if p.name != "anchors.yaml") if opt.test else [opt.cfg]
-    for cfg in cfgs:
+    every = sorted(p for p in Path(__file__).parent.rglob("*.yaml") if p.name != "anchors.yaml")
+    for cfg in every if opt.test else [opt.cfg]:
         model = Model(cfg).to(device, memory_format=torch.channels_last)
         model.info()
         if opt.profile:

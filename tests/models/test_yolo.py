@@ -1,10 +1,12 @@
 """Whole models: every YAML from scratch, the SOCA family, the head's bookkeeping, fusing.
 
-Numbers recorded from release 6.1 are in test_models_parity.py.
+Numbers recorded from release 6.1 are in test_yolo_parity.py.
 """
 
 import copy
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch import nn
 
 from models.common import SOCA, Conv
 from models.experimental import Ensemble
-from models.yolo import Detect, DetectionModel, Model, checkpoint_classes, main, scale_image
+from models.yolo import Detect, DetectionModel, Model, checkpoint_classes, main, make_parser, scale_image
+from utils import cli
 from utils.files import ROOT, read_yaml
 
 YAMLS = sorted(  # those of models/places are built in test_insert.py
@@ -340,9 +343,32 @@ def test_info(soca, caplog):
     assert soca.training
 
 
-def test_command_line(monkeypatch, caplog):
-    monkeypatch.setattr("sys.argv", ["yolo.py", "--cfg", "SOCA-n.yaml", "--device", "cpu"])
+def test_command_line(caplog):
     with caplog.at_level(logging.DEBUG, logger="yolov5"):  # which also puts the level back that main sets
-        main()
+        main(cli.parse(make_parser(), argv=["--cfg", "SOCA-n.yaml", "--device", "cpu"]))
     assert "models.common.SOCA" in caplog.text
     assert "SOCA-n.yaml: " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cfg", "no.yaml"], "yolo.py: error: no such file: 'no.yaml'"),
+        (["--cfg", "hub/anchors.yaml"], "yolo.py: error: anchors.yaml: a model YAML needs "),
+        (["--test", "--cfg", "SOCA.yaml"], "yolo.py: error: --test builds every model YAML"),
+        (["--device", "gpu"], "yolo.py: error: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_users_mistake_is_one_line(options, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(main, lambda: cli.parse(make_parser(), argv=options), "yolo.py")
+    assert end.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+
+
+def test_run_as_a_script(tmp_path):
+    command = [sys.executable, str(ROOT / "models" / "yolo.py"), "--cfg", "no.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "yolo.py: error: no such file: 'no.yaml'" in done.stderr and "Traceback" not in done.stderr
