@@ -107,7 +107,7 @@ class Detect(nn.Module):
 
     @staticmethod
     def _geometry(scores: torch.Tensor, anchors: torch.Tensor, stride: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Returns for these scores: column and row of each cell (ny, nx, 2), pixels of anchors (na, 1, 1, 2), stride."""
+        """Returns column and row of each cell (ny, nx, 2), anchors in pixels (na, 1, 1, 2), and the stride."""
         ny, nx = scores.shape[2:4]
         anchors, stride = anchors.to(scores.dtype), stride.to(scores.device, scores.dtype)
         row = torch.arange(ny, device=scores.device, dtype=scores.dtype)
