@@ -1,68 +1,75 @@
-"""Size, accuracy and speed of a detector in every format that can be written and run here.
+"""Measures the size, accuracy and speed of a detector in every format that can be written and run on this machine.
 
     python tools/benchmark_formats.py --weights best.pt --data my.yaml --img 640
 
-Each is exported by export.py, which proves it, and measured by val.py. Then all run by turns on the same images, and
-the median is their time. A table goes to the screen, a CSV file and a picture of the trade-off to runs/benchmark/exp.
+Each format is exported and verified by export.py, and measured by val.py. Then all formats run in turn on the same
+images, and the median is their time. The table is printed; a CSV file and a figure are written to runs/benchmark/exp.
 """
 
 import argparse
+import csv
+import io
+import shutil
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import cli  # noqa: E402
+from utils import cli
+from utils.export.formats import ExportError, Format, choose_formats
+from utils.log import LOGGER
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PRECISIONS = ("float32", "float16", "int8")
 
 
-def parse_opt(known: bool = False) -> argparse.Namespace:
-    """The command line; with `known` its defaults."""
-    parser = argparse.ArgumentParser(description="Size, accuracy and speed of a detector in every format.")
-    parser.add_argument("--weights", default=cli.WEIGHTS, help=".pt file")
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser, which states every option once: name, type, range, default, help."""
+    parser = argparse.ArgumentParser(description="Measure the size, accuracy and speed of a detector in every format.")
+    parser.add_argument("--weights", default=cli.WEIGHTS, help=".pt file (default: %(default)s)")
     parser.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
-    parser.add_argument("--imgsz", "--img", "--img-size", type=int, default=640, help="side of the frame in pixels")
-    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default: %(default)s)")
-    parser.add_argument("--include", nargs="+", default=["all"], help="formats, as for export.py (default: all)")
     parser.add_argument(
-        "--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS, help="that formats come in"
+        "--imgsz", "--img", "--img-size", type=cli.whole(1), default=640, help="image size in pixels (default: 640)"
+    )
+    parser.add_argument("--batch-size", type=cli.whole(1), default=1, help="images per call (default: %(default)s)")
+    parser.add_argument("--include", nargs="+", default=["all"], help="formats, as in export.py (default: all)")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=list(PRECISIONS),
+        choices=PRECISIONS,
+        help="precisions to measure, where a format has them (default: all)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, or a GPU number such as 0 (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="times that each format runs (default: %(default)s)")
-    parser.add_argument("--cpu-seconds", action="store_true", help="processor time, for a machine with other work")
+    parser.add_argument(
+        "--workers", type=cli.whole(0), default=0, help="processes that read images (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=cli.whole(1), default=15, help="timed runs per format (default: %(default)s)")
+    parser.add_argument(
+        "--cpu-seconds",
+        action="store_true",
+        help="measure processor time instead of elapsed time: for a machine that runs other programs too",
+    )
     cli.add_run_folder(parser, "runs/benchmark")
-    return cli.parse(parser, known)
+    return parser
 
 
-OPTIONS = parse_opt() if __name__ == "__main__" else None  # answers --help before torch is imported
-
-import csv  # noqa: E402
-import io  # noqa: E402
-import shutil  # noqa: E402
-import time  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-from statistics import median  # noqa: E402
-
-import torch  # noqa: E402
-
-import export  # noqa: E402
-import val  # noqa: E402
-from models.backend import Backend, find_weights  # noqa: E402
-from utils.boxes import round_up  # noqa: E402
-from utils.device import select_device  # noqa: E402
-from utils.export.formats import ExportError, Format  # noqa: E402
-from utils.files import atomic_write, increment_path  # noqa: E402
-from utils.log import LOGGER  # noqa: E402
-from utils.runtimes.table import runtime_for  # noqa: E402
+def parse_opt(known: bool = False) -> cli.Options:
+    """Parses the command line; with `known` it returns the defaults."""
+    return cli.parse(make_parser(), known)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Row:
-    """One format in one precision. Numbers are None where it failed."""
+    """One format in one precision. Its numbers are None where it failed."""
 
     name: str
     precision: str
@@ -74,63 +81,70 @@ class Row:
     file: Path | None = None
 
 
-def variants(formats: list[Format], precisions) -> list[tuple[str, Format | None]]:
-    """(precision, format) of all rows: PyTorch (None), then each format in what it honours."""
+def variants(formats: Sequence[Format], precisions: Sequence[str]) -> list[tuple[str, Format | None]]:
+    """Returns (precision, format) of all rows: first PyTorch (None), then each format in each precision it has."""
     honours = {"float32": lambda f: not f.integers, "float16": lambda f: f.half, "int8": lambda f: f.int8}
     chosen = [p for p in PRECISIONS if p in precisions]
     return [("float32", None), *((p, f) for f in formats for p in chosen if honours[p](f))]
 
 
-def measure(row: Row, kind: Format | None, weights: Path, opt: argparse.Namespace) -> None:
-    """Exports and validates; fills in the row."""
+def measure(row: Row, kind: Format | None, weights: Path, opt: cli.Options) -> None:
+    """Exports and validates one format, and fills in its row; None is PyTorch."""
+    import export
+    import val
+    from utils.files import megabytes
+    from utils.runtimes.table import runtime_for
+
     file = weights
     try:
         if kind is not None:
-            flags = {"half": row.precision == "float16", "int8": row.precision == "int8"}
             [made] = export.run(
                 data=opt.data, weights=weights, imgsz=opt.imgsz, batch_size=opt.batch_size, device=opt.device,
-                include=kind.argument, **flags,
+                include=kind.argument, half=row.precision == "float16", int8=row.precision == "int8",
             )  # fmt: skip
             file = Path(made)
-            row.megabytes = export.megabytes(file)
+            row.megabytes = megabytes(file)
             if reason := runtime_for(file).obstacle():
-                row.reason = f"unrun: {reason}"
+                row.reason = f"not run here, since it {reason}"
                 return
         (_, _, row.map50, row.map, *_), _, _ = val.run(
-            opt.data, file, opt.batch_size, opt.imgsz, task="benchmark", device=opt.device, workers=opt.workers,
-            half=False, plots=False,
+            data=opt.data, weights=file, batch_size=opt.batch_size, imgsz=opt.imgsz, task="benchmark",
+            device=opt.device, workers=opt.workers, half=False, plots=False,
             project=weights.parent / "val", name=f"{row.name} {row.precision}",
         )  # fmt: skip
-        row.megabytes = row.megabytes or export.megabytes(file)
+        row.megabytes = row.megabytes or megabytes(file)
         row.file = file
     except ExportError as error:
         LOGGER.warning(f"{row.name} {row.precision}: {error}")
         row.reason = str(error)
 
 
-@torch.inference_mode()
-def race(rows: list[Row], shape: tuple[int, ...], device: str, rounds: int, cpu: bool) -> None:
-    """Fills in the time per image: each file on random images of this shape, by turns, the median of the rounds."""
-    clock = time.process_time if cpu else time.perf_counter
-    where = select_device(device)
-    models = {row.name + row.precision: Backend(row.file, where).eval() for row in rows if row.file}
-    images = torch.rand(shape, device=where, generator=torch.Generator(where).manual_seed(0))
-    seconds: dict[str, list[float]] = {key: [] for key in models}
-    for turn in range(rounds + 1):
-        for key, model in models.items():
-            start = clock()
-            model(images.to(model.dtype))
-            if where.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first allocates
-                seconds[key].append(clock() - start)
-    for row in rows:
-        if row.file:
-            row.milliseconds = 1000 * median(seconds[row.name + row.precision]) / len(images)
+def race(rows: Sequence[Row], shape: tuple[int, ...], opt: cli.Options) -> None:
+    """Fills in the time per image: the files run in turn on random images (B, C, H, W); the median of the rounds."""
+    import torch
+
+    from models.backend import Backend
+    from utils.device import select_device
+
+    clock = time.process_time if opt.cpu_seconds else time.perf_counter
+    device = select_device(opt.device)
+    runs = [(row, Backend(row.file, device).eval(), []) for row in rows if row.file]
+    images = torch.rand(shape, device=device, generator=torch.Generator(device).manual_seed(0))
+    with torch.inference_mode():
+        for turn in range(opt.rounds + 1):
+            for _, model, seconds in runs:
+                start = clock()
+                model(images.to(model.dtype))
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                if turn:  # the first one allocates memory
+                    seconds.append(clock() - start)
+    for row, _, seconds in runs:
+        row.milliseconds = 1000 * median(seconds) / len(images)
 
 
 def as_table(rows: list[Row]) -> str:
-    """The rows in Markdown. Times as fast: against the first row."""
+    """Returns the rows as a Markdown table; how many times as fast a row is, is against the first one."""
     lines = [
         "| format | precision | size, MB | mAP50 | mAP50-95 | ms per image | times as fast |",
         "|---|---|--:|--:|--:|--:|--:|",
@@ -149,7 +163,7 @@ def as_table(rows: list[Row]) -> str:
 
 
 def as_csv(rows: list[Row]) -> str:
-    """The rows as CSV; empty where a format failed."""
+    """Returns the rows as CSV; numbers are empty where a format failed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["format", "precision", "megabytes", "map50", "map", "milliseconds", "reason"])
@@ -158,8 +172,8 @@ def as_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def as_picture(rows: list[Row], title: str):
-    """A figure: a line for each format, the fastest on top; its time, with its size as the area of a disc, and mAP."""
+def as_figure(rows: list[Row], title: str) -> "Figure":
+    """Draws a line per format, the fastest on top: its time, with its file size as the area of a disc, and its mAP."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -186,22 +200,27 @@ def as_picture(rows: list[Row], title: str):
     for axes in (time, accuracy):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    legend = time.legend(title="area: size of the file", loc="best")
+    legend = time.legend(title="disc area: file size", loc="best")
     for handle in legend.legend_handles:
         handle.set_sizes([60])
     return figure
 
 
+@cli.takes(make_parser)
 def run(**options) -> list[Row]:
     """Measures all formats, as the command line does; a format that fails has a row with the reason."""
-    opt = cli.override(parse_opt(known=True), options)
-    cli.check_range("--imgsz", opt.imgsz, 1)
-    cli.check_range("--batch-size", opt.batch_size, 1)
+    return _run(cli.options(make_parser(), options))
+
+
+def _run(opt: cli.Options) -> list[Row]:
+    from models.backend import Backend, find_weights
+    from utils.boxes import round_up
+    from utils.files import increment_path
+
     source = find_weights(opt.weights)
-    asked = dict.fromkeys(("half", "int8", "nms", "train", "dynamic"), False)
-    formats = export.choose_formats(opt.include, opt.data, **asked)
+    formats = choose_formats(opt.include, calibrated=True)
     folder = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
-    weights = {}  # exports lie beside their weights; those of one precision do not replace those of another
+    weights = {}  # an export is written beside its weights: each precision has a copy of them
     for precision in PRECISIONS:
         weights[precision] = folder / precision / source.name
         weights[precision].parent.mkdir(exist_ok=True)
@@ -209,29 +228,33 @@ def run(**options) -> list[Row]:
     rows = []
     with cli.stopped_by_signals():
         for precision, kind in variants(formats, opt.precisions):
-            row = Row(kind.name if kind else "PyTorch", precision)
+            row = Row(name=kind.name if kind else "PyTorch", precision=precision)
             rows.append(row)
             measure(row, kind, weights[precision], opt)
-            with atomic_write(folder / "benchmark.csv", "w") as file:
-                file.write(as_csv(rows))
+            write_csv(folder / "benchmark.csv", rows)
     channels = Backend(source).model.yaml.get("ch", 3)
-    shape = opt.batch_size, channels, *([round_up(opt.imgsz, 32)] * 2)
-    race(rows, shape, opt.device, opt.rounds, opt.cpu_seconds)
-    with atomic_write(folder / "benchmark.csv", "w") as file:
-        file.write(as_csv(rows))
-    as_picture(rows, f"{source.name}, {opt.imgsz} px, batch {opt.batch_size}, {opt.device}").savefig(
-        folder / "benchmark.png", dpi=130
-    )
+    race(rows, (opt.batch_size, channels, *[round_up(opt.imgsz, 32)] * 2), opt)
+    write_csv(folder / "benchmark.csv", rows)
+    title = f"{source.name}, {opt.imgsz} px, batch {opt.batch_size}, {opt.device}"
+    as_figure(rows, title).savefig(folder / "benchmark.png", dpi=130)
     print(as_table(rows), flush=True)
     LOGGER.info(f"results in {folder}")
     return rows
 
 
-def main(opt: argparse.Namespace) -> None:
-    """The command line."""
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """Writes the rows that are done; a run that is stopped leaves them."""
+    from utils.files import atomic_write
+
+    with atomic_write(path, "w") as file:
+        file.write(as_csv(rows))
+
+
+def main(opt: cli.Options) -> None:
+    """Runs the command line."""
     LOGGER.info(cli.describe("benchmark_formats", opt))
-    run(**vars(opt))
+    _run(opt)
 
 
 if __name__ == "__main__":
-    cli.run(main, OPTIONS, "benchmark_formats")
+    cli.run(main, parse_opt, "benchmark_formats")

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from small_world import lively, write_boxes, write_yaml
 
+import export
 from tools import benchmark_formats
-from tools.benchmark_formats import Row, as_csv, as_picture, as_table, variants
+from tools.benchmark_formats import Row, as_csv, as_figure, as_table, variants
 from utils import checkpoint
 from utils.export.formats import BY_ARGUMENT, ExportError
 
 ROWS = [
-    Row("PyTorch", "float32", 4.0, 0.9, 0.56, 30.0),
-    Row("ONNX", "float32", 7.5, 0.9, 0.56, 15.0),
-    Row("OpenVINO", "int8", reason="nncf failed"),
+    Row(name="PyTorch", precision="float32", megabytes=4.0, map50=0.9, map=0.56, milliseconds=30.0),
+    Row(name="ONNX", precision="float32", megabytes=7.5, map50=0.9, map=0.56, milliseconds=15.0),
+    Row(name="OpenVINO", precision="int8", reason="nncf failed"),
 ]
 
 
@@ -31,14 +32,14 @@ def test_the_table_and_the_csv():
     lines = as_table(ROWS).splitlines()
     assert lines[3] == "| ONNX | float32 | 7.5 | 0.900 | 0.560 | 15.0 | 2.00 |"
     assert lines[4] == "| OpenVINO | int8 | | | | | nncf failed |"
-    unrun = Row("CoreML", "float32", 7.5, reason="unrun: runs on Darwin only")
-    assert as_table([ROWS[0], unrun]).splitlines()[3] == "| CoreML | float32 | 7.5 | | | | unrun: runs on Darwin only |"
+    not_run = Row(name="CoreML", precision="float32", megabytes=7.5, reason="it runs on Darwin only")
+    assert as_table([ROWS[0], not_run]).splitlines()[3] == "| CoreML | float32 | 7.5 | | | | it runs on Darwin only |"
     rows = list(csv.DictReader(as_csv(ROWS).splitlines()))
     assert rows[1]["milliseconds"] == "15.0" and rows[2]["map"] == "" and rows[2]["reason"] == "nncf failed"
 
 
-def test_the_picture_leaves_out_what_failed():
-    time, accuracy = as_picture(ROWS, "title").axes
+def test_the_figure_leaves_out_what_failed():
+    time, accuracy = as_figure(ROWS, "title").axes
     assert [text.get_text() for text in time.get_yticklabels()] == ["PyTorch, float32", "ONNX, float32"]  # upwards
     assert [discs.get_offsets().tolist() for discs in time.collections] == [[[30, 0], [15, 1]]]
     assert [discs.get_offsets().tolist() for discs in accuracy.collections] == [[[0.56, 0], [0.56, 1]]]
@@ -49,14 +50,14 @@ def test_a_run(here, monkeypatch):
     model.names = ["red", "weiß"]
     checkpoint.save(here / "best.pt", checkpoint.pack(model))
     data = write_yaml(here / "boxes.yaml", write_boxes(here / "boxes"))
-    real = benchmark_formats.export.run
+    real = export.run
 
     def fails_in_half(**options):
         if options["half"]:
             raise ExportError("no half today")
         return real(**options)
 
-    monkeypatch.setattr(benchmark_formats.export, "run", fails_in_half)
+    monkeypatch.setattr(export, "run", fails_in_half)
     options = {"include": ["onnx"], "imgsz": 96, "rounds": 2, "project": "out", "cpu_seconds": True}
     rows = benchmark_formats.run(weights="best.pt", data=str(data), **options)
     assert [(row.name, row.precision) for row in rows] == [
