@@ -19,10 +19,10 @@ from models.backend import load_checkpoint, load_model
 from models.yolo import Model, checkpoint_classes
 from utils import checkpoint, cli, dist
 from utils.boxes import round_up
-from utils.evaluation.evaluator import evaluate, log_evaluation
+from utils.evaluation.evaluator import EvaluationSettings, evaluate, log_evaluation
 from utils.evaluation.metrics import fitness
 from utils.evaluation.plots import plot_batch, plot_evolution, plot_results
-from utils.evaluation.report import picture_writer, write_figures
+from utils.evaluation.report import mosaic_writer, write_figures
 from utils.files import increment_path
 from utils.log import LOGGER
 from utils.training.guard import first_not_finite, weights_not_finite
@@ -215,7 +215,7 @@ def fit_in_time(run: Run, epoch: int) -> int:
 def validate(run: Run, model: Model, observers=()):
     """Measures a model on the val split."""
     return evaluate(
-        model.eval(), run.val_loader, run.names, run.device, single_cls=run.opt.single_cls,
+        model.eval(), run.val_loader, run.names, run.device, settings=EvaluationSettings(single_cls=run.opt.single_cls),
         compute_loss=run.validation_loss, autocast=run.autocast, observers=observers,
     )  # fmt: skip
 
@@ -240,7 +240,7 @@ def finish(run: Run) -> None:
         checkpoint.strip(best, classes=checkpoint_classes())
         model = load_model(best, run.device).to(memory_format=torch.channels_last)
         LOGGER.info(f"\nvalidating {best}")
-        evaluation = validate(run, model, observers=[picture_writer(run.save_dir, run.names)])
+        evaluation = validate(run, model, observers=[mosaic_writer(run.save_dir, run.names)])
         log_evaluation(evaluation)
         write_figures(evaluation, run.save_dir)
         run.state.results = evaluation.results

@@ -20,7 +20,7 @@ from utils.device import select_device
 from utils.evaluation import coco
 from utils.evaluation import report as writers
 from utils.evaluation.errors import explain_errors, worst_images
-from utils.evaluation.evaluator import Evaluation, evaluate, log_evaluation
+from utils.evaluation.evaluator import EvaluatedBatch, Evaluation, EvaluationSettings, evaluate, log_evaluation
 from utils.evaluation.plots import plot_study
 from utils.files import atomic_write, increment_path
 from utils.log import LOGGER
@@ -68,10 +68,8 @@ def validate(
     if callbacks is not None:
         callbacks.run("on_val_start")
     result = evaluate(
-        setup.model.eval(), setup.loader, setup.names, setup.device, setup.dtype, opt.conf_thres, opt.iou_thres,
-        single_cls=opt.single_cls, augment=opt.augment, hybrid=opt.save_hybrid,
-        observers=_observers(opt, setup, plots, callbacks), compute_loss=compute_loss, autocast=setup.autocast,
-        count_every_image=opt.matrix == "full",
+        setup.model.eval(), setup.loader, setup.names, setup.device, setup.dtype, _settings(opt), compute_loss,
+        setup.autocast, _observers(opt, setup, plots, callbacks),
     )  # fmt: skip
     measured = _report(opt, setup, result)
     times = ", ".join(f"{ms:.1f} ms {step}" for step, ms in result.speed.items())
@@ -91,6 +89,13 @@ def _check_options(opt: cli.Options) -> None:
         LOGGER.warning(
             f"--conf-thres {opt.conf_thres} cuts the precision-recall curve short; use 0.001 to measure mAP as usual"
         )
+
+
+def _settings(opt: cli.Options) -> EvaluationSettings:
+    return EvaluationSettings(
+        conf_thres=opt.conf_thres, iou_thres=opt.iou_thres, single_cls=opt.single_cls, augment=opt.augment,
+        hybrid=opt.save_hybrid, count_every_image=opt.matrix == "full",
+    )  # fmt: skip
 
 
 def _split(opt: cli.Options) -> str:
@@ -143,7 +148,7 @@ def _check_classes(model: Backend, names: list[str], weights: list[Path], single
 
 
 def _observers(opt: cli.Options, setup: Setup, plots: bool, callbacks: Any) -> list[Callable]:
-    observers = [writers.picture_writer(setup.save_dir, setup.names)] if plots else []
+    observers = [writers.mosaic_writer(setup.save_dir, setup.names)] if plots else []
     if opt.save_txt or opt.save_hybrid:
         folder = setup.save_dir / "labels"
         folder.mkdir(exist_ok=True)
@@ -156,10 +161,10 @@ def _observers(opt: cli.Options, setup: Setup, plots: bool, callbacks: Any) -> l
 def _hook_caller(callbacks: Any, names: list[str]) -> Callable:
     """An observer that calls v6.1's hooks."""
 
-    def call(batch) -> None:
-        for image, path, found, native in zip(batch.images, batch.paths, batch.found, batch.native):
-            if len(found):
-                callbacks.run("on_val_image_end", found, native, path, names, image)
+    def call(batch: EvaluatedBatch) -> None:
+        for image, path, boxes, native in zip(batch.images, batch.paths, batch.detections, batch.native):
+            if len(boxes):
+                callbacks.run("on_val_image_end", boxes, native, path, names, image)
         callbacks.run("on_val_batch_end")
 
     return call
@@ -196,7 +201,7 @@ def _report(opt: cli.Options, setup: Setup, result: Evaluation) -> coco.CocoMetr
     measured = _measure_coco(result, truth, opt.metrics == "coco", is_coco)
     if measured:
         LOGGER.info(writers.coco_table(measured, truth, result.names, every_class))
-        LOGGER.info(writers.WHY_THEY_DIFFER)
+        LOGGER.info(writers.COCO_AND_V61)
         if not is_coco and not only_time:
             coco.write_truth(setup.save_dir / "ground_truth.json", truth, result.boxes, result.names)
     return measured

@@ -18,9 +18,9 @@ from utils.data.images import read_image
 from utils.data.letterbox import letterbox_planes, scale_boxes
 from utils.device import Timer
 from utils.downloads import download
-from utils.drawing import class_name, draw_boxes
+from utils.drawing import class_name, draw_boxes, write_image
 from utils.files import increment_path
-from utils.inference.outputs import crop, result_stems, summary, write_crop, write_image
+from utils.inference.outputs import crop, result_stems, summary, write_crop
 from utils.log import LOGGER
 from utils.nms import non_max_suppression
 

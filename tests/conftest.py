@@ -115,4 +115,4 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(setup, "plot_labels", lambda *_, **__: None)
     for name in ("plot_batch", "plot_results", "write_figures"):
         monkeypatch.setattr(training, name, lambda *_, **__: None)
-    monkeypatch.setattr(training, "picture_writer", lambda *_: lambda *_, **__: None)
+    monkeypatch.setattr(training, "mosaic_writer", lambda *_: lambda *_, **__: None)

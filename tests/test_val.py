@@ -39,7 +39,7 @@ def test_validating_without_labels(command, usual, variant, here, bright):
     folder = write_set(here / "bare", {"a.png": (picture(), None), "b.png": (picture(), None)})
     code, err = command("val", *usual["val"], "--data", variant(val=str(folder)))
     assert code == 0
-    assert "no label files found; expected for example" in err and "no labels in this split" in err
+    assert "no label files found; expected for example" in err and "this split has no labels" in err
 
 
 BAD_LABELS = {
@@ -251,9 +251,10 @@ def test_speed_and_study(command, usual, world, bright, here, monkeypatch):
     asked = []
     measure = validation.evaluate
 
-    def spy(model, loader, *arguments, **options):
-        asked.append((arguments[3:5], loader.dataset.image_size))
-        return measure(model, loader, *arguments, **options)
+    def spy(model, loader, *arguments):
+        settings = arguments[3]
+        asked.append(((settings.conf_thres, settings.iou_thres), loader.dataset.image_size))
+        return measure(model, loader, *arguments)
 
     monkeypatch.setattr(validation, "evaluate", spy)
     assert (

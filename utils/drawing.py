@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from utils.files import atomic_write
 from utils.log import LOGGER
 
 Names = Sequence[str] | Mapping[int, str]
@@ -315,3 +316,18 @@ def draw_boxes(
         texts = [class_name(names, int(row[5])) + track + score for row, track, score in zip(rows, tracks, scores)]
         annotator.captions([row[:4] for row in rows], texts, fills)
     return annotator.result()
+
+
+def write_image(path: str | Path, image: np.ndarray) -> Path:
+    """Writes a BGR image in the format of the path's suffix, or as .jpg if OpenCV cannot write that format.
+
+    Returns the path written.
+    """
+    path = Path(path)
+    # asked with an invented name: OpenCV crashes over a real one whose bytes are not UTF-8
+    if not (path.suffix and path.suffix.isascii() and cv2.haveImageWriter(f"a{path.suffix}")):
+        path = path.with_name(f"{path.stem}.jpg")
+    # not cv2.imwrite, which on Windows opens no path with letters outside the local code page
+    with atomic_write(path, sync=False) as file:
+        file.write(cv2.imencode(path.suffix, image)[1].tobytes())
+    return path

@@ -6,7 +6,7 @@ from models.backend import Backend
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.loader import create_dataloader
 from utils.data.options import LoaderOptions
-from utils.evaluation.evaluator import evaluate
+from utils.evaluation.evaluator import EvaluationSettings, evaluate
 
 
 def measure(shared, augment: bool):
@@ -16,7 +16,7 @@ def measure(shared, augment: bool):
         data["val"],
         LoaderOptions(image_size=640, batch_size=8, stride=model.stride, pad=0.5, rect=True, workers=2, nc=data["nc"]),
     )
-    return evaluate(model, loader, data["names"], model.device, augment=augment)
+    return evaluate(model, loader, data["names"], model.device, settings=EvaluationSettings(augment=augment))
 
 
 @pytest.mark.parametrize("augment", [False, True], ids=["plain", "augment"])

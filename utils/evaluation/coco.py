@@ -1,11 +1,10 @@
-"""COCO's own metric (https://cocodataset.org/#detection-eval), computed by faster-coco-eval, else by pycocotools.
+"""COCO's own metric (https://cocodataset.org/#detection-eval), computed by faster-coco-eval or pycocotools.
 
-Both are optional packages. What is measured is what `results` writes, rounding included, so that whoever runs
-pycocotools on the written files gets the same numbers.
+Both are optional packages. The detections are rounded as `results` writes them, so that pycocotools gives the same
+numbers for the written files.
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.cli import installed
 from utils.data.dataset import DetectionDataset
 from utils.data.formats import CocoBox, CocoSplit
 from utils.evaluation.evaluator import Boxes
@@ -26,55 +26,54 @@ COCO_CATEGORIES = [
 ]  # fmt: skip
 AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels of the original image
 STATISTICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-MAX_DETECTIONS = (1, 10, 100)  # the most confident of an image that count
 PACKAGES = ("faster_coco_eval", "pycocotools")
 
 
 @dataclass
 class Truth:
-    """The labels of a data set as COCO's metric wants them, and the names that its JSON gives to things."""
+    """The labels of a data set in the form that COCO's metric takes, with the ids of its JSON."""
 
-    image_ids: dict[str, int | str]  # by path, of every image of the data set
-    categories: list[int | str]  # of each class
+    image_ids: dict[str, int | str]  # COCO id of every image of the data set, by path
+    categories: list[int | str]  # COCO id of each class
     image: list[str]  # path of each annotation's image
     classes: np.ndarray  # (m,) int
     boxes: np.ndarray  # float64 (m, 4): x, y of the top left corner, width, height in pixels
-    area: np.ndarray  # (m,) pixels: of the outline where the data set knows it, else of the box
-    crowd: np.ndarray  # (m,) bool: a box around many; what lies in it is neither right nor wrong
+    area: np.ndarray  # (m,) pixels: of the outline where the data set has it, else of the box
+    crowd: np.ndarray  # (m,) bool: a box around a group; a detection inside is neither right nor wrong
 
 
 @dataclass
 class CocoMetrics:
-    """COCO's numbers; NaN where there is nothing to measure (pycocotools: -1)."""
+    """The numbers of COCO's metric; NaN where there is nothing to measure (pycocotools: -1)."""
 
     statistics: dict[str, float]  # by the names in STATISTICS, 0-1
     precision: np.ndarray  # (10, nc, 4): average over recalls at each IoU threshold, of each class and area range
-    recall: np.ndarray  # (10, nc, 4): with 100 boxes an image; area ranges: all, small, medium, large
+    recall: np.ndarray  # (10, nc, 4): with 100 detections per image; area ranges: all, small, medium, large
     package: str
 
     @property
     def class_ap(self) -> np.ndarray:
-        """(nc,) AP of each class over all IoU thresholds."""
+        """Returns the AP (nc,) of each class over all IoU thresholds."""
         return self.precision[:, :, 0].mean(0)
 
 
 def image_ids(files: Sequence[str]) -> dict[str, int | str]:
-    """How COCO JSON names the images of other data sets: by their number, as v6.1, where the name is one; by their
-    name otherwise, with as much of their folder as tells them apart. Never two alike."""
+    """Returns a unique COCO id for each image of a data set without ids: the number that its file name is, as in v6.1,
+    else its file name, preceded by its folder's where several files share it."""
     stems = [Path(file).stem for file in files]
     ids = [int(stem) if stem.isdecimal() else stem for stem in stems]
     return dict(zip(files, ids if len(set(ids)) == len(ids) else result_stems(files)))
 
 
 def truth_of(dataset: DetectionDataset, entry, names: Sequence[str], single_cls: bool = False) -> Truth:
-    """The labels of a data set: of COCO JSON as they stand there, with ids, crowds and areas; else from its boxes.
+    """Returns the labels of a data set: those of COCO JSON with its ids, crowds and areas; else made of the boxes.
 
-    entry: of the data set YAML, from which `dataset` was made.
+    entry: the split's entry in the data set YAML, from which `dataset` was made.
     """
     if isinstance(entry, CocoSplit):
         ids, categories, annotations = entry.annotated()
-        wanted = set(dataset.image_files)
-        kept = [a for a in annotations if a.path in wanted]
+        used = set(dataset.image_files)
+        kept = [a for a in annotations if a.path in used]
         truth = _from_annotations({path: ids[path] for path in dataset.image_files}, categories, kept)
         return replace(truth, categories=[0], classes=truth.classes * 0) if single_cls else truth
     counts = [len(dataset.labels_of(i)) for i in range(len(dataset))]
@@ -93,7 +92,7 @@ def truth_of(dataset: DetectionDataset, entry, names: Sequence[str], single_cls:
 
 
 def official_truth(file: str | Path, files: Sequence[str], names: Sequence[str]) -> Truth:
-    """COCO's own annotations of its images `files`, which are called by their ids."""
+    """Reads COCO's own annotations of its images `files`, whose names are their ids."""
     _, _, annotations = CocoSplit((str(file),), "", tuple(names)).annotated()
     path_of = {int(Path(path).stem): path for path in files}
     kept = [replace(a, path=path_of[a.image_id]) for a in annotations if a.image_id in path_of]
@@ -116,7 +115,7 @@ def _from_annotations(ids: dict[str, int | str], categories: list, annotations: 
 
 
 def round_predictions(predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) as x, y of the top left corner, width, height to 3 decimals, and scores (n,) to 5, as v6.1.
+    """Returns boxes (n, 4), x, y of the top left corner, width, height to 3 decimals, and scores (n,) to 5, as v6.1.
 
     predictions: (n, 6): x1, y1, x2, y2 in pixels, confidence, class.
     """
@@ -126,7 +125,7 @@ def round_predictions(predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def results(boxes: Boxes, ids: dict[str, int | str], categories: Sequence[int | str]) -> list[dict]:
-    """What was found in COCO's result format."""
+    """Returns the detections in COCO's result format."""
     corners, scores = round_predictions(boxes.predictions)
     image = [ids[path] for path in boxes.paths]
     return [
@@ -136,7 +135,7 @@ def results(boxes: Boxes, ids: dict[str, int | str], categories: Sequence[int | 
 
 
 def write_truth(path: Path, truth: Truth, boxes: Boxes, names: Sequence[str]) -> None:
-    """The labels as COCO's `instances` JSON, for other tools."""
+    """Writes the labels as COCO's `instances` JSON, for other tools."""
     content = {
         "images": [
             {"id": truth.image_ids[file], "file_name": Path(file).name, "height": height, "width": width}
@@ -163,17 +162,19 @@ def write_truth(path: Path, truth: Truth, boxes: Boxes, names: Sequence[str]) ->
 
 
 def find_package() -> str:
-    """The installed package that computes the metric. Raises ValueError where there is none."""
+    """Returns the installed package that computes the metric. Raises ValueError where there is none."""
     for name in PACKAGES:
-        if importlib.util.find_spec(name) is not None:
+        if installed(name):
             return name
-    raise ValueError("COCO's metric needs a package that is not installed: pip install faster-coco-eval")
+    raise ValueError("--metrics coco needs a package that is not installed: pip install faster-coco-eval")
 
 
 def measure(boxes: Boxes, truth: Truth, package: str | None = None) -> CocoMetrics:
-    """COCO's numbers of an evaluation.
+    """Measures an evaluation by COCO's metric.
 
-    package: one of PACKAGES; the first installed if None.
+    package: one of PACKAGES; None for the first that is installed.
+
+    Raises ValueError where none is installed.
     """
     package = package or find_package()
     if package == "pycocotools":
@@ -183,13 +184,13 @@ def measure(boxes: Boxes, truth: Truth, package: str | None = None) -> CocoMetri
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
     number = _image_numbers(truth)
-    with contextlib.redirect_stdout(io.StringIO()):  # they report to the screen
+    with contextlib.redirect_stdout(io.StringIO()):  # they print
         known = COCO()
         known.dataset = _dataset(truth, number)
         known.createIndex()
         evaluation = COCOeval(known, known.loadRes(_rows(boxes, number)), "bbox") if len(boxes.predictions) else None
         if evaluation is None:
-            return _nothing_found(truth, package)
+            return _without_detections(truth, package)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -201,7 +202,7 @@ def measure(boxes: Boxes, truth: Truth, package: str | None = None) -> CocoMetri
 
 
 def _image_numbers(truth: Truth) -> dict[str, int]:
-    """Images by number, so that ids may be anything, in the order in which pycocotools would take them."""
+    """A number for each image, since ids may be text, in the order in which pycocotools takes the ids."""
     ids = truth.image_ids
     paths = sorted(ids, key=lambda path: (str(ids[path]) if isinstance(ids[path], str) else "", ids[path]))
     return {path: number for number, path in enumerate(paths, 1)}
@@ -221,14 +222,14 @@ def _dataset(truth: Truth, number: dict[str, int]) -> dict:
 
 
 def _rows(boxes: Boxes, number: dict[str, int]) -> np.ndarray:
-    """(n, 7): image, x, y, w, h, score, category."""
+    """The detections as rows (n, 7): image, x, y, w, h, score, category."""
     corners, scores = round_predictions(boxes.predictions)
     image = np.array([number[path] for path in boxes.paths])[boxes.image]
     return np.column_stack([image, corners, scores, boxes.predictions[:, 5] + 1])
 
 
-def _nothing_found(truth: Truth, package: str) -> CocoMetrics:
-    """Zeros where there was something to find, which the packages do not take an empty list for."""
+def _without_detections(truth: Truth, package: str) -> CocoMetrics:
+    """The numbers without any detection, which the packages do not accept: zero wherever there are labels."""
     limits = [(0, 1e10), *AREAS.values()]
     counted = np.zeros((len(truth.categories), 4))
     for column, (low, high) in enumerate(limits):

@@ -1,7 +1,7 @@
-"""What kind of errors cost how much: missed, background, wrong class, badly placed, duplicate.
+"""The kinds of errors of a detector, and how much mAP each costs.
 
-In the manner of TIDE (Bolya et al., A General Toolbox for Identifying Object Detection Errors, ECCV 2020): each wrong
-prediction is of one kind, and the mAP at IoU 0.5 is measured again as if that kind of error were not made.
+As in TIDE (Bolya et al., A General Toolbox for Identifying Object Detection Errors, ECCV 2020) each wrong prediction is
+of one kind, and mAP at IoU 0.5 is measured again as if that kind of error had not been made.
 """
 
 from dataclasses import dataclass
@@ -11,33 +11,33 @@ import numpy as np
 from utils.evaluation.evaluator import Boxes
 from utils.evaluation.metrics import ap_per_class, iou_of_pairs, same_group
 
-NEAR, FAR = 0.5, 0.1  # IoU from which a box is on an object, and below which it has nothing to do with it
-RIGHT, PLACED, CLASS, DUPLICATE, BACKGROUND, BOTH = range(6)  # kinds of a prediction
-MISSED = 6  # a label
+HIGH_IOU, LOW_IOU = 0.5, 0.1  # from HIGH_IOU on a box locates the object; below LOW_IOU it does not touch it
+CORRECT, LOCALIZATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH = range(6)  # kinds of a prediction
+MISSED = 6  # kind of a label
 KINDS = {
-    PLACED: ("badly placed", f"the right class, IoU {FAR} to {NEAR}"),
-    CLASS: ("wrong class", f"IoU {NEAR} or more with an object of another class"),
-    BOTH: ("both of these", f"another class, IoU {FAR} to {NEAR}"),
-    DUPLICATE: ("duplicate", "of an object that a more confident box has"),
-    BACKGROUND: ("background", f"IoU below {FAR} with every object"),
-    MISSED: ("missed", "an object that no box is near to"),
+    LOCALIZATION: ("localization", f"right class, but IoU only {LOW_IOU} to {HIGH_IOU}"),
+    CLASSIFICATION: ("classification", f"IoU {HIGH_IOU} or more with an object of another class"),
+    BOTH: ("both of these", f"another class, and IoU only {LOW_IOU} to {HIGH_IOU}"),
+    DUPLICATE: ("duplicate", "a more confident box has the object"),
+    BACKGROUND: ("background", f"IoU below {LOW_IOU} with every object"),
+    MISSED: ("missed", "no correct box, and none of the first two kinds"),
 }
 PAIRS_AT_ONCE = 2_000_000
 
 
 @dataclass
 class Errors:
-    """The kinds of the errors of an evaluation."""
+    """The errors of an evaluation, by kind."""
 
-    kind: np.ndarray  # (n,) of each prediction, RIGHT to BOTH
-    missed: np.ndarray  # (m,) bool, of each label: not even a badly placed or wrongly classed box, at `confidence`
-    confidence: float  # what is counted lies above it
-    counts: dict[int, int]  # by kind, above that confidence
-    ap50: float  # of the evaluation
-    gain: dict[int, float]  # by kind: by how much mAP50 rises without those errors
+    kind: np.ndarray  # (n,) of each prediction, CORRECT to BOTH
+    missed: np.ndarray  # (m,) bool, of each label, among the predictions above `confidence`
+    confidence: float  # only predictions above it are counted
+    counts: dict[int, int]  # number of errors of each kind
+    ap50: float  # mAP50 of the evaluation
+    gain: dict[int, float]  # by how much mAP50 rises without the errors of a kind
 
     def table(self) -> str:
-        """Rows of text: kind, number, gain, what the kind means."""
+        """Returns rows of text: the kind, its number, its gain and what it means."""
         head = f"Errors above confidence {self.confidence:.3f}"
         rows = [f"{head:>33}{'mAP@.5':>11}"]
         for kind, (name, meaning) in KINDS.items():
@@ -46,33 +46,41 @@ class Errors:
 
 
 def explain_errors(boxes: Boxes, confidence: float) -> Errors:
-    """Sorts all wrong predictions, and the labels that none is near to, by their kind.
+    """Returns the kind of every wrong prediction, and the missed labels.
 
-    confidence: what is counted lies above it; the gains in mAP are of all predictions, as mAP is.
+    confidence: only predictions above it are counted; the gains in mAP take all predictions, as mAP does.
     """
     same, same_label, other, other_label = _nearest(boxes)
     kind = np.select(
-        [boxes.partner >= 0, (same >= FAR) & (same < NEAR), other >= NEAR, same >= NEAR, np.maximum(same, other) < FAR],
-        [RIGHT, PLACED, CLASS, DUPLICATE, BACKGROUND],
+        [
+            boxes.partner >= 0,
+            (same >= LOW_IOU) & (same < HIGH_IOU),
+            other >= HIGH_IOU,
+            same >= HIGH_IOU,
+            np.maximum(same, other) < LOW_IOU,
+        ],
+        [CORRECT, LOCALIZATION, CLASSIFICATION, DUPLICATE, BACKGROUND],
         BOTH,
     )
-    target = np.select([kind == RIGHT, kind == PLACED, kind == CLASS], [boxes.partner, same_label, other_label], -1)
+    cases = [kind == CORRECT, kind == LOCALIZATION, kind == CLASSIFICATION]
+    target = np.select(cases, [boxes.partner, same_label, other_label], -1)  # label of each prediction
     counted = boxes.predictions[:, 4] > confidence
     missed = ~np.isin(np.arange(len(boxes.labels)), target[counted])
     counts = np.bincount(kind[counted], minlength=MISSED + 1)
     counts[MISSED] = missed.sum()
-    ap50 = _ap50(boxes, kind == RIGHT)
+    ap50 = _ap50(boxes, kind == CORRECT)
     gain = {error: _without(error, boxes, kind, target) - ap50 for error in KINDS}
-    return Errors(kind, missed, confidence, dict(enumerate(counts.tolist())), ap50, gain)
+    counts = dict(enumerate(counts.tolist()))
+    return Errors(kind=kind, missed=missed, confidence=confidence, counts=counts, ap50=ap50, gain=gain)
 
 
 def _nearest(boxes: Boxes) -> tuple[np.ndarray, ...]:
-    """Of each prediction (n,): IoU with the label of its class that it overlaps most, that label, and the same for
-    other classes; 0 and -1 where it overlaps none."""
-    found = np.zeros((2, len(boxes.predictions)), np.float32), np.full((2, len(boxes.predictions)), -1)
+    """Returns for each prediction (n,) its highest IoU with a label of its class, the number of that label, and the
+    same for labels of other classes; 0 and -1 where it overlaps none."""
+    highest, label = np.zeros((2, len(boxes.predictions)), np.float32), np.full((2, len(boxes.predictions)), -1)
     images = len(boxes.paths)
     pairs = np.bincount(boxes.image, minlength=images) * np.bincount(boxes.label_image, minlength=images)
-    part = pairs.cumsum() // PAIRS_AT_ONCE  # of each image
+    part = pairs.cumsum() // PAIRS_AT_ONCE  # of each image: pairs are formed for a part at a time
     for number in np.unique(part):
         p, q = np.flatnonzero(part[boxes.image] == number), np.flatnonzero(part[boxes.label_image] == number)
         i, j = same_group(boxes.image[p], 0, boxes.label_image[q], 0)
@@ -83,18 +91,17 @@ def _nearest(boxes: Boxes) -> tuple[np.ndarray, ...]:
             order = np.flatnonzero(chosen & (iou > 0))
             order = order[np.lexsort((iou[order], i[order]))]  # the last of each prediction is its best
             best = order[np.flatnonzero(np.diff(i[order], append=-1))]
-            found[0][row, i[best]], found[1][row, i[best]] = iou[best], j[best]
-    (same, other), (same_label, other_label) = found
-    return same, same_label, other, other_label
+            highest[row, i[best]], label[row, i[best]] = iou[best], j[best]
+    return highest[0], label[0], highest[1], label[1]
 
 
 def _without(error: int, boxes: Boxes, kind: np.ndarray, target: np.ndarray) -> float:
-    """mAP50 had one kind of error not been made."""
+    """Returns mAP50 as if one kind of error had not been made."""
     if error == MISSED:
-        return _ap50(boxes, kind == RIGHT, labels=np.isin(np.arange(len(boxes.labels)), target))
-    right, kept, classes = kind == RIGHT, kind != error, boxes.predictions[:, 5].copy()
-    if error in (PLACED, CLASS):
-        # the most confident such box of an object that no box has becomes right, the others go
+        return _ap50(boxes, kind == CORRECT, labels=np.isin(np.arange(len(boxes.labels)), target))
+    right, kept, classes = kind == CORRECT, kind != error, boxes.predictions[:, 5].copy()
+    if error in (LOCALIZATION, CLASSIFICATION):
+        # of an object without a correct box the most confident such box becomes correct; the others are dropped
         wrong = np.flatnonzero((kind == error) & ~np.isin(target, boxes.partner[right]))
         wrong = wrong[np.argsort(-boxes.predictions[wrong, 4], kind="stable")]
         mended = wrong[np.unique(target[wrong], return_index=True)[1]]
@@ -116,8 +123,8 @@ def _ap50(
 
 
 def worst_images(boxes: Boxes, errors: Errors, count: int) -> list[int]:
-    """Numbers of the images with most errors, the worst first; none without an error."""
-    wrong = (errors.kind != RIGHT) & (boxes.predictions[:, 4] > errors.confidence)
+    """Returns the numbers of up to `count` images, those with the most errors first; none without an error."""
+    wrong = (errors.kind != CORRECT) & (boxes.predictions[:, 4] > errors.confidence)
     total = np.bincount(boxes.image[wrong], minlength=len(boxes.paths))
     total += np.bincount(boxes.label_image[errors.missed], minlength=len(boxes.paths))
     order = np.argsort(-total, kind="stable")[:count]

@@ -1,6 +1,6 @@
-"""From boxes to numbers: matching predictions with labels, average precision, confusion matrix, fitness.
+"""The metrics: matching of predictions with labels, average precision, confusion matrix, fitness.
 
-Everything follows v6.1 to the digit; where that leaves something out, an option says so. Nothing here draws.
+The numbers are v6.1's to the digit; an option gives a more complete number where v6.1 leaves something out.
 """
 
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ def match_predictions(
     iou_thresholds: torch.Tensor,
     images: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> torch.Tensor:
-    """Which predictions are right, at each IoU threshold: bool (N, T), on the CPU.
+    """Returns whether each prediction is correct at each IoU threshold: bool (N, T), on the CPU.
 
     predictions:    (N, 6): x1, y1, x2, y2 in pixels, confidence, class; in descending confidence within an image.
     labels:         (M, 5): class, x1, y1, x2, y2 in pixels.
     iou_thresholds: (T,) ascending, normally 0.50, 0.55 ... 0.95.
-    images:         the image of each prediction (N,) and of each label (M,), int; None where all are of one.
+    images:         the image of each prediction (N,) and of each label (M,), int; None where all are of one image.
 
-    As in v6.1 each prediction points at the label of its class that it overlaps most (IoU of at least the first
-    threshold), and a label goes to the first prediction in the list that points at it, not to the one that overlaps
-    it most. The pairs are made once; the higher thresholds only ask whether the same pair is good enough.
+    As in v6.1 each prediction claims the label of its class with which its IoU is highest (at least the first
+    threshold), and a label is matched with the first prediction in the list that claims it, not with the one of highest
+    IoU. Pairs are made once; a higher threshold only asks whether the IoU of the same pair reaches it.
     """
     _, iou = match_once(_array(predictions), _array(labels), float(iou_thresholds[0]), images)
     return torch.from_numpy(iou[:, None] >= _array(iou_thresholds))
@@ -45,16 +45,16 @@ def match_once(
     iou_thres: float,
     images: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The label (N,) that each prediction is paired with by v6.1's rule, or -1, and their IoU (N,), 0 without a pair.
+    """Returns the label (N,) that v6.1's rule pairs with each prediction, or -1, and their IoU (N,), 0 without a pair.
 
-    Arguments as those of `match_predictions`, as arrays.
+    The arguments are those of `match_predictions`, as arrays.
     """
     image_of, label_image = _images_of(predictions, labels, images)
     prediction, label = same_group(image_of, predictions[:, 5], label_image, labels[:, 0])
     iou = iou_of_pairs(predictions[:, :4], labels[:, 1:], prediction, label)
     near = iou >= iou_thres
     prediction, label, iou = _claims(prediction[near], label[near], iou[near])
-    taken, first = np.unique(label, return_index=True)  # claims lie in the order of predictions
+    taken, first = np.unique(label, return_index=True)  # claims are in the order of the predictions
     partner, overlap = np.full(len(predictions), -1), np.zeros(len(predictions), np.float32)
     partner[prediction[first]], overlap[prediction[first]] = taken, iou[first]
     return partner, overlap
@@ -71,19 +71,19 @@ def _images_of(predictions: np.ndarray, labels: np.ndarray, images: tuple | None
 def same_group(
     image: np.ndarray, kind: np.ndarray | int, label_image: np.ndarray, label_kind: np.ndarray | int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of a prediction (P,) and a label (P,) of the same image and kind."""
+    """Returns the numbers of all pairs of a prediction (P,) and a label (P,) of the same image and kind."""
     kinds = 1 + int(max(np.max(kind, initial=0), np.max(label_kind, initial=0)))
     key, label_key = image * kinds + np.asarray(kind, int), label_image * kinds + np.asarray(label_kind, int)
     order = np.argsort(key, kind="stable")
     starts, ends = (np.searchsorted(key[order], label_key, side) for side in ("left", "right"))
     counts = ends - starts
     label = np.repeat(np.arange(len(label_key)), counts)
-    place = np.arange(len(label)) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(starts, counts)
-    return order[place], label
+    position = np.arange(len(label)) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(starts, counts)
+    return order[position], label
 
 
 def iou_of_pairs(boxes: np.ndarray, others: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """IoU (P,) of boxes[i] (N, 4) with others[j] (M, 4), xyxy; 0 where both are without area."""
+    """Returns the IoU (P,) of boxes[i] (N, 4) with others[j] (M, 4), xyxy; 0 where both have no area."""
     a, b = boxes[i], others[j]
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     intersection = sides.clip(0).prod(1)
@@ -93,8 +93,8 @@ def iou_of_pairs(boxes: np.ndarray, others: np.ndarray, i: np.ndarray, j: np.nda
 
 
 def _claims(prediction: np.ndarray, label: np.ndarray, iou: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of pairs (P,) those in which a prediction points at the label that it overlaps most, by number of prediction."""
-    order = np.lexsort((label, iou, prediction))  # between equals v6.1 takes the later label
+    """The pairs (P,) of each prediction with the label of highest IoU, in the order of the predictions."""
+    order = np.lexsort((label, iou, prediction))  # of equal IoUs v6.1 takes the later label
     last = np.flatnonzero(np.diff(prediction[order], append=-1))
     chosen = order[last]
     return prediction[chosen], label[chosen], iou[chosen]
@@ -105,7 +105,7 @@ def _claims(prediction: np.ndarray, label: np.ndarray, iou: np.ndarray) -> tuple
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """Numbers of the C classes that occur in the labels, row i for class `classes[i]`.
+    """The metrics of the C classes that occur in the labels; row i is that of class `classes[i]`.
 
     p, r, f1 and the counts tp, fp are taken at one confidence, `best_confidence`, where the mean F1 curve peaks.
     """
@@ -115,7 +115,7 @@ class ClassMetrics:
     r: np.ndarray  # (C,) recall 0-1
     f1: np.ndarray  # (C,) 0-1
     ap: np.ndarray  # (C, T) average precision at each IoU threshold 0-1
-    tp: np.ndarray  # (C,) int, right predictions
+    tp: np.ndarray  # (C,) int, correct predictions
     fp: np.ndarray  # (C,) int, wrong predictions
     best_confidence: float
     p_curve: np.ndarray  # (C, 1000) over CONFIDENCE_GRID, at the first IoU threshold
@@ -125,31 +125,31 @@ class ClassMetrics:
 
     @property
     def ap50(self) -> np.ndarray:
-        """(C,) average precision at the first IoU threshold."""
+        """Returns the average precision (C,) at the first IoU threshold."""
         return self.ap[:, 0]
 
     def means(self) -> tuple[float, float, float, float]:
-        """Precision, recall, mAP at the first threshold and mAP over all thresholds; zeros without any class."""
+        """Returns precision, recall, mAP at the first threshold and mAP over all thresholds; zeros without classes."""
         if not len(self.classes):
             return 0.0, 0.0, 0.0, 0.0
         return float(self.p.mean()), float(self.r.mean()), float(self.ap50.mean()), float(self.ap.mean())
 
     def map_per_class(self, nc: int) -> np.ndarray:
-        """(nc,) mAP over all thresholds of every class; the overall mean for classes that no label has."""
+        """Returns the mAP (nc,) of every class over all thresholds; the mean over classes for one without labels."""
         per_class = np.full(nc, self.means()[3])
         per_class[self.classes] = self.ap.mean(1)
         return per_class
 
 
 def precision_envelope(recall: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The curve (n,) with both ends added and each precision raised to the best at its recall or beyond: (n + 2,)."""
+    """Returns the curve (n,) as (n + 2,): with both ends, each precision being the maximum at its recall or above."""
     recall = np.concatenate([[0.0], recall, [1.0]])
     precision = np.concatenate([[1.0], precision, [0.0]])
     return recall, np.maximum.accumulate(precision[::-1])[::-1]
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area under the precision envelope, sampled at 101 recalls as COCO does, by the trapezoidal rule.
+    """Returns the area under the precision envelope at 101 recalls, by the trapezoidal rule.
 
     recall and precision: (n,) 0-1, recall ascending.
     """
@@ -160,16 +160,16 @@ def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
 def ap_per_class(
     tp: np.ndarray, conf: np.ndarray, pred_cls: np.ndarray, target_cls: np.ndarray, eps: float = 1e-16
 ) -> ClassMetrics:
-    """Precision, recall, F1 and average precision of each class in the labels, over a whole data set.
+    """Returns precision, recall, F1 and average precision of each class in the labels of a data set.
 
-    tp:         (n, T) bool, right at each IoU threshold (`match_predictions`).
+    tp:         (n, T) bool, correct at each IoU threshold (`match_predictions`).
     conf:       (n,) confidence 0-1.
     pred_cls:   (n,) class of each prediction.
     target_cls: (m,) class of each label.
 
     Equal confidences keep their order. A class without predictions scores zero; one without labels is left out.
     """
-    order = np.lexsort((-conf, pred_cls))  # class by class, inside a class from the most confident on
+    order = np.lexsort((-conf, pred_cls))  # class by class, in a class by descending confidence
     tp, conf, pred_cls = tp[order].astype(bool), conf[order], pred_cls[order]
     classes, labels_per_class = np.unique(target_cls, return_counts=True)
     starts, ends = np.searchsorted(pred_cls, classes, "left"), np.searchsorted(pred_cls, classes, "right")
@@ -184,7 +184,7 @@ def ap_per_class(
         recall = right / (n_labels + eps)
         precision = right / (right + wrong)
 
-        # np.interp wants ascending positions, and confidence descends
+        # np.interp takes ascending positions, and confidence descends
         falling = -conf[start:end]
         r_curve[c] = np.interp(-CONFIDENCE_GRID, falling, recall[:, 0], left=0)
         p_curve[c] = np.interp(-CONFIDENCE_GRID, falling, precision[:, 0], left=1)
@@ -220,11 +220,13 @@ def ap_by_area(
     label_area: np.ndarray,
     limits: tuple[float, float],
 ) -> ClassMetrics:
-    """Metrics of the labels whose area lies within limits, as COCO's metric sees sizes: neither right nor wrong are
-    predictions paired with other labels, and those that are paired with none and whose own area lies outside.
+    """Returns the metrics of the labels whose area lies within limits (low, high).
+
+    As in COCO's metric, predictions that are paired with other labels are left out, and so are predictions without a
+    pair whose own area lies outside.
 
     predictions, partner, iou: as in `utils.evaluation.evaluator.Boxes`.
-    label_classes, label_area: (m,) of each label; pixels of the original image.
+    label_classes, label_area: (m,) of each label; areas in pixels of the original image.
     """
     low, high = limits
     area = (predictions[:, 2:4] - predictions[:, :2]).prod(1)
@@ -236,7 +238,7 @@ def ap_by_area(
 
 
 def fitness(results: np.ndarray) -> np.ndarray:
-    """The one number (n,) that the best checkpoint has most of, from rows (n, >= 4): P, R, mAP50, mAP50-95."""
+    """Returns the fitness (n,) of rows (n, >= 4): P, R, mAP50, mAP50-95. The best checkpoint has the highest."""
     return results[:, :4] @ np.array([0.0, 0.0, 0.1, 0.9])
 
 
@@ -244,14 +246,13 @@ def fitness(results: np.ndarray) -> np.ndarray:
 
 
 class ConfusionMatrix:
-    """Counts of predicted class (rows) against true class (columns); the last of each, `nc`, is the background.
+    """The counts of predicted class (rows) against true class (columns); number `nc` of each is the background.
 
-    matrix:            (nc + 1, nc + 1). Column nc holds false alarms, row nc missed objects.
-    conf:              a prediction counts when its confidence is above this.
-    iou_thres:         a prediction and a label can be a pair when their IoU is above this.
-    count_every_image: v6.1 counts the false alarms of an image only if something in that image was matched, and its
-                       `val` passes no image without predictions. True counts all false alarms (and asks the caller
-                       to pass every image).
+    matrix:            (nc + 1, nc + 1). Column nc counts false positives, row nc missed objects.
+    conf:              only predictions of higher confidence count.
+    iou_thres:         a prediction and a label can be a pair if their IoU is above this.
+    count_every_image: True counts all false positives, if every image is passed. v6.1 counts those of an image only if
+                       a prediction in it was matched, and leaves out images without predictions.
     """
 
     def __init__(self, nc: int, conf: float = 0.25, iou_thres: float = 0.45, count_every_image: bool = False):
@@ -267,11 +268,11 @@ class ConfusionMatrix:
         labels: torch.Tensor,
         images: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
-        """Counts one image, or several.
+        """Adds the counts of one image or several.
 
         predictions: (N, 6): x1, y1, x2, y2 in pixels, confidence, class.
         labels:      (M, 5): class, x1, y1, x2, y2 in pixels.
-        images:      the image of each prediction (N,) and of each label (M,), int; None where all are of one.
+        images:      the image of each prediction (N,) and of each label (M,), int; None where all are of one image.
         """
         predictions, labels = _array(predictions), _array(labels)
         image, label_image = _images_of(predictions, labels, images)
@@ -281,33 +282,33 @@ class ConfusionMatrix:
         chosen, label = self._pairs(predictions, labels, image, label_image)
         missed = np.ones(len(true), dtype=bool)
         missed[label] = False
-        false_alarm = np.ones(len(predicted), dtype=bool)
-        false_alarm[chosen] = False
+        false_positive = np.ones(len(predicted), dtype=bool)
+        false_positive[chosen] = False
         if not self.count_every_image:
-            false_alarm &= np.isin(image, image[chosen])
+            false_positive &= np.isin(image, image[chosen])
 
         np.add.at(self.matrix, (predicted[chosen], true[label]), 1)
         np.add.at(self.matrix, (self.nc, true[missed]), 1)
-        np.add.at(self.matrix, (predicted[false_alarm], self.nc), 1)
+        np.add.at(self.matrix, (predicted[false_positive], self.nc), 1)
 
     def _pairs(
         self, predictions: np.ndarray, labels: np.ndarray, image: np.ndarray, label_image: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Which prediction (k,) goes with which label (k,): those that overlap most, whatever their classes."""
+        """The pairs of a prediction (k,) and a label (k,) of highest IoU, whatever their classes."""
         prediction, label = same_group(image, 0, label_image, 0)
         iou = iou_of_pairs(predictions[:, :4], labels[:, 1:], prediction, label)
         near = iou > self.iou_thres
         prediction, label, iou = _claims(prediction[near], label[near], iou[near])
-        order = np.lexsort((prediction, iou, label))  # between equals v6.1 takes the later prediction
+        order = np.lexsort((prediction, iou, label))  # of equal IoUs v6.1 takes the later prediction
         best = order[np.flatnonzero(np.diff(label[order], append=-1))]
         return prediction[best], label[best]
 
     def tp_fp(self) -> tuple[np.ndarray, np.ndarray]:
-        """Right and wrong predictions of each class, (nc,) and (nc,); objects that were missed are in neither."""
-        right = self.matrix.diagonal()
-        wrong = self.matrix.sum(1) - right
-        return right[:-1], wrong[:-1]
+        """Returns the numbers of correct and of wrong predictions of each class, (nc,) and (nc,)."""
+        correct = self.matrix.diagonal()
+        wrong = self.matrix.sum(1) - correct
+        return correct[:-1], wrong[:-1]
 
     def normalized(self) -> np.ndarray:
-        """Each column as shares of the objects of its class (background: of the false alarms), 0-1."""
+        """Returns each column divided by its sum, the number of objects of its class (background: false positives)."""
         return self.matrix / (self.matrix.sum(0, keepdims=True) + 1e-9)

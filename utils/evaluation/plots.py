@@ -1,9 +1,9 @@
-"""From numbers to pictures: mosaics of batches, charts of labels and metrics.
+"""Images of an evaluation: mosaics of batches, charts of labels and metrics.
 
-Charts are matplotlib `Figure` objects, made and saved here without pyplot: no backend is chosen and no figure of the
-caller is touched. matplotlib and Pillow are imported where they are used. No function changes its arguments.
+Charts are matplotlib `Figure` objects without pyplot, so that no backend is chosen and the caller's figures are left
+alone. matplotlib is imported where it is used. No function changes its arguments.
 
-`names` is everywhere a list of class names or a dict from class number to name; a class without one shows its number.
+`names` is always a list of class names or a dict from class number to name; a class without a name shows its number.
 """
 
 import csv
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from utils.boxes import xywhn_to_xyxy, xyxy_to_xywhn
-from utils.drawing import Annotator, Names, class_name, colors, find_font, shorten, visible
+from utils.drawing import Annotator, Names, class_name, colors, find_font, shorten, visible, write_image
 from utils.evaluation.metrics import CONFIDENCE_GRID, RECALL_GRID, ClassMetrics, ConfusionMatrix, fitness
 from utils.files import atomic_write
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 # --- mosaics of batches -----------------------------------------------------------------------------------------------
 
 
-def found_to_targets(found: Sequence[torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
-    """Predictions of a batch as rows (T, 7) for `plot_batch`: image, class, x, y, w, h as 0-1 of the input, confidence.
+def detections_to_targets(detections: Sequence[torch.Tensor], shape: tuple[int, int]) -> torch.Tensor:
+    """Returns the detections of a batch as rows (T, 7) for `plot_batch`: image, class, x, y, w, h (0-1), confidence.
 
-    found: per image (n, 6): x1, y1, x2, y2 in pixels of the input, confidence, class.
-    shape: (height, width) of the input.
+    detections: per image (n, 6): x1, y1, x2, y2 in pixels of the input, confidence, class.
+    shape:      (height, width) of the input in pixels.
     """
     rows = []
-    for i, boxes in enumerate(found):
+    for i, boxes in enumerate(detections):
         boxes = boxes.detach().cpu().float()
         image = torch.full((len(boxes), 1), float(i))
         xywhn = xyxy_to_xywhn(boxes[:, :4], shape[1], shape[0])
@@ -56,14 +56,14 @@ def plot_batch(
     max_side: int = 1920,
     min_tile: int = 320,
 ) -> None:
-    """Writes a mosaic of the first images of a batch with their boxes, filled column by column.
+    """Writes a mosaic of the first images of a batch with their boxes, column by column.
 
-    images:      (B, C, H, W) RGB, grey, or of more channels (the first is drawn), uint8, or floating point 0-1.
-    targets:     (T, 6) labels: image index, class, x, y, w, h as 0-1 of the image; or (T, 7) predictions, confidence
-                 last, of which those above conf_thres are drawn.
-    image_paths: file of each image, to write its name on its tile.
-    max_side:    the mosaic's longer side in pixels, at most.
-    min_tile:    tiles are enlarged to this side in pixels where max_side allows.
+    images:      (B, C, H, W) RGB, else the first channel in grey; uint8, or floating point 0-1.
+    targets:     (T, 6) labels: image index, class, x, y, w, h, 0-1 of the image; or (T, 7) detections with their
+                 confidence last, of which those above conf_thres are drawn.
+    image_paths: the file of each image, whose name is written on its tile.
+    max_side:    maximum of the mosaic's longer side in pixels.
+    min_tile:    smaller tiles are enlarged to this side in pixels, as far as max_side allows.
     """
     images, targets = images[:max_images].detach().cpu(), targets.detach().cpu().float().numpy()
     if not len(images):
@@ -83,11 +83,11 @@ def plot_batch(
         tile[[0, -1]], tile[:, [0, -1]] = 255, 255
         x, y = i // rows * tile_w, i % rows * tile_h
         mosaic[y : y + tile_h, x : x + tile_w] = tile
-    _write_image(mosaic, path)
+    write_image(path, mosaic[..., ::-1])
 
 
 def _to_pixels(image: torch.Tensor) -> np.ndarray:
-    """A picture (C, H, W), uint8 or floating point 0-1, as uint8 (H, W, 3)."""
+    """An image (C, H, W), uint8 or floating point 0-1, as uint8 (H, W, 3)."""
     if len(image) != 3:
         image = image[:1].expand(3, -1, -1)
     if image.is_floating_point():
@@ -102,7 +102,7 @@ def _interpolation(scale: float) -> int:
 def _annotate_tile(
     tile: np.ndarray, rows: np.ndarray, names: Names | None, title: str, conf_thres: float
 ) -> np.ndarray:
-    """The picture with boxes from rows (n, 5 or 6): class, x, y, w, h as 0-1 of the picture, perhaps confidence."""
+    """A copy of an image with boxes from rows (n, 5 or 6): class, x, y, w, h (0-1), and the confidence if any."""
     if rows.shape[1] > 5:
         rows = rows[rows[:, 5] > conf_thres]
     labels = [class_name(names, int(row[0]), 24) + "".join(f" {c:.1f}" for c in row[5:]) for row in rows]
@@ -113,7 +113,7 @@ def _annotate_tile(
     boxes = xywhn_to_xyxy(rows[:, 1:5], tile.shape[1], tile.shape[0])
     for box, row in zip(boxes, rows):
         annotator.rectangle(box, colors(row[0]))
-    # Captions after all outlines, so that none is struck through; the first, most confident, on top.
+    # captions after all outlines, so that no line crosses them; the most confident on top
     for box, row, label in reversed(list(zip(boxes, rows, labels))):
         annotator.caption(box, label, colors(row[0]))
     if title:
@@ -121,31 +121,24 @@ def _annotate_tile(
     return annotator.result()
 
 
-def _write_image(image: np.ndarray, path: str | Path) -> None:
-    """Writes an RGB picture in the format of the path's suffix; paths may hold any characters, unlike cv2.imwrite's."""
-    encoded = cv2.imencode(Path(path).suffix, image[..., ::-1])[1]
-    with atomic_write(path) as file:
-        file.write(encoded.tobytes())
-
-
 # --- charts -----------------------------------------------------------------------------------------------------------
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure of that many inches, whose layout leaves room for every text."""
+    """An empty figure of that many inches, whose layout makes room for every text."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: "Figure", path: Path, dpi: int) -> None:
-    """Writes a figure. It is laid out once, not by drawing all of it beforehand, as savefig would."""
+    """Writes a figure. Its layout is computed once; savefig alone would first draw the whole figure for it."""
     figure.set_dpi(dpi)
     with atomic_write(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # find_font has said so
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # find_font has warned already
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine(None)
-        options = {"compress_level": 1} if path.suffix == ".png" else {}  # a third of the time, a fifth more bytes
+        options = {"compress_level": 1} if path.suffix == ".png" else {}  # a third of the time for a fifth more bytes
         figure.savefig(file, format=path.suffix[1:], dpi=dpi, pil_kwargs=options)
 
 
@@ -155,13 +148,13 @@ def _font_family(texts: Sequence[str]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib shows as it is: no mathematics, and not left out of the legend."""
+    """The text escaped, so that matplotlib shows it as it is and does not leave it out of the legend."""
     text = text.replace("$", r"\$")
     return " " + text if text.startswith("_") else text
 
 
 def _rotation(ticks: Sequence[str], room: int) -> int:
-    """Degrees to turn names below an axis that has room for so many characters."""
+    """Degrees by which to turn the names below an axis with room for that many characters."""
     widest = max(map(len, ticks), default=0)
     return 0 if len(ticks) * (widest + 1) <= room else 90
 
@@ -173,7 +166,7 @@ def _rgb(i: int) -> tuple[float, ...]:
 def plot_labels(labels: np.ndarray, names: Names | None, save_dir: str | Path) -> None:
     """Writes labels.jpg (classes, boxes, positions, sizes) and labels_correlogram.jpg of a data set.
 
-    labels: (n, 5): class, x, y, w, h as 0-1 of their image.
+    labels: (n, 5): class, x, y, w, h, 0-1 of the image.
     """
     save_dir = Path(save_dir)
     figure = _figure(8, 8)
@@ -214,8 +207,8 @@ def _centred_boxes(labels: np.ndarray, side: int = 1000) -> np.ndarray:
 
 
 def _density(axes: "Axes", x: np.ndarray, y: np.ndarray) -> None:
-    """How many points lie where in the unit square; the darkest tenth of the cells is drawn alike."""
-    bins = int(np.clip(np.sqrt(len(x)), 10, 50))  # a few points in small cells are but specks
+    """Draws the density of points in the unit square; the tenth of the cells with the most points is equally dark."""
+    bins = int(np.clip(np.sqrt(len(x)), 10, 50))  # few points need large cells to be seen
     counts = np.histogram2d(y, x, bins, range=((0, 1), (0, 1)))[0]
     darkest = np.quantile(counts[counts > 0], 0.9) if counts.any() else 1
     visible = np.ma.masked_equal(counts, 0)
@@ -223,7 +216,7 @@ def _density(axes: "Axes", x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _plot_correlogram(xywh: np.ndarray, path: Path) -> None:
-    """Each of x, y, w, h against each: densities below the diagonal, histograms on it."""
+    """Writes a chart of x, y, w and h against each other: densities below the diagonal, histograms on it."""
     quantities = ("x", "y", "width", "height")
     figure = _figure(8, 8)
     grid = figure.subplots(4, 4, sharex="col")
@@ -251,7 +244,7 @@ def plot_results(file: str | Path) -> Path:
     folder = Path(file).parent
     files = sorted(folder.glob("results*.csv"))
     if not files:
-        raise FileNotFoundError(f"no results*.csv in {folder}; train.py writes it there")
+        raise FileNotFoundError(f"{folder}: there is no results*.csv; give a folder that train.py wrote")
     figure = _figure(12, 6)
     axes = figure.subplots(2, 5).ravel()
     for csv_file in files:
@@ -275,7 +268,7 @@ def plot_results(file: str | Path) -> Path:
 
 
 def plot_evolution(file: str | Path) -> Path:
-    """Writes evolve.png beside evolve.csv: fitness by each hyper-parameter, later trials brighter, the best marked."""
+    """Writes evolve.png beside evolve.csv: fitness by hyper-parameter, later trials brighter, the best marked."""
     file = Path(file)
     titles, values = _read_results(file)
     fit = fitness(values)
@@ -305,11 +298,11 @@ def _read_results(file: Path) -> tuple[list[str], np.ndarray]:
         titles = [title.strip() for title in next(reader, [])]
         rows = [(reader.line_num, row) for row in reader if row]
     if len(titles) < 11 or not rows:
-        raise ValueError(f"{file}: expected a line of at least 11 titles and then one line for each epoch")
+        raise ValueError(f"{file}: expected a line of at least 11 titles, then one line per epoch")
     values = np.empty((len(rows), len(titles)))
     for i, (line, row) in enumerate(rows):
         if len(row) != len(titles):
-            raise ValueError(f"{file}:{line}: expected {len(titles)} numbers, found {len(row)}")
+            raise ValueError(f"{file}:{line}: expected {len(titles)} numbers, got {len(row)}")
         try:
             values[i] = [float(value) for value in row]
         except ValueError as error:
@@ -318,9 +311,9 @@ def _read_results(file: Path) -> tuple[list[str], np.ndarray]:
 
 
 def plot_study(files: Sequence[str | Path], path: str | Path, reference: bool = False) -> None:
-    """Writes a chart of mAP over time from the files of `val.py --task study`, a line for each.
+    """Writes a chart of mAP against inference time from the files of `val.py --task study`, a line for each file.
 
-    reference: with EfficientDet D0 to D7 on COCO (Tan et al., CVPR 2020, table 2: AP of val, ms on a V100, batch 1).
+    reference: add EfficientDet D0 to D7 on COCO (Tan et al., CVPR 2020, table 2: AP of val, ms on a V100, batch 1).
     """
     figure = _figure(9, 6)
     axes = figure.subplots()
@@ -359,7 +352,7 @@ def plot_curves(metrics: ClassMetrics, save_dir: str | Path, names: Names | None
 def _plot_curve(
     path: Path, x: np.ndarray, curves: np.ndarray, labels: list[str], mean_label: str, axis_labels: tuple[str, str]
 ) -> None:
-    """One line per class (C, 1000), named in the legend where there are few, and a bold one for their mean."""
+    """Draws a line per class (C, 1000), named in the legend if there are 20 or fewer, and a bold one for the mean."""
     figure = _figure(9, 6)
     axes = figure.subplots()
     if len(curves) <= 20:
@@ -378,7 +371,7 @@ def _plot_curve(
 
 
 def plot_confusion_matrix(confusion: ConfusionMatrix, save_dir: str | Path, names: Names | None = None) -> None:
-    """Writes confusion_matrix.png: what the objects of each class (columns) were taken for (rows), as shares of 1."""
+    """Writes confusion_matrix.png: of the objects of each class (column) the share predicted as each class (row)."""
     nc = confusion.nc
     shares = confusion.normalized()
     shares[shares < 0.005] = np.nan  # blank

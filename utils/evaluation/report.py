@@ -1,4 +1,4 @@
-"""What an evaluation writes besides its numbers: tables, pictures, label files, curves."""
+"""What an evaluation reports: tables, images, label files, curves."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,23 +7,34 @@ import cv2
 import numpy as np
 
 from utils.data.images import read_image
-from utils.drawing import Annotator, class_name
+from utils.drawing import Annotator, class_name, write_image
 from utils.evaluation.coco import AREAS, CocoMetrics, Truth
-from utils.evaluation.errors import BACKGROUND, BOTH, CLASS, DUPLICATE, KINDS, MISSED, PLACED, RIGHT, Errors
+from utils.evaluation.errors import (
+    BACKGROUND,
+    BOTH,
+    CLASSIFICATION,
+    CORRECT,
+    DUPLICATE,
+    KINDS,
+    LOCALIZATION,
+    MISSED,
+    Errors,
+)
 from utils.evaluation.evaluator import Boxes, EvaluatedBatch, Evaluation
 from utils.evaluation.metrics import ap_by_area
-from utils.evaluation.plots import found_to_targets, plot_batch, plot_confusion_matrix, plot_curves
-from utils.inference.outputs import result_stems, write_image, write_labels
+from utils.evaluation.plots import detections_to_targets, plot_batch, plot_confusion_matrix, plot_curves
+from utils.inference.outputs import result_stems, write_labels
 
-WHY_THEY_DIFFER = (
-    "COCO: 100 boxes an image, paired anew at each IoU, crowds left out; "
-    "v6.1: 300, paired once at 0.5, curve by trapezoids"
+COCO_AND_V61 = (
+    "COCO counts 100 detections per image, matches them again at each IoU and leaves crowds out; "
+    "v6.1 counts 300, matches them once at IoU 0.5 and integrates by trapezoids"
 )
-ERROR_COLOURS = {  # BGR; those of Okabe and Ito, which the colour-blind can tell apart
-    RIGHT: (115, 158, 0), PLACED: (0, 159, 230), CLASS: (167, 121, 204), BOTH: (0, 94, 213), DUPLICATE: (233, 180, 86),
+ERROR_COLOURS = {  # BGR; Okabe and Ito's colours, which the colour-blind can tell apart
+    CORRECT: (115, 158, 0), LOCALIZATION: (0, 159, 230), CLASSIFICATION: (167, 121, 204),
+    BOTH: (0, 94, 213), DUPLICATE: (233, 180, 86),
     BACKGROUND: (66, 228, 240), MISSED: (178, 114, 0),
 }  # fmt: skip
-ERROR_SIDE, LEGEND = 1280, 28  # pixels: the longer side of pictures of errors, and the strip below them
+ERROR_SIDE, LEGEND = 1280, 28  # pixels: longer side of the drawings, height of the strip below them
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -35,7 +46,7 @@ def _row(name: str, counts: Sequence[int], numbers: Sequence[float]) -> str:
 
 
 def size_table(result: Evaluation) -> str:
-    """v6.1's metrics of small, medium and large objects apart, by the area of their boxes in the original images."""
+    """Returns a table of v6.1's metrics for small, medium and large objects, by box area in the original images."""
     boxes = result.boxes
     area = (boxes.labels[:, 3:] - boxes.labels[:, 1:3]).prod(1)
     rows = [f"{'By size':>22}" + "".join(f"{t:>11}" for t in ("Labels", "P", "R", "mAP@.5", "mAP@.5:.95"))]
@@ -47,7 +58,7 @@ def size_table(result: Evaluation) -> str:
 
 
 def coco_table(coco: CocoMetrics, truth: Truth, names: Sequence[str], verbose: bool) -> str:
-    """COCO's numbers: of all objects, by size, and when verbose of each class that occurs."""
+    """Returns a table of COCO's numbers: all objects, by size, and when verbose each class that occurs."""
     s = coco.statistics
     titles = ("Labels", "AP", "AP50", "AP75", "AR100")
     rows = [f"{'COCO':>22}" + "".join(f"{title:>11}" for title in titles)]
@@ -64,7 +75,7 @@ def coco_table(coco: CocoMetrics, truth: Truth, names: Sequence[str], verbose: b
 
 
 def _coco_numbers(coco: CocoMetrics, area: int, classes: slice = slice(None)) -> list[float]:
-    """AP, AP50, AP75, AR100 of a range of areas (0 is all) and some classes; NaN without objects."""
+    """AP, AP50, AP75 and AR100 of one range of areas (0 is all) and some classes; NaN without objects."""
     precision, recall = coco.precision[:, classes, area], coco.recall[:, classes, area]
     known = ~np.isnan(precision[0])
     if not known.any():
@@ -76,23 +87,23 @@ def _coco_numbers(coco: CocoMetrics, area: int, classes: slice = slice(None)) ->
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def picture_writer(save_dir: Path, names: list[str], batches: int = 3) -> Callable[[EvaluatedBatch], None]:
-    """Mosaics of labels and of predictions of the first batches."""
+def mosaic_writer(save_dir: Path, names: list[str], batches: int = 3) -> Callable[[EvaluatedBatch], None]:
+    """Returns an observer that writes mosaics of the labels and the predictions of the first batches."""
 
     def write(batch: EvaluatedBatch) -> None:
         if batch.number < batches:
             stem = save_dir / f"val_batch{batch.number}"
             plot_batch(batch.images, batch.targets, f"{stem}_labels.jpg", names, batch.paths)
-            predictions = found_to_targets(batch.found, batch.images.shape[2:])
+            predictions = detections_to_targets(batch.detections, batch.images.shape[2:])
             plot_batch(batch.images, predictions, f"{stem}_pred.jpg", names, batch.paths)
 
     return write
 
 
 def text_writer(folder: Path, files: Sequence[str], save_conf: bool) -> Callable[[EvaluatedBatch], None]:
-    """A label file per image with predictions: class x y w h [confidence], 0-1 of the original image.
+    """Returns an observer that writes a label file per image with detections: class x y w h [confidence], 0-1.
 
-    files: all images there are, for names of which none comes twice.
+    files: all images of the split, so that no two label files get the same name.
     """
     stems = dict(zip(files, result_stems(files)))
 
@@ -104,22 +115,22 @@ def text_writer(folder: Path, files: Sequence[str], save_conf: bool) -> Callable
 
 
 def draw_errors(folder: Path, boxes: Boxes, errors: Errors, images: Sequence[int], names: Sequence[str]) -> list[Path]:
-    """Pictures of the errors above `errors.confidence` in these images: what is right in thin lines, each error in the
-    colour of its kind, which stands below. The numbers in the files' names are their places in `images`.
+    """Writes drawings of these images with their errors above `errors.confidence`, and returns the files.
 
-    Returns the files written; pictures that are no files of their own (tar shards) are left out.
+    Correct boxes have thin lines; the colours of the kinds of errors are explained at the bottom. A file name begins
+    with the image's position in `images`. Images that are not files of their own (tar shards) are left out.
     """
     files = []
     stems = result_stems([boxes.paths[i] for i in images])
-    for place, (i, stem) in enumerate(zip(images, stems), 1):
+    for position, (i, stem) in enumerate(zip(images, stems), 1):
         if Path(boxes.paths[i]).is_file():
             folder.mkdir(exist_ok=True)
-            picture = _error_picture(read_image(boxes.paths[i]), i, boxes, errors, names)
-            files.append(write_image(folder / f"{place:02d}_{stem}.jpg", picture))
+            drawn = _draw_errors(read_image(boxes.paths[i]), i, boxes, errors, names)
+            files.append(write_image(folder / f"{position:02d}_{stem}.jpg", drawn))
     return files
 
 
-def _error_picture(image: np.ndarray, number: int, boxes: Boxes, errors: Errors, names: Sequence[str]) -> np.ndarray:
+def _draw_errors(image: np.ndarray, number: int, boxes: Boxes, errors: Errors, names: Sequence[str]) -> np.ndarray:
     scale = ERROR_SIDE / max(image.shape[:2])
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     height = image.shape[0]
@@ -134,21 +145,21 @@ def _error_picture(image: np.ndarray, number: int, boxes: Boxes, errors: Errors,
     colours = [ERROR_COLOURS[kind] for kind in kinds]
 
     annotator = Annotator(image, 1, 15, pil=True, example="".join(texts))
-    wrong = [k for k, kind in enumerate(kinds) if kind != RIGHT]
-    for k in sorted(range(len(kinds)), key=lambda k: kinds[k] != RIGHT):  # errors on top
-        annotator.line_width = 1 if kinds[k] == RIGHT else 3
+    wrong = [k for k, kind in enumerate(kinds) if kind != CORRECT]
+    for k in sorted(range(len(kinds)), key=lambda k: kinds[k] != CORRECT):  # errors on top
+        annotator.line_width = 1 if kinds[k] == CORRECT else 3
         annotator.rectangle(corners[k], colours[k])
     annotator.captions([corners[k] for k in wrong], [texts[k] for k in wrong], [colours[k] for k in wrong])
-    legend = {RIGHT: "right", **{kind: name for kind, (name, _) in KINDS.items()}}
-    for place, (kind, name) in enumerate(legend.items()):
-        at = (place * image.shape[1] // len(legend), height + 4)
+    legend = {CORRECT: "correct", **{kind: name for kind, (name, _) in KINDS.items()}}
+    for column, (kind, name) in enumerate(legend.items()):
+        at = (column * image.shape[1] // len(legend), height + 4)
         annotator.text(at, name, txt_color=(0, 0, 0) if sum(ERROR_COLOURS[kind]) > 350 else (255, 255, 255),
                        color=ERROR_COLOURS[kind])  # fmt: skip
     return annotator.result()
 
 
 def write_figures(result: Evaluation, save_dir: Path) -> None:
-    """The confusion matrix and, where anything was found, the precision, recall and F1 curves."""
+    """Writes the confusion matrix and, if any prediction is correct, the precision, recall and F1 curves."""
     plot_confusion_matrix(result.confusion, save_dir, result.names)
     if result.metrics.tp.any():
         plot_curves(result.metrics, save_dir, result.names)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.drawing import write_image
 from utils.files import atomic_write
-from utils.inference.outputs import write_image
 
 MAPS = 32  # of a layer at most are drawn
 COLUMNS = 8

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from utils.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_xywh, xyxy_to_xywhn
 from utils.data.images import VIDEO_SUFFIXES
+from utils.drawing import write_image
 from utils.files import atomic_write, increment_path
 
 
@@ -125,18 +125,3 @@ class CropNames:
                 if stem in self._known:
                     return stem
         return name if name in self._known else None
-
-
-def write_image(path: str | Path, picture: np.ndarray) -> Path:
-    """Writes a BGR picture in the format of the path's suffix, or as .jpg where OpenCV has no writer for that.
-
-    Returns the path written.
-    """
-    path = Path(path)
-    # asked by a made-up name: OpenCV crashes over the real one where its bytes are no UTF-8
-    if not (path.suffix and path.suffix.isascii() and cv2.haveImageWriter(f"a{path.suffix}")):
-        path = path.with_name(f"{path.stem}.jpg")
-    # not cv2.imwrite, which on Windows opens no path with letters outside the local code page
-    with atomic_write(path, sync=False) as file:
-        file.write(cv2.imencode(path.suffix, picture)[1].tobytes())
-    return path

@@ -17,7 +17,7 @@ import torch
 
 from utils import dist
 from utils.boxes import xyxy_to_xywh
-from utils.drawing import automatic_line_width, draw_boxes
+from utils.drawing import automatic_line_width, draw_boxes, write_image
 from utils.inference.ledger import Ledger
 from utils.inference.outputs import (
     CropNames,
@@ -25,7 +25,6 @@ from utils.inference.outputs import (
     crop_folder,
     result_stems,
     write_crop,
-    write_image,
     write_labels,
 )
 from utils.inference.sources import VIDEO, Frame, Source

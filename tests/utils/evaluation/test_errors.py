@@ -8,12 +8,12 @@ from utils.evaluation import errors as module
 from utils.evaluation.errors import (
     BACKGROUND,
     BOTH,
-    CLASS,
+    CLASSIFICATION,
+    CORRECT,
     DUPLICATE,
     KINDS,
+    LOCALIZATION,
     MISSED,
-    PLACED,
-    RIGHT,
     explain_errors,
     worst_images,
 )
@@ -33,10 +33,10 @@ def boxes_of(found, labels, image=None, label_image=None):
 
 LABELS = [[0, 0, 0, 100, 100], [1, 0, 100, 100, 200], [0, 200, 0, 260, 60]]
 OF_EACH_KIND = [
-    ([0, 0, 100, 100, 0.9, 0], RIGHT),
+    ([0, 0, 100, 100, 0.9, 0], CORRECT),
     ([0, 0, 100, 95, 0.8, 0], DUPLICATE),
-    ([0, 100, 100, 200, 0.7, 0], CLASS),
-    ([0, 140, 100, 240, 0.6, 1], PLACED),  # 0.43
+    ([0, 100, 100, 200, 0.7, 0], CLASSIFICATION),
+    ([0, 140, 100, 240, 0.6, 1], LOCALIZATION),  # 0.43
     ([210, 30, 270, 90, 0.5, 1], BOTH),  # 0.26 with an object of the other class
     ([280, 150, 299, 199, 0.4, 1], BACKGROUND),
 ]
@@ -44,37 +44,45 @@ OF_EACH_KIND = [
 
 def test_one_of_each_kind():
     boxes = boxes_of([row for row, _ in OF_EACH_KIND], LABELS)
-    found = explain_errors(boxes, 0.25)
-    assert found.kind.tolist() == [kind for _, kind in OF_EACH_KIND]
-    assert found.missed.tolist() == [False, False, True]  # the second is only badly placed, and of a wrong class
-    assert found.counts == {RIGHT: 1, PLACED: 1, CLASS: 1, DUPLICATE: 1, BACKGROUND: 1, BOTH: 1, MISSED: 1}
-    rows = found.table().splitlines()
+    errors = explain_errors(boxes, 0.25)
+    assert errors.kind.tolist() == [kind for _, kind in OF_EACH_KIND]
+    assert errors.missed.tolist() == [False, False, True]  # the second has a localization and a classification error
+    assert errors.counts == {
+        CORRECT: 1,
+        LOCALIZATION: 1,
+        CLASSIFICATION: 1,
+        DUPLICATE: 1,
+        BACKGROUND: 1,
+        BOTH: 1,
+        MISSED: 1,
+    }
+    rows = errors.table().splitlines()
     assert len(rows) == 7 and max(map(len, rows)) <= 100
     assert explain_errors(boxes, 0.65).missed.tolist() == [False, False, True]
     assert explain_errors(boxes, 0.75).missed.tolist() == [False, True, True]
-    assert worst_images(boxes, found, 5) == [0]
+    assert worst_images(boxes, errors, 5) == [0]
 
 
 def test_gains_by_hand():
     """One class, two objects; the better box is 0.4 off its object, so AP falls from 0.995 to that of one late hit."""
     labels = [[0, 0, 0, 100, 100], [0, 200, 0, 300, 100]]
     boxes = boxes_of([[0, 60, 100, 160, 0.9, 0], [200, 0, 300, 100, 0.8, 0]], labels)
-    found = explain_errors(boxes, 0)
-    assert found.kind.tolist() == [PLACED, RIGHT] and not found.missed.any()
+    errors = explain_errors(boxes, 0)
+    assert errors.kind.tolist() == [LOCALIZATION, CORRECT] and not errors.missed.any()
     # recall 0.5 at precision 0.5, then a straight line to (1, 0), as v6.1 integrates
-    assert found.ap50 == pytest.approx(0.5 * 0.5 + 0.5 * 0.25, abs=0.005)
-    assert found.ap50 + found.gain[PLACED] == pytest.approx(0.995, abs=1e-6)
-    assert all(found.gain[kind] == 0 for kind in KINDS if kind != PLACED)
+    assert errors.ap50 == pytest.approx(0.5 * 0.5 + 0.5 * 0.25, abs=0.005)
+    assert errors.ap50 + errors.gain[LOCALIZATION] == pytest.approx(0.995, abs=1e-6)
+    assert all(errors.gain[kind] == 0 for kind in KINDS if kind != LOCALIZATION)
 
 
 def test_a_mended_object_is_counted_once():
-    """Three boxes of a wrong class on one object: the most confident becomes right, the others go."""
+    """Three boxes of a wrong class on one object: the most confident becomes correct, the others are dropped."""
     rows = [[0, 0, 100, 100, 0.9 - 0.1 * k, 1] for k in range(3)]
     boxes = boxes_of(rows, [[0, 0, 0, 100, 100]])
-    found = explain_errors(boxes, 0)
-    assert found.kind.tolist() == [CLASS] * 3
-    assert found.ap50 == 0 and found.gain[CLASS] == pytest.approx(0.995, abs=1e-6)
-    assert found.gain[MISSED] == found.gain[DUPLICATE] == 0
+    errors = explain_errors(boxes, 0)
+    assert errors.kind.tolist() == [CLASSIFICATION] * 3
+    assert errors.ap50 == 0 and errors.gain[CLASSIFICATION] == pytest.approx(0.995, abs=1e-6)
+    assert errors.gain[MISSED] == errors.gain[DUPLICATE] == 0
 
 
 def slow_kinds(boxes):
@@ -88,11 +96,11 @@ def slow_kinds(boxes):
             iou = w * h / (areas - w * h)
             same, other = (max(same, iou), other) if label[0] == box[5] else (same, max(other, iou))
         if partner >= 0:
-            kinds.append(RIGHT)
+            kinds.append(CORRECT)
         elif 0.1 <= same < 0.5:
-            kinds.append(PLACED)
+            kinds.append(LOCALIZATION)
         elif other >= 0.5:
-            kinds.append(CLASS)
+            kinds.append(CLASSIFICATION)
         elif same >= 0.5:
             kinds.append(DUPLICATE)
         else:
@@ -110,16 +118,16 @@ def test_against_a_slow_loop(monkeypatch, at_once):
     rows = np.column_stack([labels[near, 1:] + rng.normal(0, 12, (400, 4)), rng.random(400), rng.integers(0, 3, 400)])
     order = np.lexsort((-rows[:, 4], label_image[near]))
     boxes = boxes_of(rows[order], labels, label_image[near][order], label_image)
-    found = explain_errors(boxes, 0.3)
-    assert found.kind.tolist() == slow_kinds(boxes)
-    assert {*found.kind.tolist()} == {RIGHT, PLACED, CLASS, DUPLICATE, BACKGROUND, BOTH}
-    assert all(gain >= -1e-9 for gain in found.gain.values())
+    errors = explain_errors(boxes, 0.3)
+    assert errors.kind.tolist() == slow_kinds(boxes)
+    assert {*errors.kind.tolist()} == {CORRECT, LOCALIZATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH}
+    assert all(gain >= -1e-9 for gain in errors.gain.values())
     total = [
-        ((boxes.image == i) & (found.kind != RIGHT) & (boxes.predictions[:, 4] > 0.3)).sum()
-        + found.missed[label_image == i].sum()
+        ((boxes.image == i) & (errors.kind != CORRECT) & (boxes.predictions[:, 4] > 0.3)).sum()
+        + errors.missed[label_image == i].sum()
         for i in range(8)
     ]
-    worst = worst_images(boxes, found, 3)
+    worst = worst_images(boxes, errors, 3)
     assert [total[i] for i in worst] == sorted(total, reverse=True)[:3]
 
 

@@ -107,7 +107,7 @@ def test_mosaic_is_the_same_for_bytes_and_fractions_and_changes_neither(tmp_path
 def test_only_confident_predictions_are_drawn(tmp_path):
     found = [torch.tensor([[20.0, 20, 80, 80, 0.9, 1], [10, 10, 40, 40, 0.2, 2]]), torch.zeros(0, 6)]
     kept = [boxes.clone() for boxes in found]
-    targets = plots.found_to_targets(found, (100, 200))
+    targets = plots.detections_to_targets(found, (100, 200))
     np.testing.assert_allclose(targets, [[0, 1, 0.25, 0.5, 0.3, 0.6, 0.9], [0, 2, 0.125, 0.25, 0.15, 0.3, 0.2]])
     assert all(map(torch.equal, found, kept))
 
@@ -115,7 +115,7 @@ def test_only_confident_predictions_are_drawn(tmp_path):
     plots.plot_batch(images, targets, tmp_path / "both.png", NAMES)
     plots.plot_batch(images, targets[:1], tmp_path / "first.png", NAMES)
     assert np.array_equal(read(tmp_path / "both.png"), read(tmp_path / "first.png"))
-    assert plots.found_to_targets([], (100, 200)).shape == (0, 7)
+    assert plots.detections_to_targets([], (100, 200)).shape == (0, 7)
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
@@ -162,8 +162,8 @@ def test_results_chart(tmp_path):
     ("text", "message"),
     [
         ("", "expected a line of at least 11 titles"),
-        (HEADER, "then one line for each epoch"),
-        (HEADER + "0, 1, 2\n", r"results.csv:2: expected 14 numbers, found 3"),
+        (HEADER, "then one line per epoch"),
+        (HEADER + "0, 1, 2\n", r"results.csv:2: expected 14 numbers, got 3"),
         (HEADER + "\n" + "x, " * 13 + "1\n", r"results.csv:3: could not convert string to float: 'x'"),
     ],
 )
