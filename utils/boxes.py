@@ -124,14 +124,20 @@ def round_up(x: float, divisor: int) -> int:
 
 
 def check_image_size(size: int | list[int], stride: int = 32, floor: int = 0) -> int | list[int]:
-    """Image size (one number or [height, width], pixels) rounded up to a multiple of the stride, at least `floor`."""
+    """Returns an image size rounded up to a multiple of the stride, and to at least `floor`; logs what was changed.
+
+    `size` is one number or [height, width], in pixels. Raises ValueError for one below 1.
+    """
     sizes = [size] if isinstance(size, int) else list(size)
     if any(s < 1 for s in sizes):
         raise ValueError(f"image size must be positive, got {size}; give --imgsz a multiple of {stride}, such as 640")
     rounded = [max(round_up(s, stride), floor) for s in sizes]
-    if rounded != sizes:
-        LOGGER.warning(f"image size {size} is not a multiple of the model's stride {stride}; using {rounded}")
-    return rounded[0] if isinstance(size, int) else rounded
+    result = rounded[0] if isinstance(size, int) else rounded
+    rules = [f"not a multiple of the model's stride {stride}"] if any(s % stride for s in sizes) else []
+    rules += [f"less than the minimum of {floor}, {floor // stride} times the stride"] if min(sizes) < floor else []
+    if rules:
+        LOGGER.warning(f"image size {size} is {' and '.join(rules)}; using {result}")
+    return result
 
 
 # --- overlaps ---------------------------------------------------------------------------------------------------------

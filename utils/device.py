@@ -1,4 +1,4 @@
-"""Choosing the device and keeping time on it."""
+"""Chooses the device, and takes the time on it."""
 
 import os
 import time
@@ -10,22 +10,26 @@ from utils.log import LOGGER
 
 
 def select_device(name: str = "", batch_size: int = 0) -> torch.device:
-    """The device that `--device` asks for.
+    """Returns the device that `--device` names. A CUDA GPU also becomes the current one of torch.
 
-    name: "" takes the first CUDA GPU where there is one, else the CPU; "cpu"; "mps"; a GPU as "0" or "cuda:0". Of
-        several GPUs, "0,1", this process takes the first; under torchrun the one of its local rank, and "" is all.
-    batch_size: when several GPUs are listed it must be divisible by their number.
+    Args:
+        name: "" is the first CUDA GPU where there is one, else the CPU; "cpu"; "mps"; a GPU as "0" or "cuda:0". Of
+            several GPUs, "0,1", this process takes the first; under torchrun the one of its local rank, and "" is all.
+        batch_size: must be a multiple of the number of GPUs where several are listed.
+
+    Raises ValueError for a name that is none of these, and for a device that this machine does not have.
     """
-    wanted = str(name).strip().lower().replace("cuda:", "").replace("none", "").replace(" ", "")
-    if wanted == "cpu" or (wanted == "" and not torch.cuda.is_available()):
+    name = str(name).strip().lower().replace("cuda:", "").replace("none", "").replace(" ", "")
+    if name == "cpu" or (name == "" and not torch.cuda.is_available()):
         device = torch.device("cpu")
-    elif wanted == "mps":
+    elif name == "mps":
         if not torch.backends.mps.is_available():
             raise ValueError("--device mps: this machine has no Metal device; use --device cpu")
         device = torch.device("mps")
     else:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        device = _select_cuda(wanted or ",".join(map(str, range(processes))), batch_size)
+        device = _select_cuda(name or ",".join(map(str, range(processes))), batch_size)
+        torch.cuda.set_device(device)  # for calls that name no device, such as those that read memory or wait
     detail = f"{torch.get_num_threads()} threads"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -34,27 +38,31 @@ def select_device(name: str = "", batch_size: int = 0) -> torch.device:
     return device
 
 
-def _select_cuda(wanted: str, batch_size: int) -> torch.device:
-    ids = wanted.split(",")
+def _select_cuda(numbers: str, batch_size: int) -> torch.device:
+    ids = numbers.split(",")
     if not all(i.isdecimal() for i in ids):
-        raise ValueError(f"--device must be cpu, mps or GPU numbers such as 0 or 0,1, got {wanted!r}")
+        raise ValueError(f"--device must be cpu, mps or GPU numbers such as 0 or 0,1, got {numbers!r}")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     missing = [i for i in ids if int(i) >= available]
     if missing:
-        found = f"the GPUs here are 0 to {available - 1}" if available else "torch sees no CUDA GPU here"
-        raise ValueError(f"--device {wanted}: {found}; use {'one of them' if available else '--device cpu'}")
+        fact = f"this machine has the GPUs 0 to {available - 1}" if available else "torch finds no CUDA GPU here"
+        raise ValueError(f"--device {numbers}: {fact}; use {'one of them' if available else '--device cpu'}")
     if len(ids) > 1 and batch_size % len(ids):
-        raise ValueError(f"--batch-size {batch_size} must be divisible by the {len(ids)} GPUs of --device {wanted}")
-    mine = max(local_rank(), 0)
-    if mine >= len(ids):
+        raise ValueError(f"--batch-size {batch_size} must be a multiple of the {len(ids)} GPUs of --device {numbers}")
+    process = max(local_rank(), 0)
+    if process >= len(ids):
         raise ValueError(
-            f"torchrun started process {mine} of this machine, but --device {wanted} lists {len(ids)} GPUs"
+            f"--device {numbers} must list a GPU for each process of torchrun on this machine, got {len(ids)} and at "
+            f"least {process + 1} processes; list more GPUs, or lower --nproc-per-node"
         )
-    return torch.device(f"cuda:{int(ids[mine])}")
+    return torch.device(f"cuda:{int(ids[process])}")
 
 
 def mixed_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The type that `--amp` asks autocast for, or None for float32 alone: "auto" is fp16 on CUDA, off elsewhere."""
+    """Returns the type that `--amp` asks autocast for, None for float32 alone; "auto" is fp16 on CUDA, off elsewhere.
+
+    Raises ValueError for fp16 where there is no CUDA GPU.
+    """
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "off"
     if name == "fp16" and device.type != "cuda":
@@ -63,23 +71,23 @@ def mixed_precision(name: str, device: torch.device) -> torch.dtype | None:
 
 
 class Timer:
-    """Adds up the seconds spent inside `with timer:`, waiting for the GPU where there is one."""
+    """A stopwatch that adds up the seconds spent inside `with timer:`; on CUDA it waits for the GPU first."""
 
     def __init__(self, device: torch.device | str = "cpu"):
-        self.cuda = torch.device(device).type == "cuda"
+        self.device = torch.device(device)
         self.total = 0.0
 
     def _now(self) -> float:
-        if self.cuda:
-            torch.cuda.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def start(self) -> None:
-        """Begins; returns nothing, as a hook of torch has to."""
+        """Starts the watch; returns nothing, as a hook of torch must."""
         self._start = self._now()
 
     def stop(self) -> float:
-        """Seconds since `start`."""
+        """Stops the watch and returns the seconds since `start`."""
         self.last = self._now() - self._start
         self.total += self.last
         return self.last

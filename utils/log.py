@@ -1,14 +1,12 @@
-"""The project's logger: messages only, to stderr, silent on all processes but the first."""
+"""The logger of the project: it writes messages to stderr, and all but warnings in the first process only."""
 
 import logging
 import os
 import sys
 
-_CODES = {"bold": 1, "red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35, "cyan": 36}
-
 
 class _CurrentStderr(logging.StreamHandler):
-    """Writes to whatever sys.stderr is when the message comes, so that captured and redirected output works."""
+    """A handler that looks up sys.stderr at each message, so that captured and redirected output works."""
 
     def __init__(self):
         logging.Handler.__init__(self)
@@ -32,11 +30,3 @@ def _make_logger() -> logging.Logger:
 
 
 LOGGER = _make_logger()
-
-
-def colorstr(*words: str) -> str:
-    """The last word in the styles named by the others (`colorstr("blue", "bold", "train:")`); plain when not a tty."""
-    *styles, text = words
-    if not sys.stderr.isatty():
-        return text
-    return "".join(f"\033[{_CODES[s]}m" for s in styles or ("blue", "bold")) + text + "\033[0m"

@@ -130,6 +130,21 @@ def test_check_image_size_as_recorded(recorded):
         assert B.check_image_size(case["size"], case["stride"], case["floor"]) == case["out"]
 
 
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        (50, "image size 50 is not a multiple of the model's stride 32 and less than the minimum of 64; using 64"),
+        (32, "image size 32 is less than the minimum of 64; using 64"),
+        (100, "image size 100 is not a multiple of the model's stride 32; using 128"),
+        ([96, 100], "image size [96, 100] is not a multiple of the model's stride 32; using [96, 128]"),
+        (64, ""),
+    ],
+)  # fmt: skip
+def test_a_changed_size_is_explained(size, says, capsys):
+    B.check_image_size(size, 32, floor=64)
+    assert capsys.readouterr().err.strip().replace(", 2 times the stride", "") == says
+
+
 @pytest.mark.parametrize("size", [0, -32, [640, 0]])
 def test_sizes_must_be_positive(size):
     with pytest.raises(ValueError, match="must be positive"):

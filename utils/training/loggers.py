@@ -32,7 +32,7 @@ def parse_loggers(names: str) -> list[str]:
         if name not in TRACKERS:
             close = difflib.get_close_matches(name, TRACKERS, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"--log: unknown logger {name!r}{hint} There are {', '.join(TRACKERS)}.")
+            raise ValueError(f"--log must name loggers of {', '.join(TRACKERS)}, got {name!r}{hint}")
         cli.require(name, f"--log {name}")
     return wanted
 

@@ -63,20 +63,27 @@ class Network(nn.Module):
     ],
 )
 def test_fit_by_hand(sizes, used, free, share, batch):
-    assert fit_batch_size(sizes, [round(taken * GIB) for taken in used], round(free * GIB), share) == batch
+    assert fit_batch_size(sizes, [round(taken * GIB) for taken in used], share * round(free * GIB)) == batch
+
+
+@pytest.mark.parametrize("sizes", [(1, 2), (1, 2, 4), (1, 2, 4, 8, 16)])
+def test_memory_that_does_not_grow_gives_the_largest_size_measured(sizes):
+    """Whatever the number of bytes: a slope of rounding errors would promise any number of images."""
+    for used in (1, 3, 3_141_592_653, 2**31 - 1, 7**12, 10**11 + 1):
+        assert fit_batch_size(sizes, [used] * len(sizes), 10**12) == max(sizes)
 
 
 def test_a_size_that_failed_is_never_chosen(log):
-    used = [1.5 * GIB, 2 * GIB, 3 * GIB]
-    assert choose([1, 2, 4], used, 8, 100 * GIB, 0.9, 640) == 4
+    used = [3 * GIB // 2, 2 * GIB, 3 * GIB]
+    assert choose([1, 2, 4], used, 8, 100 * GIB, 640) == 4
     assert "batch size 4, memory ran out at 8; GiB by batch size: 1: 1.50, 2: 2.00, 4: 3.00" in log.text
-    assert choose([1, 2, 4], used, 8, 4 * GIB, 0.9, 640) == 5
+    assert choose([1, 2, 4], used, 8, 4 * GIB, 640) == 5
     assert "batch size 5, 90% of the 4.0 GiB that are free" in log.text
 
 
 def test_not_even_one_image():
     with pytest.raises(ValueError, match=r"not even one image of 1280 pixels fits into the 2\.0 GiB"):
-        choose([], [], 1, 2 * GIB, 0.9, 1280)
+        choose([], [], 1, 2 * GIB, 1280)
 
 
 # --- the measurement --------------------------------------------------------------------------------------------------

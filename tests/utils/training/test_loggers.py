@@ -93,7 +93,9 @@ def test_names(fake):
     fake("mlflow")
     assert parse_loggers("") == []
     assert parse_loggers(" WandB, mlflow,wandb,") == ["wandb", "mlflow"]
-    with pytest.raises(ValueError, match="unknown logger 'wanbd'; did you mean 'wandb'"):
+    with pytest.raises(
+        ValueError, match=r"--log must name loggers of tensorboard, wandb, mlflow, got 'wanbd'; did you mean 'wandb'\?$"
+    ):
         parse_loggers("wanbd")
 
 
