@@ -207,11 +207,11 @@ def broken_weights(kind: str, good: bytes) -> bytes:
         ("nothing", "cannot be read as a checkpoint (damaged, incomplete or another kind of file)"),
         ("text", "cannot be read as a checkpoint (damaged, incomplete or another kind of file)"),
         ("half", "cannot be read as a checkpoint (damaged, incomplete or another kind of file)"),
-        ("evil", ["refused, nothing was executed: the file asks for", "mkdir"]),
+        ("evil", ["refused, no code was executed: the file asks for", "mkdir"]),
         ("state", "not a detector's checkpoint: expected a dict with a `model` module"),
         ("tensors", "not a detector's checkpoint"),
         ("other", "holds a Linear, not a detector of this family"),
-        ("list", "not a detector's checkpoint: expected a dict with a `model` module, found list"),
+        ("list", "not a detector's checkpoint: expected a dict with a `model` module, found a list"),
     ],
 )
 def test_weights_that_are_none(refused, world, here, verb, kind, says):

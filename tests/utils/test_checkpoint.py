@@ -176,7 +176,7 @@ def hostile(kind: str, marker) -> object:
         ("os.system", "posix.system"),
         ("eval", "eval"),
         ("exec", "exec"),
-        ("open", "io.open"),
+        ("open", f"{open.__module__}.open"),
         ("getattr", "getattr"),
         ("torch.load", "torch.serialization.load"),
         ("numpy", "numpy.fromfile"),
@@ -189,7 +189,7 @@ def test_hostile_files_are_refused_by_name(kind, asked, archive, model, tmp_path
     with pytest.raises(ValueError) as error:
         read(path)
     assert not marker.exists()
-    assert f"{path}: refused, nothing was executed: the file asks for {asked}, which is not" in str(error.value)
+    assert f"{path}: refused, no code was executed: the file asks for {asked}, which is not" in str(error.value)
     assert "weights_only" not in str(error.value)  # torch's own hint is to switch the protection off
 
 
@@ -320,6 +320,36 @@ def test_torchscript(tmp_path):
 def test_missing(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         read(tmp_path / name)
+
+
+def read_error(*_, **__):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (lambda *_, **__: torch.empty(1 << 50), MemoryError),  # a RuntimeError of torch
+        (lambda *_, **__: np.empty(1 << 55), MemoryError),
+        (read_error, OSError),
+    ],
+    ids=["torch's memory", "NumPy's memory", "disk"],
+)
+def test_what_is_not_the_files_fault_is_not_called_damage(fault, kind, path, monkeypatch):
+    monkeypatch.setattr(torch, "load", fault)
+    with pytest.raises(kind) as error:
+        read(path)
+    assert str(path) in str(error.value) and "damaged" not in str(error.value)
+    assert not isinstance(error.value, ValueError)
+
+
+def test_an_error_without_a_number_of_the_system_is_damage(path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError("Not a gzipped file")
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        read(path)
 
 
 # --- whole or not at all ----------------------------------------------------------------------------------------------
