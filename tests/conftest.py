@@ -1,7 +1,6 @@
-"""Fixtures. Recorded numbers and photographs live outside the project; tests that use them skip where they are not."""
+"""Fixtures. The official weights and photographs of COCO are not in the project; tests that need them skip."""
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -16,7 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**24))
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+TESTS = ROOT / "tests"
+# Holds weights/yolov5n.pt and datasets/coco-val128: see CONTRIBUTING.md
+OUTSIDE = Path(os.environ.get("YOLOV5_TEST_FILES", ROOT.parent / "shared"))
 sys.path.insert(0, str(ROOT))
 pytest_plugins = ["world_fixtures"]  # imported here, hence after the environment is set
 
@@ -37,30 +38,46 @@ def own_cache_folder(tmp_path, monkeypatch):
 
 @lru_cache
 def _parity(topic: str) -> dict:
-    return json.loads((SHARED / "parity" / f"{topic}.json").read_text())
+    return json.loads((TESTS / "parity" / f"{topic}.json").read_text())
+
+
+def outside(name: str) -> Path:
+    """Returns a file or folder below `OUTSIDE`; skips the test where there is none."""
+    if not (OUTSIDE / name).exists():
+        pytest.skip(f"needs {name}, see CONTRIBUTING.md")
+    return OUTSIDE / name
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """Folder of photographs, official weights and recorded numbers."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs the folder of recorded numbers and photographs {SHARED}")
-    return SHARED
+def official_weights() -> Path:
+    """yolov5n.pt of release 6.1."""
+    return outside("weights/yolov5n.pt")
 
 
 @pytest.fixture(scope="session")
-def parity(shared):
-    """`parity(topic)`: the numbers recorded from release 6.1 for that topic."""
+def coco_val128() -> Path:
+    """The folder of the first 128 photographs of COCO val2017: images/val, labels/val."""
+    return outside("datasets/coco-val128")
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """24 photographs of blood cells with their labels: images/ and labels/, each with train, val and test."""
+    return TESTS / "data/bccd"
+
+
+@pytest.fixture(scope="session")
+def parity():
+    """`parity(topic)`: the numbers recorded from release 6.1 for that topic (tests/parity/README.md)."""
     return _parity
 
 
 @pytest.fixture(scope="session")
-def parity_inputs(shared):
-    """The module that rebuilds recorded inputs: `build(obj)`, `fill(model, key, gain)`, `indices(size, n)`."""
-    spec = importlib.util.spec_from_file_location("parity_inputs", shared / "parity" / "inputs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def parity_inputs():
+    """The module that rebuilds recorded inputs: `build(recipe)`, `fill(model, key, gain)`, `indices(size, n)`."""
+    from parity import inputs
+
+    return inputs
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@ scalar iteration on eigenvalues. Its gradient against autograd through the coupl
 edges.
 """
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from models import second_order
 from models.backend import load_model
 from models.second_order import chebyshev_coefficients, covariance, newton_schulz_sqrt, second_order_statistic
+from models.yolo import Model
 
 SHAPES = [
     (1, 512, 20, 20),
@@ -132,29 +135,44 @@ def test_any_memory_layout(shape, layout):
     assert gradient_error <= 2e-5
 
 
-@pytest.mark.parametrize("layer", [2, 4, 6, 9, 13, 17, 20, 23])
-def test_real_feature_maps(layer, official_features):
-    for x in official_features[layer]:
+def features(model: torch.nn.Module, folder: Path) -> dict[int, list[torch.Tensor]]:
+    """layer -> maps (1, C, H, W) of three photographs below a folder, inside a model of yolov5n's layers."""
+    photographs = sorted(folder.rglob("*.jpg"))[:9:3]
+    assert len(photographs) == 3
+    maps = {i: [] for i in range(24)}
+    hooks = [m.register_forward_hook(lambda m, _, y: maps[m.i].append(y)) for m in model.model[:24]]
+    for path in photographs:
+        image = cv2.resize(cv2.imread(str(path)), (416, 320))[:, :, ::-1]
+        with torch.no_grad():
+            model(torch.from_numpy(image / np.float32(255)).permute(2, 0, 1)[None])
+    for hook in hooks:
+        hook.remove()
+    return maps
+
+
+@pytest.fixture(scope="module")
+def photograph_features(bccd, parity_inputs):
+    return features(parity_inputs.fill(Model("yolov5n.yaml"), "features").eval(), bccd / "images")
+
+
+LAYERS = [2, 4, 6, 9, 13, 17, 20, 23]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_feature_maps_of_photographs(layer, photograph_features):
+    for x in photograph_features[layer]:
         error, gradient_error = against_truth(x)
         assert error <= 1e-5
         assert gradient_error <= 2e-5
 
 
-@pytest.fixture(scope="module")
-def official_features(shared):
-    """layer -> maps (1, C, H, W) of three photographs inside the official nano weights."""
-    model = load_model(shared / "weights" / "yolov5n.pt", fuse=False)
-    pictures = sorted((shared / "datasets" / "coco-val128" / "images").rglob("*.jpg"))[:9:3]
-    assert len(pictures) == 3
-    features = {i: [] for i in range(24)}
-    hooks = [m.register_forward_hook(lambda m, _, y: features[m.i].append(y)) for m in model.model[:24]]
-    for path in pictures:
-        picture = cv2.resize(cv2.imread(str(path)), (416, 320))[:, :, ::-1]
-        with torch.no_grad():
-            model(torch.from_numpy(picture / np.float32(255)).permute(2, 0, 1)[None])
-    for hook in hooks:
-        hook.remove()
-    return features
+def test_feature_maps_of_the_official_weights(official_weights, coco_val128):
+    maps = features(load_model(official_weights, fuse=False), coco_val128 / "images")
+    for layer in LAYERS:
+        for x in maps[layer]:
+            error, gradient_error = against_truth(x)
+            assert error <= 1e-5, layer
+            assert gradient_error <= 2e-5, layer
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4), (1, 7, 2, 2), (3, 2, 1, 6), (1, 6, 5, 5)], ids=str)

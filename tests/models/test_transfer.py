@@ -256,9 +256,9 @@ def test_a_longer_stage_is_carried_in_part(capsys):
 # --- the official weights ---------------------------------------------------------------------------------------------
 
 
-def test_official_weights_with_a_block_inserted(shared):
+def test_official_weights_with_a_block_inserted(official_weights):
     """Raw maps of the official nano model and of SOCA-n with its weights; mAP is quoted in benchmarks/README.md."""
-    source = load_checkpoint(shared / "weights" / "yolov5n.pt")["model"].float().eval()
+    source = load_checkpoint(official_weights)["model"].float().eval()
     torch.manual_seed(0)
     target = Model("SOCA-n.yaml")
     transfer(source, target, own_anchors=True, names=source.names)

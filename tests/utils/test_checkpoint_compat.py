@@ -27,11 +27,6 @@ def recorded(parity):
     return parity("checkpoints")
 
 
-@pytest.fixture(scope="module")
-def official(shared):
-    return shared / "weights" / "yolov5n.pt"
-
-
 def close(value: torch.Tensor, summary: dict, inputs, tolerance: float) -> None:
     """Samples of a tensor against a recorded summary, relative to max(1, |reference|)."""
     assert list(value.shape) == summary["shape"]
@@ -120,22 +115,22 @@ def objects_of(path) -> tuple[dict, dict[str, dict]]:
 # --- the official file ------------------------------------------------------------------------------------------------
 
 
-def test_the_file_itself(official, recorded):
+def test_the_file_itself(official_weights, recorded):
     """Also shows that the scan sees what was recorded with another one."""
     reference = recorded["official"]
-    content = official.read_bytes()
+    content = official_weights.read_bytes()
     assert hashlib.sha256(content).hexdigest() == reference["sha256"]
     assert len(content) == reference["bytes"]
-    names = members(official)
+    names = members(official_weights)
     assert len(names) == reference["archive"]["members"]
     assert {name.split("/")[0] for name in names} == {reference["archive"]["root"]}
     plain = sorted(
         name.split("/")[1] for name in names if not name.split("/")[1].startswith("data/") and "/data/" not in name
     )
     assert plain == reference["archive"]["non_tensor_members"]
-    assert len(pickle_of(official)) == reference["archive"]["pickle_bytes"]
-    assert globals_of(official) == reference["globals"]
-    top, objects = objects_of(official)
+    assert len(pickle_of(official_weights)) == reference["archive"]["pickle_bytes"]
+    assert globals_of(official_weights) == reference["globals"]
+    top, objects = objects_of(official_weights)
     assert {key: kind_of(value) for key, value in top.items()} == reference["top_level"]
     for kind, entry in reference["objects"].items():
         assert objects[kind]["count"] == entry["count"]
@@ -146,9 +141,9 @@ def test_the_file_itself(official, recorded):
     }
 
 
-def test_the_official_file_is_read(official, recorded):
+def test_the_official_file_is_read(official_weights, recorded):
     reference = recorded["official"]
-    content = load_checkpoint(official)
+    content = load_checkpoint(official_weights)
     names = {type(None): "None", Model: "models.yolo.Model"}
     assert {k: names.get(type(v), type(v).__name__) for k, v in content.items()} == reference["top_level"]
     assert {k: content[k] for k in reference["top_values"]} == reference["top_values"]
@@ -171,9 +166,9 @@ def test_the_official_file_is_read(official, recorded):
             assert set(reference["objects"][kind]["attributes"]) <= set(vars(module))
 
 
-def test_the_official_tensors(official, recorded):
+def test_the_official_tensors(official_weights, recorded):
     reference = recorded["official"]["tensors"]
-    model = load_checkpoint(official)["model"]
+    model = load_checkpoint(official_weights)["model"]
     state = model.state_dict()
     assert sorted({str(v.dtype) for v in state.values()}) == reference["dtype"]
     assert len(state) == reference["keys"]
@@ -187,12 +182,12 @@ def test_the_official_tensors(official, recorded):
     assert model.stride.tolist() == reference["stride"]
 
 
-def test_the_official_outputs(official, recorded, parity_inputs):
+def test_the_official_outputs(official_weights, recorded, parity_inputs):
     reference = recorded["official_forward"]
     image = torch.from_numpy(parity_inputs.build(reference["image"]))
     pattern = parity_inputs.build(reference["pattern"])[:, :, ::-1].transpose(2, 0, 1)  # BGR to RGB
     pattern = torch.from_numpy(np.ascontiguousarray(pattern))[None].float() / 255
-    model, fused = load_model(official, fuse=False), load_model(official, fuse=True)
+    model, fused = load_model(official_weights, fuse=False), load_model(official_weights, fuse=True)
     with torch.no_grad():
         close(model(image)[0], reference["eval"], parity_inputs, 2e-4)
         close(model(pattern)[0], reference["pattern_eval"], parity_inputs, 2e-4)
@@ -358,11 +353,11 @@ def test_every_block_is_defined_where_v61_looks_for_it():
 # --- older and other files --------------------------------------------------------------------------------------------
 
 
-def test_an_official_file_written_again(official, tmp_path):
+def test_an_official_file_written_again(official_weights, tmp_path):
     path = tmp_path / "again.pt"
-    content = load_checkpoint(official)
+    content = load_checkpoint(official_weights)
     checkpoint.save(path, content)
-    known = globals_of(official)
+    known = globals_of(official_weights)
     assert [name for name in globals_of(path) if name not in known] == []
     again = load_checkpoint(path)
     for (key, a), b in zip(content["model"].state_dict().items(), again["model"].state_dict().values()):

@@ -164,10 +164,10 @@ def test_images_are_drawn_once_where_they_are_missing(dataset, tmp_path, monkeyp
     assert drawn == [tmp_path / "shapes"]
 
 
-def test_the_photographs_beside_the_project(shared):
-    data = load_dataset_yaml(shared / "datasets" / "bccd" / "bccd.yaml", splits=("train", "val", "test"))
+def test_the_photographs_of_the_tests(bccd):
+    data = load_dataset_yaml(bccd / "bccd.yaml", splits=("train", "val", "test"))
     assert data["names"] == ["RBC", "WBC", "Platelets"]
-    assert data["path"] == str((shared / "datasets" / "bccd").resolve())
+    assert data["path"] == str(bccd)
 
 
 @pytest.mark.parametrize(

@@ -171,10 +171,10 @@ def test_several_files_with_their_own_category_numbers(coco, tmp_path):
     assert scan(both, use_cache=False).labels[:, 0].tolist() == [1, 0]
 
 
-def test_against_pycocotools(shared, tmp_path):
+def test_against_pycocotools(bccd, tmp_path):
     """Photographs with their text labels written as COCO JSON: boxes are those of the text, and of pycocotools."""
     pycoco = pytest.importorskip("pycocotools.coco", reason="needs pycocotools")
-    text = scan(str(shared / "datasets/bccd/images/val"), use_cache=False)
+    text = scan(str(bccd / "images/train"), use_cache=False)
     content = {"images": [], "annotations": [], "categories": [{"id": 90 - c, "name": f"class{c}"} for c in range(3)]}
     for i, path in enumerate(text.images):
         width, height = text.sizes[i].tolist()
@@ -194,7 +194,7 @@ def test_against_pycocotools(shared, tmp_path):
             )
     file = tmp_path / "val.json"
     file.write_text(json.dumps(content))
-    folder = str(shared / "datasets/bccd/images/val")
+    folder = str(bccd / "images/train")
     found = scan(CocoSplit((str(file),), folder, ("class0", "class1", "class2")), use_cache=False)
     assert found.images == text.images and (found.starts == text.starts).all()
     assert np.abs(found.labels - text.labels).max() < 1e-6
