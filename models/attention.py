@@ -1,9 +1,10 @@
-"""Attention blocks on equal terms: channels first, any map size, the input's type out, nothing random.
+"""Defines attention blocks on equal terms: the first argument is the number of channels, a map may have any size, the
+output has the input's type, and nothing is random.
 
-SOCA and SE are in models/common.py, whose path old checkpoints hold. Adapter is what they are to be compared with: as
-many parameters in the same places, but no attention. Every block keeps its map's shape and so can be
-inserted anywhere (models/insert.py), but for NLRG, which is a stage like C3. Those with `start_as_identity()` let
-nearly everything through where they are new among trained layers.
+SOCA and SE are in models/common.py, which old checkpoints name. Adapter is the control to compare them with: as many
+parameters in the same places, but no attention. Every block keeps the shape of its map, so it can be inserted anywhere
+(models/insert.py); only NLRG is a stage like C3. `start_as_identity()` makes a block that is new among trained layers
+change its map as little as possible.
 
 Notation: x is (N, C, H, W), M = H W positions, sigma the logistic function.
 """
@@ -19,7 +20,7 @@ from models.registry import keeps_channels, register, widens_repeating
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    """x in float32, or float64 as it is: sums of squares of a map overflow in half precision."""
+    """Returns x in float32, or float64 as it is: the sum of squares of a map overflows in half precision."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -28,7 +29,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 @register(keeps_channels)
 class ECA(nn.Module):
-    """Efficient channel attention: a gate from the means of a few neighbouring channels.
+    """Efficient channel attention: the gate of a channel depends on the means of a few neighbouring channels.
 
     Wang et al., ECA-Net, CVPR 2020, section 3.2: sigma(conv of width k over the channels' means), and section 3.2.3 for
     k = |log2(C) / gamma + b / gamma|, made odd. `shift` on the logits is 0 in the paper; `start_as_identity` sets it,
@@ -53,7 +54,7 @@ class ECA(nn.Module):
         return gate[:, :, None, None].type_as(x) * x
 
     def start_as_identity(self) -> None:
-        """Lets nearly everything through, for a block that is put among trained layers."""
+        """Opens the gate of every channel, for a new block among trained layers."""
         nn.init.constant_(self.shift, OPEN)
 
 
@@ -85,8 +86,8 @@ class CBAM(nn.Module):
         return torch.sigmoid(logits).type_as(x) * x
 
     def start_as_identity(self) -> None:
-        """Opens both gates."""
-        nn.init.constant_(self.mlp[2].bias, OPEN / 2)  # it counts twice
+        """Opens both gates, for a new block among trained layers."""
+        nn.init.constant_(self.mlp[2].bias, OPEN / 2)  # it is added twice
         nn.init.constant_(self.spatial.bias, OPEN)
 
 
@@ -122,20 +123,20 @@ class CoordAttention(nn.Module):
         )
 
     def start_as_identity(self) -> None:
-        """Opens both gates."""
+        """Opens both gates, for a new block among trained layers."""
         nn.init.constant_(self.rows.bias, OPEN)
         nn.init.constant_(self.columns.bias, OPEN)
 
 
 @register(keeps_channels)
 class SimAM(nn.Module):
-    """Attention without parameters: a value counts by how far it stands out of its channel.
+    """Attention without parameters: weighs each value by how far it is from the mean of its channel.
 
     Yang et al., SimAM, ICML 2021, section 3, the inverse of equation 5: with d = (x - mean)^2 and v = sum(d) / (M - 1)
-    as in the paper's listing, out = sigma(d / (4 (v + lambda)) + 1 / 2) x. Nothing is learned, so it is never opened.
+    as in the paper's listing, out = sigma(d / (4 (v + lambda)) + 1 / 2) x. It has no parameters that could open it.
 
     Args:
-        channels: C, not used.
+        channels: C; not used.
         lambda_: the paper's lambda; 1e-4.
     """
 
@@ -152,15 +153,15 @@ class SimAM(nn.Module):
 
 @register(keeps_channels)
 class GCT(nn.Module):
-    """Gated channel transformation: channels compete by their second moments.
+    """Gated channel transformation: each channel is scaled by its share of the second moments.
 
     Yang et al., Gated Channel Transformation for Visual Recognition, CVPR 2020, section 3: s = alpha times the root of
-    a channel's sum of squares, made sqrt(C) s / |s| over the channels, and out = (1 + tanh(gamma s + beta)) x.
-    alpha = 1, gamma = beta = 0 at the start, which is the identity.
+    a channel's sum of squares, normalised to sqrt(C) s / |s| over the channels; out = (1 + tanh(gamma s + beta)) x.
+    At the start alpha = 1 and gamma = beta = 0, which is the identity.
 
     Args:
         channels: C.
-        epsilon: under both roots; 1e-5.
+        epsilon: added under both roots; 1e-5.
     """
 
     def __init__(self, channels: int, epsilon: float = 1e-5):
@@ -177,7 +178,7 @@ class GCT(nn.Module):
         return (1 + torch.tanh(self.gamma * s + self.beta)).type_as(x) * x
 
     def start_as_identity(self) -> None:
-        """As it is built."""
+        """Sets gamma and beta to 0, which is the identity."""
         nn.init.zeros_(self.gamma)
         nn.init.zeros_(self.beta)
 
@@ -187,12 +188,12 @@ class GCT(nn.Module):
 
 @register(keeps_channels)
 class Adapter(nn.Module):
-    """What a gate's parameters do without attention: its two 1 x 1 convolutions at every position, added to the map.
+    """A control for attention: the two 1 x 1 convolutions of a gate, applied at every position and added to the map.
 
     Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, section 2.1, as 1 x 1 convolutions:
-    x + up(ReLU(down(x))). It has SE's and SOCA's parameters, number and shapes alike; but it sees one position at a
-    time, measures nothing over the map, and multiplies nothing. So a gain that it shares is one of capacity. `up` is 0
-    at the start, which is the identity.
+    x + up(ReLU(down(x))). Its parameters have the number and shapes of SE's and SOCA's, but it sees one position at a
+    time, measures no statistic of the map, and multiplies nothing. So where it gains as much as attention, the gain
+    comes from the parameters. `up` is 0 at the start, which is the identity.
 
     Args:
         channels: C.
@@ -210,7 +211,7 @@ class Adapter(nn.Module):
         return x + self.up(F.relu(self.down(x))).type_as(x)
 
     def start_as_identity(self) -> None:
-        """As it is built."""
+        """Sets `up` to 0, which is the identity."""
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
@@ -220,15 +221,16 @@ class Adapter(nn.Module):
 
 @register(keeps_channels)
 class RLNL(nn.Module):
-    """Region-level non-local block: every position looks at all others of its region, and adds what it finds.
+    """Region-level non-local block: adds to every position a weighted sum over all positions of its region.
 
-    Dai et al., SAN, CVPR 2019, section 3.2: the map as a grid of k x k regions, and in each the embedded Gaussian of
-    Wang et al., Non-local Neural Networks, CVPR 2018, section 3.2: x + W softmax(theta(x)^T phi(x)) g(x). Regions of a
-    side that k does not divide differ by one. W is 0 at the start, which is the identity, as Wang et al. have it.
+    Dai et al., SAN, CVPR 2019, section 3.2: the map is a grid of k x k regions, each with the embedded Gaussian of Wang et
+    al., Non-local Neural Networks, CVPR 2018, section 3.2: x + W softmax(theta(x)^T phi(x)) g(x). Where k
+    does not divide a side, the regions differ by one position. W is 0 at the start, which is the identity, as in Wang
+    et al.
 
     Args:
         channels: C.
-        grid: k; the paper's is 2, and 1 is the non-local block itself.
+        grid: k; the paper has 2, and 1 is the plain non-local block.
         reduction: theta, phi and g are C // reduction wide, at least 1; 2 as in Wang et al.
     """
 
@@ -249,33 +251,33 @@ class RLNL(nn.Module):
         maps = self.theta(x), self.phi(x), self.g(x)
         bands = []
         for top, bottom in _parts(H, self.grid):
-            cells = [_look([m[:, :, top:bottom, a:b] for m in maps]) for a, b in _parts(W, self.grid)]
+            cells = [_non_local([m[:, :, top:bottom, a:b] for m in maps]) for a, b in _parts(W, self.grid)]
             bands.append(torch.cat(cells, 3))
         return x + self.W(torch.cat(bands, 2)).type_as(x)
 
     def start_as_identity(self) -> None:
-        """As it is built."""
+        """Sets W to 0, which is the identity."""
         nn.init.zeros_(self.W.weight)
         nn.init.zeros_(self.W.bias)
 
 
 def _parts(side: int, count: int) -> list[tuple[int, int]]:
-    """Where the parts of a side begin and end; as many parts as count, but none empty."""
+    """Returns (begin, end) of `count` parts of a side; of fewer where some would be empty."""
     count = min(count, side)
     return [(side * k // count, side * (k + 1) // count) for k in range(count)]
 
 
-def _look(maps: list[torch.Tensor]) -> torch.Tensor:
-    """theta, phi, g of a region, each (N, c, h, w) -> sum over positions j of softmax_j(theta_i . phi_j) g_j."""
-    # (N, 1, h w, c), in rows: kernels that never hold all scores take no other, and exporters want the dim of heads
+def _non_local(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the sum over positions j of softmax_j(theta_i . phi_j) g_j for theta, phi, g of a region (N, c, h, w)."""
+    # (N, 1, h w, c), contiguous, for the kernels that never hold all scores; exporters need the dimension of heads
     query, key, value = (_wide(m).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for m in maps)
-    with torch.autocast(maps[0].device.type, enabled=False):  # the scores are sums without a scale
+    with torch.autocast(maps[0].device.type, enabled=False):  # the scores are sums without a scale and can be large
         y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     return y.squeeze(1).transpose(1, 2).reshape(maps[0].shape).type_as(maps[0])
 
 
 class ResidualBlock(nn.Module):
-    """SAN's: 3 x 3, ReLU, 3 x 3, plus the input; no batch norm."""
+    """The residual block of SAN: 3 x 3, ReLU, 3 x 3, plus the input; no batch norm."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -308,7 +310,7 @@ class LSRAG(nn.Module):
         return x + self.conv(self.soca(self.blocks(x))).type_as(x)
 
     def start_as_identity(self) -> None:
-        """Silences the branch, exactly."""
+        """Sets the branch to exactly 0, which is the identity."""
         nn.init.zeros_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)
 
@@ -317,9 +319,9 @@ class LSRAG(nn.Module):
 class NLRG(nn.Module):
     """Non-locally enhanced residual group, SAN's trunk, as a stage: RL-NL, n groups, RL-NL.
 
-    Dai et al., SAN, CVPR 2019, section 3.2. Each group's output also gets what the first one was given,
+    Dai et al., SAN, CVPR 2019, section 3.2. The input of the first group is added to the output of each,
     F_g = w F_0 + H_g(F_{g-1}): the share-source skip connection, whose w is one number for all groups, 0 at the start.
-    As in C3 the stage works on half the width between two 1 x 1 convolutions, which the paper's network does not need.
+    As in C3 the stage works on half the width between two 1 x 1 convolutions, which the paper's network does not have.
 
     Args:
         c1, c2: incoming and outgoing channels.

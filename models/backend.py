@@ -1,4 +1,4 @@
-"""One object that runs a trained detector, whatever its file format."""
+"""Runs a trained detector behind one call, whatever its file format."""
 
 from pathlib import Path
 
@@ -17,31 +17,34 @@ from utils.runtimes.table import RUNTIMES, runtime_for
 
 
 def newest_best() -> Path | None:
-    """The `best.pt` that was written last, below the runs/ of the current folder or of the repository."""
-    found = {p.resolve() for root in {Path.cwd(), ROOT} for p in (root / "runs").glob("**/best.pt")}
-    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+    """Returns the `best.pt` that was written last, below runs/ of the current folder or of the repository."""
+    files = {p.resolve() for root in {Path.cwd(), ROOT} for p in (root / "runs").glob("**/best.pt")}
+    return max(files, key=lambda p: p.stat().st_mtime, default=None)
 
 
 def find_weights(name: str | Path, download: bool = False) -> Path:
-    """The checkpoint, or exported file or folder, that `--weights` asks for; never fetched unless `download`.
+    """Returns the path of the checkpoint, or exported file or folder, that `--weights` names.
 
-    Raises FileNotFoundError that names the newest `best.pt` of a training run where there is one.
+    It is downloaded only with `download`. Raises FileNotFoundError that proposes the newest `best.pt` of a training
+    run, if there is one.
     """
     path = Path(name)
-    for place in (path, ROOT / path):
-        if place.is_file() or (place.is_dir() and runtime_for(place)):
-            return place
+    for candidate in (path, ROOT / path):
+        if candidate.is_file() or (candidate.is_dir() and runtime_for(candidate)):
+            return candidate
     if download:
         from utils.downloads import download_weights
 
         return download_weights(path)
     best = newest_best()
-    hint = f"your newest trained weights are {best}" if best else "train some, or let --download fetch official ones"
+    hint = (
+        f"your newest trained weights are {best}" if best else "train a model, or add --download for official weights"
+    )
     raise FileNotFoundError(f"no such weights: {path}; {hint}")
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """A checkpoint whose modules are brought up to date for today's torch."""
+    """Reads a checkpoint and brings its modules up to date for today's torch."""
     content = checkpoint.load(path, checkpoint_classes())
     for key in ("model", "ema"):
         if isinstance(content.get(key), nn.Module):
@@ -56,7 +59,7 @@ def _check(model: nn.Module, path: str | Path) -> None:
 
 
 def _modernise(model: Model) -> None:
-    """Gives modules pickled by older releases and older torch what today's code expects."""
+    """Sets the attributes that today's code expects on modules that older releases and older torch pickled."""
     for m in model.modules():
         if isinstance(m, nn.Hardswish | nn.LeakyReLU | nn.ReLU | nn.ReLU6 | nn.SiLU):
             m.inplace = True
@@ -67,9 +70,9 @@ def _modernise(model: Model) -> None:
 
 
 def load_model(weights: str | Path | list, device: str | torch.device = "cpu", fuse: bool = True) -> nn.Module:
-    """A detector in float32 and eval mode from its checkpoint, or an Ensemble from several.
+    """Returns a detector in float32 and eval mode from its checkpoint, or an Ensemble from several checkpoints.
 
-    The averaged weights are taken where the checkpoint has them.
+    It has the averaged weights where the checkpoint holds them.
     """
     paths = weights if isinstance(weights, list | tuple) else [weights]
     members = []
@@ -80,7 +83,9 @@ def load_model(weights: str | Path | list, device: str | torch.device = "cpu", f
     if len(members) == 1:
         return members[0]
     if len({m.model[-1].nc for m in members}) > 1:
-        raise ValueError(f"an ensemble needs the same classes in each model, got {[m.model[-1].nc for m in members]}")
+        raise ValueError(
+            f"the models of an ensemble must have the same number of classes, got {[m.model[-1].nc for m in members]}"
+        )
     ensemble = Ensemble(members).eval()
     ensemble.names = members[-1].names
     ensemble.stride = max((m.stride for m in members), key=lambda s: float(s.max()))
@@ -90,14 +95,14 @@ def load_model(weights: str | Path | list, device: str | torch.device = "cpu", f
 class Backend(nn.Module):
     """A trained detector behind one call.
 
-    Attributes: names (list of str), stride (int, pixels), device, dtype of the images it wants; fixed: (height, width)
-    of the only frame that an exported file takes, None where it takes any.
+    Attributes: names (list of str), stride (int, the multiple in pixels that image sides must be of), device, dtype of
+    the images that it takes; fixed: (height, width) of the only image size that an exported file takes, or None.
 
     Args:
         weights: a `.pt` file or a list of them (ensemble), or one file or folder that export.py wrote.
         device: where to run.
-        half: float16 weights and images; CUDA only. Exported files have a precision of their own.
-        dnn: run an ONNX file by OpenCV.
+        half: float16 weights and images, on CUDA only. Exported files have a precision of their own.
+        dnn: run an ONNX file with OpenCV.
         data: data set YAML that names the classes, for exported files without metadata.
     """
 
@@ -133,50 +138,52 @@ class Backend(nn.Module):
         self.fixed = None
 
     def forward(self, images: torch.Tensor, augment: bool = False):
-        """images (B, 3, H, W) in self.dtype, 0-1 -> (decoded (B, N, 5 + nc), raw maps or None)."""
+        """Returns (decoded (B, N, 5 + nc), raw maps or None) for images (B, 3, H, W) in self.dtype, 0-1."""
         if self.runtime is None:
             return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)
         self.check_use(augment=augment)
         return self.runtime(images), None
 
     def check_use(self, conf_thres: float = 1.0, iou_thres: float = 0.0, augment: bool = False) -> None:
-        """ValueError for what an exported file cannot do; a warning where it has suppressed more than is asked for."""
+        """Raises ValueError for what an exported file cannot do; warns where its own NMS removes too much."""
         if self.runtime is None:
             return
         metadata = self.runtime.metadata
         if augment:
-            raise ValueError(f"--augment looks at several sizes and needs a .pt file, not {self.runtime.path}")
+            raise ValueError(f"--augment runs the image at several sizes and needs a .pt file, got {self.runtime.path}")
         if metadata.nms and (conf_thres < metadata.conf_thres or iou_thres > metadata.iou_thres):
             LOGGER.warning(
-                f"{self.runtime.path} suppresses by itself, with confidence {metadata.conf_thres} and IoU "
-                f"{metadata.iou_thres}: what it leaves out does not come back with {conf_thres} and {iou_thres}"
+                f"{self.runtime.path} includes NMS with confidence {metadata.conf_thres} and IoU {metadata.iou_thres}: "
+                f"detections that it removes are missing at confidence {conf_thres} and IoU {iou_thres}"
             )
 
 
 def frame_size(model: nn.Module, size: int | list[int]) -> int | list[int]:
-    """What `check_image_size` makes of a size; for an exported file of one frame that frame, as [height, width]."""
+    """Returns the size as `check_image_size` rounds it, or the fixed [height, width] of an exported file."""
     if model.fixed is None:
         return check_image_size(size, model.stride)
     fixed = list(model.fixed)
     if fixed != ([size, size] if isinstance(size, int) else list(size)):
-        LOGGER.warning(f"--imgsz {size}: the file was exported for {fixed[0]} x {fixed[1]}, which is used")
+        LOGGER.warning(
+            f"--imgsz {size}: the file was exported for {fixed[0]} x {fixed[1]} pixels, so that size is used"
+        )
     return fixed
 
 
 def open_exported(weights: str | Path | list, device: torch.device, dnn: bool = False) -> Runtime | None:
-    """The runtime of an exported file or folder; None for `.pt` files, and for a name that says nothing."""
+    """Returns the runtime of an exported file or folder; None for a `.pt` file or a name without a suffix."""
     paths = weights if isinstance(weights, list | tuple) else [weights]
     exported = [path for path in paths if runtime_for(path)]
     if not exported:
         unknown = [p for p in paths if Path(p).suffix not in (".pt", ".pth", "")]
         if unknown and not dnn:
             known = ".pt, " + ", ".join(RUNTIMES)
-            raise ValueError(f"{unknown[0]}: not a kind of file that is run here; known are {known}")
+            raise ValueError(f"{unknown[0]}: files of this kind cannot be run; known kinds are {known}")
         if dnn:
             raise ValueError(f"--dnn runs ONNX files, got {paths[0]}")
         return None
     if len(paths) > 1:
-        raise ValueError(f"an ensemble is made of .pt files only, got {exported[0]} among {len(paths)} files")
+        raise ValueError(f"an ensemble takes .pt files only, got {exported[0]}")
     if dnn and not str(exported[0]).endswith(".onnx"):
         raise ValueError(f"--dnn runs ONNX files, got {exported[0]}")
     if dnn:
@@ -186,5 +193,7 @@ def open_exported(weights: str | Path | list, device: torch.device, dnn: bool = 
     else:
         runtime = runtime_for(exported[0])(exported[0], device)
     if runtime.metadata.train:
-        raise ValueError(f"{exported[0]} was exported with --train and gives raw maps; export it without")
+        raise ValueError(
+            f"{exported[0]} was exported with --train and gives raw maps, not boxes; export it again without --train"
+        )
     return runtime

@@ -1,4 +1,4 @@
-"""The building blocks that model YAMLs name. Attribute names are a file format: checkpoints pickle these objects.
+"""Defines the blocks that model YAMLs name. Attribute names are a file format: checkpoints pickle these objects.
 
 Notation: x is (B, C, H, W); c1, c2 are incoming and outgoing channels, k kernel, s stride, p padding, g groups, e the
 share of c2 that is hidden width.
@@ -29,7 +29,7 @@ from models.second_order import ITERATIONS, covariance, newton_schulz_sqrt, seco
 
 
 def same_padding(kernel: int | tuple[int, int]) -> int | tuple[int, ...]:
-    """The padding that keeps the size at stride 1 for an odd kernel."""
+    """Returns the padding by which an odd kernel keeps the size at stride 1."""
     return kernel // 2 if isinstance(kernel, int) else tuple(k // 2 for k in kernel)
 
 
@@ -42,9 +42,9 @@ def _pair(kernel: int | list[int] | tuple[int, int]) -> int | tuple[int, int]:
 
 @register(convolves)
 class Conv(nn.Module):
-    """Convolution, batch norm, activation.
+    """A convolution, batch norm and activation.
 
-    act: True for SiLU, a module to use it, anything else for none.
+    act: True for SiLU, a module for that one, anything else for no activation.
     """
 
     def __init__(self, c1, c2, k=1, s=1, p=None, g=1, act=True):
@@ -59,7 +59,7 @@ class Conv(nn.Module):
         return self.act(self.bn(x) if hasattr(self, "bn") else x)
 
     def fuse(self) -> None:
-        """Folds the batch norm's running statistics into the convolution, for inference. Again is a no-op."""
+        """Folds the batch norm's running statistics into the convolution, for inference; a second call does nothing."""
         if hasattr(self, "bn"):
             was_training = self.training
             self.conv = fuse_conv_bn_eval(self.conv.eval(), self.bn.eval()).requires_grad_(False)
@@ -69,7 +69,7 @@ class Conv(nn.Module):
 
 @register(convolves)
 class DWConv(Conv):
-    """Depth-wise convolution: as many groups as divide both widths."""
+    """A depth-wise convolution, with the largest number of groups that divides both widths."""
 
     def __init__(self, c1, c2, k=1, s=1, act=True):
         super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), act=act)
@@ -77,7 +77,7 @@ class DWConv(Conv):
 
 @register(lambda row: (plan := convolves(row))._replace(stride=2 * plan.stride))
 class Focus(nn.Module):
-    """Every second pixel in each direction as four times the channels, then a convolution."""
+    """Moves every second pixel in each direction into channels, four times as many, then convolves."""
 
     def __init__(self, c1, c2, k=1, s=1, p=None, g=1, act=True):
         super().__init__()
@@ -90,7 +90,7 @@ class Focus(nn.Module):
 
 @register(convolves)
 class GhostConv(nn.Module):
-    """GhostNet (Han et al., CVPR 2020): half of the maps from a convolution, half from a cheap one of these."""
+    """Half of the maps by a convolution, half by a cheap convolution of those (Han et al., GhostNet, CVPR 2020)."""
 
     def __init__(self, c1, c2, k=1, s=1, g=1, act=True):
         super().__init__()
@@ -108,7 +108,7 @@ class GhostConv(nn.Module):
 
 @register(widens)
 class Bottleneck(nn.Module):
-    """1 x 1 down, 3 x 3 up, plus the input where widths agree."""
+    """A 1 x 1 convolution to the hidden width and a 3 x 3 one back, plus the input where the widths agree."""
 
     def __init__(self, c1, c2, shortcut=True, g=1, e=0.5):
         super().__init__()
@@ -124,7 +124,7 @@ class Bottleneck(nn.Module):
 
 @register(convolves)
 class GhostBottleneck(nn.Module):
-    """GhostNet's residual block; stride 2 halves the map."""
+    """The residual block of GhostNet; stride 2 halves the map."""
 
     def __init__(self, c1, c2, k=3, s=1):
         super().__init__()
@@ -146,7 +146,7 @@ class GhostBottleneck(nn.Module):
 
 @register(widens_repeating)
 class BottleneckCSP(nn.Module):
-    """Cross-stage partial stage (Wang et al., CVPRW 2020), as YOLOv5 first had it."""
+    """A cross-stage partial stage (Wang et al., CVPRW 2020) as in the first releases of YOLOv5."""
 
     def __init__(self, c1, c2, n=1, shortcut=True, g=1, e=0.5):
         super().__init__()
@@ -166,7 +166,7 @@ class BottleneckCSP(nn.Module):
 
 @register(widens_repeating)
 class C3(nn.Module):
-    """Cross-stage partial stage with three convolutions: half of the width passes n bottlenecks, half does not."""
+    """A cross-stage partial stage with three convolutions: half of the width passes n bottlenecks, half does not."""
 
     def __init__(self, c1, c2, n=1, shortcut=True, g=1, e=0.5):
         super().__init__()
@@ -182,7 +182,7 @@ class C3(nn.Module):
 
 @register(widens_repeating)
 class C3TR(C3):
-    """C3 whose inner blocks are transformer layers with 4 heads."""
+    """A C3 whose inner blocks are transformer layers with 4 heads."""
 
     def __init__(self, c1, c2, n=1, shortcut=True, g=1, e=0.5):
         super().__init__(c1, c2, n, shortcut, g, e)
@@ -192,7 +192,7 @@ class C3TR(C3):
 
 @register(widens)
 class C3SPP(C3):
-    """C3 whose inner block is spatial pyramid pooling; v6.1 repeats it outside, so it has a convolution's rule."""
+    """A C3 whose inner block is spatial pyramid pooling. As in v6.1, repeats are copies in series."""
 
     def __init__(self, c1, c2, k=(5, 9, 13), n=1, shortcut=True, g=1, e=0.5):
         super().__init__(c1, c2, n, shortcut, g, e)
@@ -202,7 +202,7 @@ class C3SPP(C3):
 
 @register(widens_repeating)
 class C3Ghost(C3):
-    """C3 whose inner blocks are ghost bottlenecks."""
+    """A C3 whose inner blocks are ghost bottlenecks."""
 
     def __init__(self, c1, c2, n=1, shortcut=True, g=1, e=0.5):
         super().__init__(c1, c2, n, shortcut, g, e)
@@ -254,7 +254,7 @@ class TransformerBlock(nn.Module):
 
 @register(widens)
 class SPP(nn.Module):
-    """Spatial pyramid pooling (He et al., 2015): the map beside max-pools of it with several windows."""
+    """Spatial pyramid pooling (He et al., 2015): the map and its max-pools with several windows, side by side."""
 
     def __init__(self, c1, c2, k=(5, 9, 13)):
         super().__init__()
@@ -270,7 +270,7 @@ class SPP(nn.Module):
 
 @register(widens)
 class SPPF(nn.Module):
-    """SPP with windows 5, 9, 13 as one window of 5 applied three times in series."""
+    """SPP with the windows 5, 9 and 13, computed as one window of 5 three times in series."""
 
     def __init__(self, c1, c2, k=5):
         super().__init__()
@@ -288,7 +288,7 @@ class SPPF(nn.Module):
 
 @register(contracts)
 class Contract(nn.Module):
-    """Space to channels: (B, C, H, W) -> (B, C g^2, H/g, W/g)."""
+    """Moves space into channels: (B, C, H, W) -> (B, C g^2, H/g, W/g)."""
 
     def __init__(self, gain=2):
         super().__init__()
@@ -303,7 +303,7 @@ class Contract(nn.Module):
 
 @register(expands)
 class Expand(nn.Module):
-    """Channels to space: (B, C, H, W) -> (B, C / g^2, H g, W g)."""
+    """Moves channels into space: (B, C, H, W) -> (B, C / g^2, H g, W g)."""
 
     def __init__(self, gain=2):
         super().__init__()
@@ -329,7 +329,7 @@ class Concat(nn.Module):
 
 
 class Classify(nn.Module):
-    """Classification head: pooled maps -> c2 logits. x is one map or a list of maps."""
+    """A classification head: pooled maps -> c2 logits. x is one map or a list of maps."""
 
     def __init__(self, c1, c2, k=1, s=1, p=None, g=1):
         super().__init__()
@@ -344,11 +344,11 @@ class Classify(nn.Module):
 
 # --- channel attention ------------------------------------------------------------------------------------------------
 
-OPEN = 4.0  # logit of an open gate: 0.982, and a slope of 0.018 to learn by
+OPEN = 4.0  # logit of an open gate: its value is 0.982, and its slope of 0.018 still lets it learn
 
 
 def _gate(channels: int, reduction: int) -> nn.Sequential:
-    """The small network from one number per channel to a weight in 0-1 per channel."""
+    """Returns the small network that makes of one number per channel a weight in 0-1 per channel."""
     hidden = max(1, channels // reduction)
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1), nn.Sigmoid()
@@ -356,16 +356,16 @@ def _gate(channels: int, reduction: int) -> nn.Sequential:
 
 
 def _open(gate: nn.Sequential) -> None:
-    """Sets the gate near 1 for every channel; its matrices stay as built, so that both of them learn."""
+    """Sets the gate near 1 for every channel; its matrices keep their initial values, so that both can learn."""
     nn.init.constant_(gate[2].bias, OPEN)
 
 
 @register(keeps_channels)
 class SOCA(nn.Module):
-    """Second-order channel attention: weigh each channel by how it varies together with the others.
+    """Second-order channel attention: weighs each channel by how it varies together with the others.
 
     Dai et al., Second-order Attention Network for Single Image Super-Resolution, CVPR 2019, section 3.3, with the
-    matrix square root of Li et al. (iSQRT-COV, CVPR 2018). `models/second_order.py` says how it is computed.
+    matrix square root of Li et al. (iSQRT-COV, CVPR 2018). `models/second_order.py` explains how it is computed.
 
     Args:
         channels: C, of input and output.
@@ -383,13 +383,13 @@ class SOCA(nn.Module):
         return self.conv_du(s[:, :, None, None]).type_as(x) * x
 
     def start_as_identity(self) -> None:
-        """Lets nearly everything through, for a block that is put among trained layers."""
+        """Opens the gate of every channel, for a new block among trained layers."""
         _open(self.conv_du)
 
 
 @register(keeps_channels)
 class SE(nn.Module):
-    """First-order channel attention: weigh each channel by its mean.
+    """First-order channel attention: weighs each channel by its mean.
 
     Hu et al., Squeeze-and-Excitation Networks, CVPR 2018. Arguments and shapes as SOCA; the paper's reduction is 16.
     """
@@ -402,31 +402,31 @@ class SE(nn.Module):
         return self.conv_du(x.mean((2, 3), keepdim=True)).type_as(x) * x
 
     def start_as_identity(self) -> None:
-        """As SOCA's."""
+        """Opens the gate of every channel, for a new block among trained layers."""
         _open(self.conv_du)
 
 
-# The names by which pasted SOCA code calls covariance pooling and its root. Plain functions, correct for any use.
+# Code around a pasted SOCA calls covariance pooling and its root by these names. They are correct for any use.
 
 
 def CovpoolLayer(x: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) -> covariance (N, C, C)."""
+    """Returns the covariance (N, C, C) of a map (N, C, H, W)."""
     return covariance(x)
 
 
 def SqrtmLayer(x: torch.Tensor, iterN: int = ITERATIONS) -> torch.Tensor:
-    """Symmetric (N, C, C) -> its square root by iterN coupled Newton-Schulz steps."""
+    """Returns the square root of a symmetric (N, C, C) by iterN coupled Newton-Schulz steps."""
     return newton_schulz_sqrt(x, iterN)
 
 
 class Covpool:
-    """`Covpool.apply(x)`, as code written around an autograd function calls it."""
+    """Offers `Covpool.apply(x)`, for code that expects an autograd function."""
 
     apply = staticmethod(CovpoolLayer)
 
 
 class Sqrtm:
-    """`Sqrtm.apply(x, iterN)`, as code written around an autograd function calls it."""
+    """Offers `Sqrtm.apply(x, iterN)`, for code that expects an autograd function."""
 
     apply = staticmethod(SqrtmLayer)
 

@@ -1,4 +1,4 @@
-"""Blocks and helpers that old checkpoints and YAMLs name from here."""
+"""Defines blocks that old checkpoints and YAMLs name from this module."""
 
 import math
 
@@ -12,7 +12,7 @@ from models.registry import convolves, register
 
 @register(convolves)
 class CrossConv(nn.Module):
-    """A 1 x k then a k x 1 convolution, plus the input where widths agree and `shortcut` asks for it."""
+    """A 1 x k and a k x 1 convolution in series, plus the input with `shortcut` and where the widths agree."""
 
     def __init__(self, c1, c2, k=3, s=1, g=1, e=1.0, shortcut=False):
         super().__init__()
@@ -30,7 +30,7 @@ class CrossConv(nn.Module):
 class MixConv2d(nn.Module):
     """Convolutions with several kernel sizes side by side (Tan and Le, MixConv, BMVC 2019).
 
-    equal_ch: as many channels for each kernel; otherwise about as many weights for each.
+    equal_ch: gives each kernel the same number of channels, otherwise about the same number of weights.
     """
 
     def __init__(self, c1, c2, k=(1, 3), s=1, equal_ch=True):
@@ -77,11 +77,11 @@ class Sum(nn.Module):
 
 
 class Ensemble(nn.ModuleList):
-    """Several detectors as one: their decoded rows side by side, for a joint non-maximum suppression."""
+    """Several detectors as one: their decoded rows are joined, for one non-maximum suppression of all."""
 
     @property
     def image_multiple(self) -> int:
-        """The multiple in pixels that image sides must be of, for every member."""
+        """Returns the multiple in pixels that image sides must be of, for every member."""
         return max(member.image_multiple for member in self)
 
     def forward(self, x, augment=False):

@@ -1,8 +1,8 @@
-"""Weights from one architecture into another.
+"""Carries weights from one architecture over to another.
 
 v6.1 matches layers by number, so that one inserted row loses everything after it. Here the two sequences of layers are
-aligned first, and each layer of the new model takes what its counterpart in the old one has. A block without a
-counterpart that offers `start_as_identity()` has it called, so that the model begins as good as its weights.
+aligned first, and each layer of the new model takes the weights of its counterpart in the old one. A block without a
+counterpart that has a method `start_as_identity()` has it called, so that the model begins as good as its weights.
 """
 
 from collections.abc import Sequence
@@ -16,65 +16,66 @@ from models.yolo import Detect, Model
 from utils.log import LOGGER
 
 ANCHOR_TOLERANCE = 0.01  # relative; checkpoints hold anchors in half precision
-ANY_LAYER = 10**12  # counts more in an alignment than all numbers of a model
+ANY_LAYER = 10**12  # an aligned layer counts more than all parameters of a model
 BOX_ROWS = 5  # of a detection map's channels per anchor: x, y, w, h and objectness; one per class follows
 
 
-class Fate(NamedTuple):
-    """What became of one layer of the new model."""
+class LayerTransfer(NamedTuple):
+    """What one layer of the new model took over from the weights."""
 
-    source: int | None  # the layer of the weights that it took from
-    whole: int  # tensors taken whole
-    text: str
+    source: int | None  # number of the layer that it took from
+    whole: int  # tensors that were copied whole
+    text: str  # for the report
 
 
 @torch.no_grad()
 def transfer(source: Model, target: Model, own_anchors: bool = False, names: Sequence[str] | None = None) -> int:
-    """Copies into target what source has for it, and logs what became of every layer.
+    """Copies the weights of source into target where they fit, and logs for each layer what was copied.
 
-    Layers take every tensor of the same name and shape. The detection head takes the box and objectness rows whatever
-    the number of classes, and the row of each class that both know by name.
+    Layers take every tensor of the same name and shape. The detection head takes the box and objectness rows for any
+    number of classes, and the row of each class whose name both models have.
 
     Args:
         source: the trained model; float32.
-        target: the new one, changed in place.
+        target: the new model, changed in place.
         own_anchors: target keeps its anchors; its head then takes nothing from a head with other anchors.
-        names: classes of the data set. None, or as many as source has but none in common: by position.
+        names: class names of the data set. Classes are matched by position where it is None, or where source has as
+            many classes and no name in common.
 
-    Returns: how many entries of target's state were taken whole.
+    Returns the number of entries of target's state that were copied whole.
     """
     counterpart = {j: i for i, j in align(source.model, target.model)}
-    fates = {}
+    transfers = {}
     for j, i in counterpart.items():
         old, new = source.model[i], target.model[j]
         if isinstance(new, Detect):
             whole, text = _copy_head(old, new, own_anchors, _class_pairs(source.names, names, old.nc, new.nc))
         else:
             whole, text = _copy(old, new)
-        fates[j] = Fate(i, whole, text.format(source=i))
+        transfers[j] = LayerTransfer(i, whole, text.format(source=i))
 
-    from_scratch = not any(fate.whole and _tensors(target.model[j]) for j, fate in fates.items())
+    from_scratch = not any(t.whole and _tensors(target.model[j]) for j, t in transfers.items())
     for j, new in enumerate(target.model):
-        fates.setdefault(j, Fate(None, 0, "new"))
-        if not fates[j].whole and not from_scratch and _start_as_identity(new):
-            fates[j] = fates[j]._replace(text="new, starts as identity")
+        transfers.setdefault(j, LayerTransfer(None, 0, "new"))
+        if not transfers[j].whole and not from_scratch and _start_as_identity(new):
+            transfers[j] = transfers[j]._replace(text="new, starts as identity")
 
-    carried = sum(fate.whole for fate in fates.values())
+    carried = sum(t.whole for t in transfers.values())
     LOGGER.info(f"carried {carried} of {len(target.state_dict())} tensors over from the weights; layer by layer:")
-    _report(source.model, target.model, fates)
+    _report(source.model, target.model, transfers)
     if from_scratch:
-        LOGGER.warning("nothing of the weights fits this architecture: training starts from scratch")
+        LOGGER.warning("no layer of the weights fits this architecture: training starts from scratch")
     return carried
 
 
-# --- which layer takes from which -------------------------------------------------------------------------------------
+# --- the alignment of layers ------------------------------------------------------------------------------------------
 
 
 def align(source: nn.Sequential, target: nn.Sequential) -> list[tuple[int, int]]:
-    """Pairs (layer of source, layer of target) of the same class, both ascending.
+    """Returns pairs (layer of source, layer of target) of the same class, both ascending.
 
-    As many pairs as there can be, and of those alignments the one by which the most numbers are carried over. Detection
-    heads pair with each other.
+    There are as many pairs as possible; of all such alignments it is the one that carries the most parameters over.
+    Detection heads are a pair.
     """
     old, new = list(source), list(target)
     heads = []
@@ -86,7 +87,7 @@ def align(source: nn.Sequential, target: nn.Sequential) -> list[tuple[int, int]]
         [ANY_LAYER + _common(x, y) if type(a) is type(b) else 0 for b, y in zip(new, new_tensors)]
         for a, x in zip(old, old_tensors)
     ]
-    # best[i][j]: the most that the layers from i of source and from j of target have in common
+    # best[i][j]: the largest gain of an alignment of the layers from i of source with those from j of target
     best = [[0] * (len(new) + 1) for _ in range(len(old) + 1)]
     for i in reversed(range(len(old))):
         for j in reversed(range(len(new))):
@@ -104,7 +105,7 @@ def align(source: nn.Sequential, target: nn.Sequential) -> list[tuple[int, int]]
 
 
 def _common(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> int:
-    """How many numbers fit."""
+    """Returns the number of parameters that fit."""
     return sum(t.numel() for name, t in new.items() if name in old and old[name].shape == t.shape)
 
 
@@ -116,10 +117,10 @@ def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _copy(old: nn.Module, new: nn.Module) -> tuple[int, str]:
-    """Copies the tensors that fit; how many, and in words."""
+    """Copies the tensors that fit; returns their number and a text for the report."""
     state, tensors = _tensors(old), _tensors(new)
     fitting = [name for name, tensor in tensors.items() if name in state and state[name].shape == tensor.shape]
-    # vectors without a matrix describe other features
+    # without a matrix that fits, the vectors belong to other features
     if len(fitting) < len(tensors) and not any(tensors[name].ndim > 1 for name in fitting):
         return 0, "left out: its shape differs from layer {source} of the weights"
     for name in fitting:
@@ -130,15 +131,17 @@ def _copy(old: nn.Module, new: nn.Module) -> tuple[int, str]:
 
 
 def _copy_head(old: Detect, new: Detect, own_anchors: bool, classes: list[tuple[int, int]]) -> tuple[int, str]:
-    """Copies what the heads have in common; how many tensors whole, and in words. classes: rows (old, new) to copy."""
+    """Copies the rows that both heads have, of the classes those in the pairs (old, new).
+
+    Returns the number of tensors that were copied whole and a text for the report.
+    """
     if (old.nl, old.na) != (new.nl, new.na):
-        have = f"it has {new.nl} levels of {new.na} anchors; the weights have {old.nl} of {old.na}"
-        return 0, f"left out: {have}"
+        return 0, f"left out: it has {new.nl} levels of {new.na} anchors, and the weights have {old.nl} of {old.na}"
     pixels = [head.anchors * head.stride.view(-1, 1, 1) for head in (old, new)]
     if not own_anchors:
         new.anchors.copy_(pixels[0] / new.stride.view(-1, 1, 1))
     elif not torch.allclose(*pixels, rtol=ANCHOR_TOLERANCE, atol=0):
-        return 0, "left out: its anchors differ from the weights', and boxes are stated in anchors"
+        return 0, "left out: its anchors differ from those of the weights, and boxes depend on them"
 
     rows = [(k, k) for k in range(BOX_ROWS)] + [(BOX_ROWS + i, BOX_ROWS + j) for i, j in classes]
     from_rows, to_rows = map(list, zip(*rows))
@@ -159,16 +162,16 @@ def _copy_head(old: Detect, new: Detect, own_anchors: bool, classes: list[tuple[
 def _class_pairs(
     old_names: Sequence[str] | dict[int, str], names: Sequence[str] | None, old_nc: int, nc: int
 ) -> list[tuple[int, int]]:
-    """Pairs (class of the weights, class of the data set) that mean the same."""
+    """Returns pairs (class of the weights, class of the data set) that are the same class."""
     old_names = list(old_names.values() if isinstance(old_names, dict) else old_names)
     number = {str(name).strip().lower(): i for i, name in enumerate(old_names[:old_nc])}
-    wanted = [str(name).strip().lower() for name in names or ()]
-    pairs = [(number[name], j) for j, name in enumerate(wanted) if name in number]
+    new_names = [str(name).strip().lower() for name in names or ()]
+    pairs = [(number[name], j) for j, name in enumerate(new_names) if name in number]
     return pairs if pairs or old_nc != nc else [(k, k) for k in range(nc)]
 
 
 def _start_as_identity(layer: nn.Module) -> bool:
-    """Asks every block within a layer that offers it; whether one did."""
+    """Calls `start_as_identity` of every block in a layer that has it; returns whether there is one."""
     blocks = [m for m in layer.modules() if hasattr(m, "start_as_identity")]
     for block in blocks:
         block.start_as_identity()
@@ -182,24 +185,23 @@ def _kind(layer: nn.Module) -> str:
     return layer.type.rpartition(".")[2]
 
 
-def _report(source: nn.Sequential, target: nn.Sequential, fates: dict[int, Fate]) -> None:
-    """One line per layer; layers in a row that were carried whole from layers in a row share one."""
+def _report(source: nn.Sequential, target: nn.Sequential, transfers: dict[int, LayerTransfer]) -> None:
+    """Logs one line per layer; consecutive layers that were carried whole from consecutive layers share a line."""
 
-    def run(j: int) -> tuple:  # the same for all layers that share a line
-        fate = fates[j]
-        return (fate.text, j - fate.source) if fate.text == "carried" else (fate.text, -j - 1)
+    def line_of(j: int) -> tuple:  # the same for all layers that share a line
+        text, source = transfers[j].text, transfers[j].source
+        return (text, j - source) if text == "carried" else (text, -j - 1)
 
-    for _, group in groupby(range(len(target)), run):
+    for _, group in groupby(range(len(target)), line_of):
         first, *rest = group
         last = rest[-1] if rest else first
-        fate = fates[first]
-        text, shift = fate.text, first - (fate.source or 0)
+        text, shift = transfers[first].text, first - (transfers[first].source or 0)
         text = text.replace("carried", f"carried from {_span(first - shift, last - shift)}", 1)
         kind = f"{_kind(target[first])} to {_kind(target[last])}" if rest else _kind(target[first])
         LOGGER.info(f"{_span(first, last):>7}  {kind:<16} {text}")
-    used = {fate.source for fate in fates.values()}
+    used = {t.source for t in transfers.values()}
     if unused := [f"{i} {_kind(layer)}" for i, layer in enumerate(source) if i not in used]:
-        LOGGER.info(f"not used of the weights: {', '.join(unused)}")
+        LOGGER.info(f"layers of the weights that are not used: {', '.join(unused)}")
 
 
 def _span(first: int, last: int) -> str:

@@ -201,7 +201,7 @@ class Model(nn.Module):
 
     @property
     def image_multiple(self) -> int:
-        """The multiple in pixels that image sides must be of: the largest stride, at least 32."""
+        """Returns the multiple in pixels that image sides must be of: the largest stride, at least 32."""
         return max(int(self.stride.max()), 32)
 
     def forward(self, x: torch.Tensor, augment: bool = False):

@@ -182,7 +182,10 @@ def test_detect_gives_a_file_of_one_frame_what_it_wants(weights, data, here, cap
     """Frames of 96 x 64 into one of 128 x 128, three images into batches of two."""
     [path] = export.run(weights=weights, imgsz=128, include="onnx", batch_size=2)
     found = found_by(path, here / "boxes/images/val", batch_size=3, imgsz=W)
-    assert f"--imgsz [{W}, {W}]: the file was exported for 128 x 128, which is used" in capsys.readouterr().err
+    assert (
+        f"--imgsz [{W}, {W}]: the file was exported for 128 x 128 pixels, so that size is used"
+        in capsys.readouterr().err
+    )
     model = Backend(weights)
     assert len(found) == 4
     for name, rows in found.items():
@@ -200,7 +203,7 @@ def test_detect_with_suppression_in_the_file(weights, data, here, capsys):
     assert all(np.allclose(expected[name], found[name], atol=1e-4) for name in expected) and len(expected) == 4
     capsys.readouterr()
     found_by(path, here / "boxes/images/val", conf_thres=0.1)
-    assert "suppresses by itself, with confidence 0.25 and IoU 0.45" in capsys.readouterr().err
+    assert "includes NMS with confidence 0.25 and IoU 0.45" in capsys.readouterr().err
 
 
 def test_val_measures_the_same(weights, data, here):
@@ -229,12 +232,12 @@ def test_opencv_runs_an_onnx_file(weights, here):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--weights", "best.onnx", "best.onnx"], "an ensemble is made of .pt files only"),
-        (["--weights", "best.onnx", "--augment"], "--augment looks at several sizes and needs a .pt file"),
+        (["--weights", "best.onnx", "best.onnx"], "an ensemble takes .pt files only"),
+        (["--weights", "best.onnx", "--augment"], "--augment runs the image at several sizes and needs a .pt file"),
         (["--weights", "best.onnx", "--update"], "--update changes .pt files only, got best.onnx"),
         (["--weights", "best.pt", "--dnn"], "--dnn runs ONNX files, got"),
         (["--weights", "best.onnx", "--visualize"], "--visualize records the layers of one model; give one .pt file"),
-        (["--weights", "best.zip"], "best.zip: not a kind of file that is run here"),
+        (["--weights", "best.zip"], "best.zip: files of this kind cannot be run"),
         (["--weights", "broken.onnx"], "broken.onnx: ONNX Runtime"),
         (["--weights", "broken.torchscript"], "broken.torchscript: torch"),
         (["--weights", "empty_openvino_model"], "expected one .xml file in this folder, found 0"),

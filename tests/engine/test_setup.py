@@ -72,7 +72,7 @@ def test_weights_are_carried_where_they_fit_and_that_is_said(world, capsys):
     larger = build(world.best, write_yaml(Path("with SOCA.yaml"), model))
     err = capsys.readouterr().err
     assert carried(err) == (len(source) - 1, len(larger.state_dict()))  # all but the anchors, which --cfg brings
-    assert "nothing of the weights fits" not in err
+    assert "no layer of the weights fits" not in err
 
 
 def test_attention_put_into_trained_weights(world, capsys):
@@ -90,7 +90,7 @@ def test_attention_put_into_trained_weights(world, capsys):
 def test_weights_of_which_nothing_fits(world, capsys):
     build(world.best, write_yaml(Path("wide.yaml"), {**TINY, "width_multiple": 0.75}), nc=7)
     err = capsys.readouterr().err
-    assert "nothing of the weights fits this architecture: training starts from scratch" in err
+    assert "no layer of the weights fits this architecture: training starts from scratch" in err
     fresh, other = Model({**TINY, "width_multiple": 0.5}), Model({**TINY, "width_multiple": 0.75}, nc=7)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     transfer(fresh, other)

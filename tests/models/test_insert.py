@@ -1,4 +1,4 @@
-"""Blocks put in by place: which layers a place means, that nothing else changes, and what is said about wrong rows."""
+"""Blocks inserted by place: which layers a place names, that nothing else changes, and errors about wrong rows."""
 
 import copy
 
@@ -226,16 +226,16 @@ def test_ready_files(name, monkeypatch):
     [
         ({"after": "P5", "module": "SOKA"}, "unknown module 'SOKA'; did you mean 'SOCA'?"),
         ({"after": "P5", "module": None}, "unknown module None"),
-        ({"after": "P5", "module": "SOCA"}, "no map of stride 32 goes into Detect; there are P2, P3"),
-        ({"after": "B5", "module": "SOCA"}, "no map of stride 32 is in the backbone; there are B1, B2, B3"),
-        ({"after": "P1", "module": "SOCA"}, "there are P2, P3; the backbone's is B1"),
+        ({"after": "P5", "module": "SOCA"}, "no map of stride 32 goes into Detect; the places are P2, P3"),
+        ({"after": "B5", "module": "SOCA"}, "no map of stride 32 is in the backbone; the places are B1, B2, B3"),
+        ({"after": "P1", "module": "SOCA"}, "the places are P2, P3; the backbone has B1"),
         ({"after": "C4", "module": "SOCA"}, "the base has no place 'C4'; did you mean 'C3'?"),
         ({"after": "neck", "module": "SOCA"}, "the base has no place 'neck'; `after` must be P3"),
         ({"after": "P3+", "module": "SOCA"}, "the base has no place ''"),
         ({"after": 8, "module": "SOCA"}, "there is no layer 8; the base has layers 0 to 7"),
         ({"after": -1, "module": "SOCA"}, "there is no layer -1"),
-        ({"after": 7, "module": "SOCA"}, "nothing can stand after layer 7"),
-        ({"after": "Detect", "module": "SOCA"}, "nothing can stand after layer 7"),
+        ({"after": 7, "module": "SOCA"}, "no block can stand after layer 7"),
+        ({"after": "Detect", "module": "SOCA"}, "no block can stand after layer 7"),
         ({"after": "P3+4", "module": "SOCA"}, "after 'P3+4' names layer 4 twice"),
         ({"after": True, "module": "SOCA"}, "`after` must be P3"),
         ({"after": ["P3"], "module": "SOCA"}, "`after` must be P3"),

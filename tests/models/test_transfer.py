@@ -56,7 +56,7 @@ def plain() -> Model:
     return Model("yolov5n.yaml", nc=3)
 
 
-def fates(err: str) -> dict[str, str]:
+def report_of(err: str) -> dict[str, str]:
     """The lines of the report: layer numbers -> the rest."""
     lines = err.partition("layer by layer:\n")[2].splitlines()
     return dict(line.split(maxsplit=1) for line in lines if line[:1] == " ")
@@ -81,7 +81,7 @@ def test_an_inserted_block_loses_nothing(plain, capsys):
     new = {name for name in target.state_dict() if name.startswith("model.24.")}
     capsys.readouterr()
     assert transfer(plain, target) == len(target.state_dict()) - len(new)
-    report = fates(capsys.readouterr().err)
+    report = report_of(capsys.readouterr().err)
     assert [(key, *text.split(maxsplit=1)[1:]) for key, text in report.items() if key != "0-23"] == [
         ("24", "new, starts as identity"),
         ("25", "carried from 24"),
@@ -202,7 +202,7 @@ def test_other_anchors_leave_the_head_out_and_say_so(capsys):
     before = [p.clone() for p in target.model[-1].parameters()]
     capsys.readouterr()
     transfer(source, target, own_anchors=True)
-    assert "left out: its anchors differ" in fates(capsys.readouterr().err)["5"]
+    assert "left out: its anchors differ" in report_of(capsys.readouterr().err)["5"]
     assert all(torch.equal(a, b) for a, b in zip(before, target.model[-1].parameters()))
     assert target.model[-1].anchors[1, 1, 1] * target.model[-1].stride[1] == 60
 
@@ -221,7 +221,9 @@ def test_another_number_of_anchors_or_levels(capsys):
     target = build(anchors=[[8, 8], [24, 24]])
     capsys.readouterr()
     transfer(trained(), target)
-    assert "left out: it has 2 levels of 1 anchors; the weights have 2 of 2" in fates(capsys.readouterr().err)["5"]
+    assert (
+        "left out: it has 2 levels of 1 anchors, and the weights have 2 of 2" in report_of(capsys.readouterr().err)["5"]
+    )
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -234,7 +236,7 @@ def test_every_layer_is_accounted_for(capsys):
     capsys.readouterr()
     transfer(trained(), target, names=["red", "x", "y", "z"])
     err = capsys.readouterr().err
-    lines = {key: " ".join(text.split()) for key, text in fates(err).items()}
+    lines = {key: " ".join(text.split()) for key, text in report_of(err).items()}
     assert lines == {
         "0-1": "Conv to Conv carried from 0-1",
         "2": "SOCA new, starts as identity",
@@ -242,7 +244,7 @@ def test_every_layer_is_accounted_for(capsys):
         "5": "Identity new",
         "6": "Detect partly carried from 5: boxes, objectness and 1 of 4 classes",
     }
-    assert "not used of the weights: 4 C3\n" in err
+    assert "layers of the weights that are not used: 4 C3\n" in err
 
 
 def test_a_longer_stage_is_carried_in_part(capsys):
@@ -250,7 +252,7 @@ def test_a_longer_stage_is_carried_in_part(capsys):
     capsys.readouterr()
     transfer(source, target)
     fit, total = len(source.model[2].state_dict()), len(target.model[2].state_dict())
-    assert f"partly carried from 2: {fit} of {total} tensors fit" in fates(capsys.readouterr().err)["2"]
+    assert f"partly carried from 2: {fit} of {total} tensors fit" in report_of(capsys.readouterr().err)["2"]
 
 
 # --- the official weights ---------------------------------------------------------------------------------------------
