@@ -223,10 +223,9 @@ class Adapter(nn.Module):
 class RLNL(nn.Module):
     """Region-level non-local block: adds to every position a weighted sum over all positions of its region.
 
-    Dai et al., SAN, CVPR 2019, section 3.2: the map is a grid of k x k regions, each with the embedded Gaussian of Wang et
-    al., Non-local Neural Networks, CVPR 2018, section 3.2: x + W softmax(theta(x)^T phi(x)) g(x). Where k
-    does not divide a side, the regions differ by one position. W is 0 at the start, which is the identity, as in Wang
-    et al.
+    Dai et al., SAN, CVPR 2019, section 3.2: the map is a grid of k x k regions, each with the embedded Gaussian of
+    Wang et al., Non-local Neural Networks, CVPR 2018, section 3.2: x + W softmax(theta(x)^T phi(x)) g(x). Where k does
+    not divide a side, the regions differ by one position. W is 0 at the start, which is the identity, as in Wang et al.
 
     Args:
         channels: C.
