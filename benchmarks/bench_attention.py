@@ -5,9 +5,8 @@
     python benchmarks/bench_attention.py --quick                        # fewer repetitions, no detectors
 
 The first table: forward and backward of every block on the maps of yolov5s at 640 px, in turn, and beside them the
-usual way to compute SOCA (bench_soca.py), where its centring matrices of M x M fit. The second: SOCA's statistic of
-maps with fewer positions than channels, by products of the map and by those of its positions; the shape chooses. The
-third: a training step of yolov5s with a block after every C3, and the most memory that its process ever held.
+usual way to compute SOCA (bench_soca.py), where its centring matrices of M x M fit. The second: a training step of
+yolov5s with a block after every C3, and the maximum memory that its process ever held.
 README.md beside this file keeps dated results.
 """
 
@@ -25,7 +24,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench_soca import UsualSOCA
 
-from models import second_order
 from models.attention import CBAM, ECA, GCT, LSRAG, RLNL, Adapter, CoordAttention, SimAM
 from models.common import SE, SOCA
 from models.insert import parse_attention
@@ -35,8 +33,6 @@ from tools.costs import Timer, machine, peak_bytes, training_step
 BLOCKS = {block.__name__: block for block in (SE, ECA, CBAM, CoordAttention, SimAM, GCT, Adapter, SOCA, RLNL, LSRAG)}
 MAPS = {"P2": (64, 160), "P3": (128, 80), "P4": (256, 40), "P5": (512, 20)}  # channels and side, yolov5s at 640 px
 DETECTORS = ("none", "SE@C3", "SOCA@P5", "SOCA@C3")
-FORMS = [(1, 1024, side, side) for side in (4, 8, 10, 12, 14, 16, 20)]
-FORMS += [(16, 256, 10, 10), (16, 512, 10, 10), (16, 512, 12, 12), (16, 512, 14, 14), (16, 512, 20, 20)]
 LIMIT = 2.0  # GiB of centring matrices that the usual way may have
 
 
@@ -71,38 +67,6 @@ def bench_map(level: str, batch: int, device: torch.device, timer: Timer) -> lis
     if centring > LIMIT:
         rows.append(f"| {level} | SOCA, the usual way | | not run: centring matrices of {centring:.1f} GiB | | | |")
     return rows
-
-
-# --- the forms of the statistic ---------------------------------------------------------------------------------------
-
-
-def bench_forms(shape: tuple[int, ...], device: torch.device, timer: Timer) -> str:
-    """A row of the second table: time and error of second_order_statistic by either form."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).to(device).requires_grad_()
-    u = torch.randn(shape[:2], generator=generator).to(device)
-
-    def both(few: int, x: torch.Tensor = x, u: torch.Tensor = u) -> tuple[torch.Tensor, torch.Tensor]:
-        second_order.FEW = few
-        s = second_order.second_order_statistic(x)
-        return s.detach(), torch.autograd.grad(s, x, u)[0]
-
-    def ahead(few: int) -> None:
-        second_order.FEW = few
-        with torch.no_grad():
-            second_order.second_order_statistic(x)
-
-    usual, forms = second_order.FEW, {"map": 0, "positions": 10**9}
-    forward = timer({name: lambda few=few: ahead(few) for name, few in forms.items()}, 4)
-    whole = timer({name: lambda few=few: both(few) for name, few in forms.items()}, 4)
-    truth = both(0, x.detach().double().requires_grad_(), u.double())
-    errors = [[float((a - b).abs().max() / b.abs().max()) for a, b in zip(both(few), truth)] for few in forms.values()]
-    second_order.FEW = usual
-    times = [f"{t[name] * 1e3:.2f}" for t in (forward, whole) for name in forms]
-    ratio = whole["positions"] / whole["map"]
-    cells = [*times, f"{ratio:.2f}", *(f"{error:.1e}" for pair in zip(*errors) for error in pair)]
-    chosen = "positions" if second_order._is_few(shape[1], shape[2] * shape[3]) else "map"
-    return f"| {' x '.join(map(str, shape))} | {' | '.join(cells)} | {chosen} |"
 
 
 # --- detectors --------------------------------------------------------------------------------------------------------
@@ -149,7 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed repetitions of each form")
     parser.add_argument("--cpu-seconds", action="store_true", help="count the CPU's work instead of the wall clock")
     parser.add_argument("--quick", action="store_true", help="three repetitions, and no detectors")
-    parser.add_argument("--only", choices=("maps", "forms", "detectors"), help="one of the three tables")
+    parser.add_argument("--only", choices=("maps", "detectors"), help="one of the two tables")
     parser.add_argument("--peak", metavar="BLOCK@PLACE", help=argparse.SUPPRESS)
     opt = parser.parse_args()
     torch.set_num_threads(opt.threads)
@@ -162,22 +126,13 @@ def main() -> None:
     timer = Timer(device, 3 if opt.quick else opt.rounds, opt.cpu_seconds)
     clock = "CPU seconds" if opt.cpu_seconds else "wall clock"
     print(f"{machine(device)}, medians of {timer.rounds}, {clock}\n")
-    wanted = (opt.only,) if opt.only else ("maps", "forms") if opt.quick else ("maps", "forms", "detectors")
-    if "maps" in wanted:
+    tables = (opt.only,) if opt.only else ("maps",) if opt.quick else ("maps", "detectors")
+    if "maps" in tables:
         print("| N x C x H x W | block | parameters | forward, ms | with backward, ms | times SE | peak, NCM floats |")
         print("|---|---|--:|--:|--:|--:|--:|")
         for level in MAPS:
             print("\n".join(bench_map(level, opt.batch or (16 if cuda else 2), device, timer)), flush=True)
-    if "forms" in wanted:
-        print(
-            "\n| N x C x H x W | forward by map, ms | by positions | with backward by map, ms | by positions | ratio ",
-            end="",
-        )
-        print("| error of s by map | by positions | of the gradient by map | by positions | chosen |")
-        print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|")
-        for shape in FORMS:
-            print(bench_forms(shape, device, timer), flush=True)
-    if "detectors" in wanted:
+    if "detectors" in tables:
         batch = opt.batch or (16 if cuda else 4)
         print(f"\n| yolov5s, 640 px, batch {batch} | training step, ms | ratio | peak, MiB | ratio |")
         print("|---|--:|--:|--:|--:|")

@@ -6,7 +6,7 @@ import sys
 import cv2
 import pytest
 
-from models.second_order import FEW, chebyshev_coefficients
+from models.second_order import chebyshev_coefficients
 from models.yolo import Model
 from utils.files import ROOT
 
@@ -29,18 +29,16 @@ def stack(*rows: list, channels: int = 48) -> Model:
 
 
 def soca_flops(C: int, M: int, hidden: int) -> int:
-    """28 products of S (C x C), of Xc Xc^T or of Xc^T Xc with a vector, what is formed of them, and the gate."""
+    """28 products with a vector of S (C x C), which is formed once, or of Xc and Xc^T; and the gate."""
     steps = len(chebyshev_coefficients()) - 1
     if C <= M:
         statistic = 2 * C * C * M + steps * 2 * C * C
-    elif M <= FEW:  # the first product is free, a last one goes back to the channels
-        statistic = 2 * C * M * M + (steps - 1) * 2 * M * M + 2 * C * M
     else:
         statistic = steps * 4 * C * M
     return statistic + 4 * C * hidden
 
 
-# few positions, more than channels, and neither
+# fewer positions than channels, and more
 @pytest.mark.parametrize(("C", "size"), [(48, 32), (48, 64), (48, 160), (256, 120)])
 def test_flops_by_hand(tool, C, size):
     M = (size // 8) ** 2
