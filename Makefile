@@ -1,9 +1,12 @@
-# make demo   the main job on the embedded data set: train, validate, detect
-# make test   the test suite
-# make fuzz   100,000 broken label files, data set YAMLs and images each (CASES=... for another number); a quarter of an hour
-# make test-export   the tests of export.py that need more than the suite installs, such as TensorFlow, in environments of
-#                    their own (4 GB; TensorFlow.js needs npm)
-# All set up a virtual environment in .venv first. PYTHON=... chooses the interpreter.
+# make demo          trains, validates and detects on the data set that the project draws itself
+# make test          runs the test suite
+# make lint          checks the style; make format corrects it
+# make fuzz          reads 100,000 broken label files, data set YAMLs and images each, in 15 minutes (CASES=... for another
+#                    number)
+# make test-export   runs the tests of export that need more than the suite installs, such as TensorFlow, in separate
+#                    environments (4 GB; TensorFlow.js needs npm)
+# make clean         removes the environment, runs and the drawn data set
+# Each sets up a virtual environment in .venv first. PYTHON=... chooses the interpreter.
 
 PYTHON ?= python3
 VENV := .venv

@@ -133,7 +133,7 @@ def test_shortened_and_alternative_flags(monkeypatch, verb, arguments, name, val
 def test_an_image_size_is_rounded_up_to_the_stride(verb, usual, command, bright, here):
     (here / "a file").write_text("stops the command once everything is checked")
     code, err = command(verb, *usual[verb], "--imgsz", 50, "--project", "a file")
-    assert code == 1 and "a file is in the way" in err
+    assert code == 1 and "a file has its name" in err
     assert "is not a multiple of the model's stride 32; using" in err
 
 
@@ -266,7 +266,7 @@ def test_download_without_a_network(refused, monkeypatch, verb, failure):
         raise failure
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    says = ["could not download https://", "yolov5s.pt", "fetch it by hand and save it as yolov5s.pt"]
+    says = ["could not download https://", "yolov5s.pt", "download it yourself and save it as yolov5s.pt"]
     says.append("10 of 1000 bytes" if failure == "cut short" else str(failure))
     refused(verb, "--weights", "yolov5s.pt", "--download", says=says)
 
@@ -286,7 +286,7 @@ def test_a_file_where_the_folder_should_be(refused, here, verb, flag):
         "--name": ["--project", "a file/deeper", "--name", "x"],
         "--exist-ok": ["--project", ".", "--name", "a file", "--exist-ok"],
     }
-    refused(verb, *arguments[flag], says=["a file", "cannot be made a folder, a file is in the way"])
+    refused(verb, *arguments[flag], says=["a file", "cannot create this folder: a file has its name"])
     assert (here / "a file").read_text() == "mine"
 
 

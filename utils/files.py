@@ -1,4 +1,4 @@
-"""Paths, YAML, and files written whole or not at all."""
+"""Paths, YAML, and files that are written whole or not at all."""
 
 import math
 import os
@@ -13,11 +13,11 @@ from typing import IO, Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository
-ALIASED_VALUES = 10_000  # what a YAML file may make of its aliases, beyond ten times its length
+ALIASED_VALUES = 10_000  # that the aliases of a YAML file may stand for, besides ten times its length
 
 
 def cache_folder() -> Path:
-    """This user's folder for what can be made again: below XDG_CACHE_HOME where that is set. Not made here."""
+    """Returns this user's folder for files that can be made again: in XDG_CACHE_HOME where that is set. Not created."""
     if place := os.environ.get("XDG_CACHE_HOME"):
         root = Path(place)
     elif sys.platform == "win32":
@@ -28,10 +28,12 @@ def cache_folder() -> Path:
 
 
 def increment_path(path: str | Path, exist_ok: bool = False, mkdir: bool = False) -> Path:
-    """`runs/exp` -> `runs/exp`, `runs/exp2`, `runs/exp3` ...: the first free name after the highest one taken.
+    """Returns the first free name of `runs/exp`, `runs/exp2`, `runs/exp3` ..., after the highest that exists.
 
-    A file keeps its suffix (`a.csv` -> `a2.csv`). With mkdir the folder is made here, and two processes that ask at
-    once get different ones.
+    exist_ok: returns path itself, also where it exists.
+    mkdir:    creates the folder too; two processes that call this at once get different ones.
+
+    A file keeps its suffix (`a.csv` -> `a2.csv`).
     """
     path = Path(path)
     if exist_ok:
@@ -47,7 +49,7 @@ def increment_path(path: str | Path, exist_ok: bool = False, mkdir: bool = False
         try:
             candidate.mkdir()
             return candidate
-        except FileExistsError:  # another process took it between the look and the making
+        except FileExistsError:  # another process created it in the meantime
             continue
 
 
@@ -55,7 +57,9 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"{path}: cannot be made a folder, a file is in the way; name another one") from None
+        raise NotADirectoryError(
+            f"{path}: cannot create this folder: a file has its name, or that of a folder above; choose another"
+        ) from None
 
 
 def _next_free(path: Path) -> Path:
@@ -68,32 +72,36 @@ def _next_free(path: Path) -> Path:
 
 
 def find_file(name: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
-    """The file called `name`: as given, else the one match below data/, models/ or utils/ of the repository.
+    """Returns the file called `name`: as given, else the one match in data/, models/ or utils/ of the repository.
 
-    Raises FileNotFoundError when there is none, ValueError when there are several or the suffix is not in `suffixes`.
+    suffixes: that are allowed, such as (".yaml", ".yml"); empty for all.
+
+    Raises FileNotFoundError where there is none, ValueError where there are several or the suffix is not allowed.
     """
     path = Path(name)
     if suffixes and path.suffix and path.suffix.lower() not in suffixes:
-        raise ValueError(f"file must end in {' or '.join(suffixes)}, got {str(name)!r}")
+        raise ValueError(f"the file must end in {' or '.join(suffixes)}, got {str(name)!r}")
     if path.is_file() or path.is_fifo():
         return path
     matches = [p for room in ("data", "models", "utils") for p in (ROOT / room).rglob(path.name) if p.is_file()]
     # `models/SOCA.yaml` given from another folder must not find `data/SOCA.yaml`
     matches = [p for p in matches if p.parts[-len(path.parts) :] == path.parts]
     if not matches:
-        raise FileNotFoundError(f"no such file: {str(name)!r} (looked in {Path.cwd()} and below {ROOT})")
+        raise FileNotFoundError(
+            f"no such file: {str(name)!r} (looked in {Path.cwd()} and in data, models and utils of {ROOT})"
+        )
     if len(matches) > 1:
         raise ValueError(f"several files match {str(name)!r}: {', '.join(map(str, matches))}; give the full path")
     return matches[0]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Errors name the file, and the line where the text goes wrong."""
+    """Returns the mapping in a YAML file; errors name the file, and the line of a fault."""
     return parse_yaml(read_text(path), path)
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a YAML file."""
+    """Returns the text of a YAML file."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
@@ -104,7 +112,7 @@ def read_text(path: str | Path) -> str:
 
 
 def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:
-    """The mapping in YAML text that was read from path."""
+    """Returns the mapping in YAML text that was read from path."""
     try:
         content = _construct(yaml.SafeLoader(text), 10 * len(text) + ALIASED_VALUES)
     except yaml.MarkedYAMLError as error:
@@ -115,9 +123,9 @@ def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a YAML text file: {error}") from None
     except RecursionError:
         raise ValueError(f"{path}: not valid YAML: brackets or blocks are nested too deeply") from None
-    except (ValueError, LookupError, AttributeError) as error:  # so PyYAML ends over 2001-99-99 or !!bool x
+    except (ValueError, LookupError, AttributeError) as error:  # PyYAML raises these for 2001-99-99 or !!bool x
         raise ValueError(
-            f"{path}: a value is not what it looks like or says it is; put it in quotes: {error}"
+            f"{path}: a value does not have the type that it looks like; put it in quotes: {error}"
         ) from None
     if content is None:
         raise ValueError(f"{path}: the file is empty; expected lines of 'key: value'")
@@ -127,22 +135,22 @@ def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:
 
 
 def _construct(loader: yaml.SafeLoader, limit: int) -> Any:
-    """The content of one YAML document, refused where its aliases stand for more than `limit` values.
+    """Returns the content of one YAML document; ValueError where its aliases stand for more than `limit` values.
 
-    A few lines of aliases of aliases can stand for billions, over which a merge or a message would never end.
+    A few lines of aliases of aliases can stand for billions of values, which would fill time and memory.
     """
     node = loader.get_single_node()
     if node is None:
         return None
     if _count_values(node, {}) > limit:
-        raise ValueError("the aliases (*name) stand for too many values, or for themselves")
+        raise ValueError("its aliases (*name) stand for too many values, or for themselves")
     return loader.construct_document(node)
 
 
 def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
-    """Values below a node with aliases written out; infinite where it is a part of itself."""
+    """Returns the number of values in a node, aliases written out; infinite for a node that contains itself."""
     if id(node) not in known:
-        known[id(node)] = math.inf  # as long as its parts are being counted
+        known[id(node)] = math.inf  # while its parts are being counted
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value
         if isinstance(node, yaml.MappingNode):
             parts = [part for pair in parts for part in pair]
@@ -151,7 +159,7 @@ def _count_values(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 def write_yaml(path: str | Path, data: dict[str, Any]) -> None:
-    """Writes a mapping in its own order; paths become strings."""
+    """Writes a mapping in its own order; paths become text."""
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in data.items()}
     with atomic_write(path, "w") as file:
         yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True)
@@ -166,9 +174,9 @@ def megabytes(path: str | Path) -> float:
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Iterator[IO]:
-    """A file to write that replaces `path` only once it is whole; on any failure the old file stays.
+    """Yields a file that replaces `path` once it is whole; on any failure the old file stays.
 
-    sync: wait until it is on the disk, so that it outlives a power cut.
+    sync: waits until the file is on the disk, so that it survives a power cut.
     """
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
@@ -179,12 +187,12 @@ def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Itera
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates files that only their owner may read
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and not error.filename:
-            error.filename = str(path)  # a full disk does not say which file it was
+            error.filename = str(path)  # the error of a full disk does not name a file
         raise
 
 

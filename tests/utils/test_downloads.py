@@ -13,7 +13,7 @@ import zipfile
 import pytest
 
 from utils.data.dataset_yaml import load_dataset_yaml
-from utils.downloads import KNOWN_SETS, Archive, download_dataset, unpack
+from utils.downloads import KNOWN_SETS, Archive, download, download_dataset, unpack
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_unpacks_what_is_in_it(tmp_path, kind):
 )
 def test_names_outside_the_folder_are_refused(tmp_path, kind, name):
     archive = pack(tmp_path / kind, {"good.txt": b"1", name: b"evil"})
-    with pytest.raises(ValueError, match=r"would be written outside the folder; nothing is unpacked"):
+    with pytest.raises(ValueError, match=r"would be written outside the folder; no file is unpacked"):
         unpack(archive, tmp_path / "out")
     assert files_below(tmp_path) == ["out", kind]  # not even the good one
 
@@ -106,7 +106,7 @@ def test_links_and_devices_are_refused(tmp_path, kind):
             link.type, link.linkname = kind, str(tmp_path)
             tar.addfile(link)
             tar.addfile(tarfile.TarInfo("link/evil"))
-    with pytest.raises(ValueError, match=r"'link' is a link or device; nothing is unpacked"):
+    with pytest.raises(ValueError, match=r"'link' is a link or device; no file is unpacked"):
         unpack(archive, tmp_path / "out")
     assert files_below(tmp_path) == ["out", "x"]
 
@@ -138,9 +138,9 @@ def test_a_full_disk_is_seen_before(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda data: b"no archive", "neither a zip nor a tar"),
-        (lambda data: data[: len(data) // 2], r"not a sound archive|neither"),
-        (lambda data: data.replace(b"picture", b"pictures"[:7][::-1]), "not a sound archive: Bad CRC"),
+        (lambda data: b"no archive", "must be a zip or a tar file"),
+        (lambda data: data[: len(data) // 2], r"a damaged archive|must be a zip"),
+        (lambda data: data.replace(b"picture", b"pictures"[:7][::-1]), "a damaged archive: Bad CRC"),
     ],
 )
 def test_damaged_archives_are_refused(tmp_path, damage, message):
@@ -156,9 +156,9 @@ def test_a_name_twice_or_a_file_as_a_folder_is_refused(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name in ("a", "a"):
             tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(ValueError, match="holds 'a' twice"):
+    with pytest.raises(ValueError, match="contains 'a' twice"):
         unpack(tmp_path / "x.tar", tmp_path / "out")
-    with pytest.raises(ValueError, match="holds 'b' twice"):
+    with pytest.raises(ValueError, match="contains 'b' twice"):
         unpack(pack(tmp_path / "y.tar", {"a": b"1", "a/b": b"2"}), tmp_path / "out")
 
 
@@ -170,7 +170,10 @@ def test_fetches_verifies_and_unpacks(served, tmp_path):
     names = ("one.zip", "two.tgz")
     pack(folder / names[0], {"a/1.jpg": b"1"})
     pack(folder / names[1], {"2.jpg": b"2"})
-    one, two = (Archive(f"{url}/{name}", sha256(folder / name), place) for name, place in zip(names, ("", "b/c")))
+    one, two = (
+        Archive(url=f"{url}/{name}", sha256=sha256(folder / name), folder=place)
+        for name, place in zip(names, ("", "b/c"))
+    )
     download_dataset([one, two], tmp_path / "root")
     assert files_below(tmp_path / "root") == ["a", "a/1.jpg", "b", "b/c", "b/c/2.jpg"]
     assert asked == ["/one.zip", "/two.tgz"]
@@ -180,19 +183,27 @@ def test_another_checksum_leaves_nothing(served, tmp_path):
     folder, url, _ = served
     pack(folder / "one.zip", GOOD)
     with pytest.raises(ValueError, match=f"SHA-256 is {sha256(folder / 'one.zip')}, expected 000"):
-        download_dataset([Archive(f"{url}/one.zip", "0" * 64)], tmp_path / "root")
+        download_dataset([Archive(url=f"{url}/one.zip", sha256="0" * 64)], tmp_path / "root")
     assert files_below(tmp_path / "root") == [".downloads"]
 
 
 def test_what_is_there_whole_is_not_fetched_again(served, tmp_path):
     folder, url, asked = served
     pack(folder / "one.zip", {"1.jpg": b"1"})
-    one = Archive(f"{url}/one.zip", sha256(folder / "one.zip"))
+    one = Archive(url=f"{url}/one.zip", sha256=sha256(folder / "one.zip"))
     with pytest.raises(FileNotFoundError, match=r"could not download .*gone.zip.*404"):
-        download_dataset([one, Archive(f"{url}/gone.zip", "1" * 64)], tmp_path / "root")
+        download_dataset([one, Archive(url=f"{url}/gone.zip", sha256="1" * 64)], tmp_path / "root")
     download_dataset([one], tmp_path / "root")
     assert asked.count("/one.zip") == 1
     assert files_below(tmp_path / "root") == ["1.jpg"]
+
+
+def test_a_disk_that_does_not_take_the_file_is_not_called_a_failed_download(served, tmp_path):
+    folder, url, _ = served
+    pack(folder / "one.zip", GOOD)
+    with pytest.raises(FileNotFoundError, match="missing") as error:
+        download(f"{url}/one.zip", tmp_path / "missing/one.zip")
+    assert "could not download" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -200,13 +211,13 @@ def test_what_is_there_whole_is_not_fetched_again(served, tmp_path):
     [
         (("file:///etc/passwd", "0" * 64), "url must start with http"),
         (("https://x/y.zip", ""), "sha256 of https://x/y.zip must be 64 digits"),
-        (("https://x/y.zip", "0" * 64, "../up"), "folder of https://x/y.zip must lie below"),
-        (("https://x/y.zip", "0" * 64, "/up"), "must lie below"),
+        (("https://x/y.zip", "0" * 64, "../up"), "folder of https://x/y.zip must be in"),
+        (("https://x/y.zip", "0" * 64, "/up"), "must be in"),
     ],
 )
 def test_faulty_sources_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Archive(*fields)
+        Archive(**dict(zip(("url", "sha256", "folder"), fields)))
 
 
 def test_known_sets_are_whole():

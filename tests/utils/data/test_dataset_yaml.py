@@ -173,10 +173,10 @@ def test_the_photographs_of_the_tests(bccd):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("when: 2001-99-99\n", "a value is not what it looks like or says it is; put it in quotes: month"),
-        ("flag: !!bool x\n", "a value is not what it looks like"),
-        ("time: !!timestamp x\n", "a value is not what it looks like"),
-        ("many: " + "1" * 5000, "a value is not what it looks like"),
+        ("when: 2001-99-99\n", "a value does not have the type that it looks like; put it in quotes: month"),
+        ("flag: !!bool x\n", "a value does not have the type"),
+        ("time: !!timestamp x\n", "a value does not have the type"),
+        ("many: " + "1" * 5000, "a value does not have the type"),
         ("deep: " + "[" * 3000, "nested too deeply"),
         ("self: &a [*a]\n", "too many values, or for themselves"),
     ],
