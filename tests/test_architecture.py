@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = """
 models              registry
 utils               log cli boxes files dist device downloads activations checkpoint nms drawing
-utils.data          shapes images letterbox formats dataset_yaml labels shards
-utils.data          options annotations cache store augmentations mosaic dataset shard_loader loader
+utils.data          shapes faults images letterbox labels
+utils.data.formats  yolo coco voc labelme shards
+utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch
 utils.training      loggers search
 utils.runtimes      environments base torchscript program onnx_file openvino_model tensorrt_engine ncnn_model

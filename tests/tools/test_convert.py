@@ -1,4 +1,4 @@
-"""Every format into every other and back: the same pictures, classes, boxes within rounding, and outlines where both
+"""Every format into every other and back: the same images, classes, boxes within rounding, and outlines where both
 hold them. Wrong files are refused by file and row, and nothing of the user's is touched.
 """
 
@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.convert import Labels, Picture, Thing, convert, main, parse_options, read
+from tools.convert import convert, main, parse_options, read
 from utils.data.annotations import scan
 from utils.data.dataset_yaml import load_dataset_yaml
+from utils.data.labels import LabelledImage, LabelledObject, LabelledSplit
 from utils.files import ROOT
 
-KINDS = ("coco", "voc", "yolo", "labelme")
-SOURCES = {"coco": "{}.json", "voc": "{}/Annotations", "yolo": "data.yaml", "labelme": "{}"}
+KINDS = ("coco", "voc", "yolo", "labelme", "shards")
+SOURCES = {"coco": "{}.json", "voc": "{}/Annotations", "yolo": "data.yaml", "labelme": "{}", "shards": "data.yaml"}
 NAMES = ["cat", "a dog", "细胞", "unused"]
-ROUNDING = {"coco": 1e-3, "voc": 0.5, "yolo": 1e-3, "labelme": 1e-3}  # pixels
+ROUNDING = {"coco": 1e-3, "voc": 0.5, "yolo": 1e-3, "labelme": 1e-3, "shards": 1e-3}  # pixels
 
 
 def random_labels(folder, split, outlines, rng):
-    """Three pictures, one in a sub-folder, one without an object; some objects with an outline."""
-    pictures = []
+    """Three images, one in a sub-folder, one without an object; some objects with an outline."""
+    images = []
     for name, (width, height), count in (
         ("a.jpg", (64, 48), 4),
         ("sub/a b.png", (50, 90), 3),
@@ -34,33 +35,33 @@ def random_labels(folder, split, outlines, rng):
         file = folder / split / name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (width, height), (90, 60, 30)).save(file)
-        things = []
+        objects = []
         for i in range(count):
             if outlines and i % 2 == 0:
                 corners = rng.uniform(1, np.array([width, height]) - 1, (3 + i, 2))
                 box = (*corners.min(0).tolist(), *corners.max(0).tolist())
-                things.append(Thing(NAMES[i % 3], box, [corners]))
+                objects.append(LabelledObject(NAMES[i % 3], box, [corners]))
             else:
                 x1, y1 = rng.uniform(0, 20, 2)
-                things.append(Thing(NAMES[i % 3], (x1, y1, x1 + rng.uniform(3, 15), y1 + rng.uniform(3, 15))))
-        pictures.append(Picture(name, width, height, things, file))
-    return Labels(NAMES, pictures)
+                objects.append(LabelledObject(NAMES[i % 3], (x1, y1, x1 + rng.uniform(3, 15), y1 + rng.uniform(3, 15))))
+        images.append(LabelledImage(name, width, height, objects, file))
+    return LabelledSplit(NAMES, images)
 
 
 def assert_same(a, b, tolerance, outlines):
     assert a.names == b.names
-    assert sorted(picture.name for picture in a.pictures) == sorted(picture.name for picture in b.pictures)
-    by_name = {picture.name: picture for picture in b.pictures}
-    for picture in a.pictures:
-        other = by_name[picture.name]
-        assert (picture.width, picture.height) == (other.width, other.height)
-        assert len(picture.things) == len(other.things)
-        for thing, twin in zip(picture.things, other.things):
-            assert thing.name == twin.name
-            np.testing.assert_allclose(thing.box, twin.box, atol=tolerance)
-            if outlines and thing.polygons:
-                assert len(thing.polygons) == len(twin.polygons)
-                for polygon, copy in zip(thing.polygons, twin.polygons):
+    assert sorted(image.name for image in a.images) == sorted(image.name for image in b.images)
+    by_name = {image.name: image for image in b.images}
+    for image in a.images:
+        other = by_name[image.name]
+        assert (image.width, image.height) == (other.width, other.height)
+        assert len(image.objects) == len(other.objects)
+        for item, twin in zip(image.objects, other.objects):
+            assert item.name == twin.name
+            np.testing.assert_allclose(item.box, twin.box, atol=tolerance)
+            if outlines and item.polygons:
+                assert len(item.polygons) == len(twin.polygons)
+                for polygon, copy in zip(item.polygons, twin.polygons):
                     np.testing.assert_allclose(polygon, copy, atol=tolerance)
 
 
@@ -77,9 +78,9 @@ def test_round_trip(tmp_path, first, second, outlines):
         held = outlines and "voc" not in (first, second)
         assert_same(labels, middle[split], ROUNDING[first] + 1e-9, outlines and first != "voc")
         assert_same(labels, end, ROUNDING[first] + ROUNDING[second] + 1e-9, held)
-        for picture in end.pictures:  # with the same image, byte for byte
-            assert picture.source.is_relative_to(tmp_path / "two")
-            assert picture.source.read_bytes() == (tmp_path / "originals" / split / picture.name).read_bytes()
+        for image in end.images:  # with the same image, byte for byte
+            assert Path(getattr(image.source, "tar", image.source)).is_relative_to(tmp_path / "two")
+            assert image.source.read_bytes() == (tmp_path / "originals" / split / image.name).read_bytes()
 
 
 def test_training_reads_what_was_written_as_yolo(tmp_path):
@@ -87,10 +88,10 @@ def test_training_reads_what_was_written_as_yolo(tmp_path):
     convert({"train": labels}, "yolo", tmp_path / "out")
     data = load_dataset_yaml(tmp_path / "out/data.yaml", ("train",))
     annotations = scan(data["train"], use_cache=False)
-    assert data["names"] == NAMES and annotations.counts["corrupt"] == 0 and not annotations.messages
-    for i, picture in enumerate(sorted(labels.pictures, key=lambda picture: picture.name)):
-        size = np.array([picture.width, picture.height] * 2)
-        corners = np.array([thing.box for thing in picture.things]).reshape(-1, 4) / size
+    assert data["names"] == NAMES and annotations.counts["corrupt"] == 0 and not annotations.faults
+    for i, image in enumerate(sorted(labels.images, key=lambda image: image.name)):
+        size = np.array([image.width, image.height] * 2)
+        corners = np.array([item.box for item in image.objects]).reshape(-1, 4) / size
         expected = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
         np.testing.assert_allclose(annotations.labels_of(i)[:, 1:], expected, atol=1e-5)
 
@@ -98,53 +99,61 @@ def test_training_reads_what_was_written_as_yolo(tmp_path):
 # --- what single formats know and others do not -----------------------------------------------------------------------
 
 
-def one(*things, width=100, height=50):
-    return {"train": Labels(["cat"], [Picture("a.jpg", width, height, list(things), None)])}
+def one(*objects, width=100, height=50):
+    return {"train": LabelledSplit(["cat"], [LabelledImage("a.jpg", width, height, list(objects), None)])}
 
 
 def through(tmp_path, splits, kind):
     convert(splits, kind, tmp_path / kind, with_images=False)
-    return read(tmp_path / kind / SOURCES[kind].format("train"), "train", []).pictures[0].things
+    return read(tmp_path / kind / SOURCES[kind].format("train"), "train", []).images[0].objects
 
 
-def yolo_lines(tmp_path, *things):
-    convert(one(*things), "yolo", tmp_path / "yolo", with_images=False)
+def yolo_lines(tmp_path, *objects):
+    convert(one(*objects), "yolo", tmp_path / "yolo", with_images=False)
     return (tmp_path / "yolo/labels/train/a.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize("kind", ["coco", "voc", "labelme"])
-def test_hard_objects_keep_their_mark(tmp_path, kind):
-    things = through(tmp_path, one(Thing("cat", (1, 2, 30, 40), hard=True), Thing("cat", (5, 5, 9, 9))), kind)
-    assert [thing.hard for thing in things] == [True, False]
+def test_difficult_objects_keep_their_mark(tmp_path, kind):
+    objects = through(
+        tmp_path, one(LabelledObject("cat", (1, 2, 30, 40), difficult=True), LabelledObject("cat", (5, 5, 9, 9))), kind
+    )
+    assert [item.difficult for item in objects] == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["coco", "labelme"])
 def test_objects_of_several_parts_stay_one_object(tmp_path, kind):
     parts = [np.array([[1, 1], [9, 1], [9, 9.0]]), np.array([[20, 20], [30, 20], [30, 40.0]])]
-    things = through(tmp_path, one(Thing("cat", (1, 1, 30, 40), parts), Thing("cat", (1, 1, 9, 9), parts[:1])), kind)
-    assert [len(thing.polygons) for thing in things] == [2, 1] and things[0].box == (1, 1, 30, 40)
+    objects = through(
+        tmp_path,
+        one(LabelledObject("cat", (1, 1, 30, 40), parts), LabelledObject("cat", (1, 1, 9, 9), parts[:1])),
+        kind,
+    )
+    assert [len(item.polygons) for item in objects] == [2, 1] and objects[0].box == (1, 1, 30, 40)
 
 
 def test_yolo_by_hand(tmp_path):
     assert yolo_lines(
         tmp_path,
-        Thing("cat", (10, 10, 30, 20)),
-        Thing("cat", (90, 40, 120, 60)),  # clipped to 90, 40, 100, 50
-        Thing("cat", (120, 10, 130, 20)),  # outside
-        Thing("cat", (10, 10, 30, 20), hard=True),
+        LabelledObject("cat", (10, 10, 30, 20)),
+        LabelledObject("cat", (90, 40, 120, 60)),  # clipped to 90, 40, 100, 50
+        LabelledObject("cat", (120, 10, 130, 20)),  # outside
+        LabelledObject("cat", (10, 10, 30, 20), difficult=True),
     ) == ["0 0.2 0.3 0.2 0.2", "0 0.95 0.9 0.1 0.2"]
 
 
 def test_yolo_with_outlines_by_hand(tmp_path):
     triangle = np.array([[0, 0], [50, 0], [50, 25.0]])
-    assert yolo_lines(tmp_path, Thing("cat", (0, 0, 50, 25), [triangle]), Thing("cat", (10, 10, 30, 20))) == [
+    assert yolo_lines(
+        tmp_path, LabelledObject("cat", (0, 0, 50, 25), [triangle]), LabelledObject("cat", (10, 10, 30, 20))
+    ) == [
         "0 0 0 0.5 0 0.5 0.5",
         "0 0.1 0.2 0.3 0.2 0.3 0.4 0.1 0.4",
     ]
 
 
 def test_voc_counts_pixels_from_one(tmp_path):
-    convert(one(Thing("cat", (0, 9, 19.6, 29))), "voc", tmp_path / "out", with_images=False)
+    convert(one(LabelledObject("cat", (0, 9, 19.6, 29))), "voc", tmp_path / "out", with_images=False)
     text = (tmp_path / "out/train/Annotations/a.xml").read_text()
     assert (
         "<xmin>1</xmin>" in text
@@ -156,7 +165,7 @@ def test_voc_counts_pixels_from_one(tmp_path):
 
 def test_coco_by_hand(tmp_path):
     triangle = np.array([[0, 0], [50, 0], [50, 20.0]])
-    convert(one(Thing("cat", (0, 0, 50, 20), [triangle])), "coco", tmp_path / "out", with_images=False)
+    convert(one(LabelledObject("cat", (0, 0, 50, 20), [triangle])), "coco", tmp_path / "out", with_images=False)
     content = json.loads((tmp_path / "out/train.json").read_text())
     assert content["annotations"] == [
         {
@@ -164,19 +173,6 @@ def test_coco_by_hand(tmp_path):
             "segmentation": [[0, 0, 50, 0, 50, 20]],
         }
     ]  # fmt: skip
-
-
-def test_labelme_circle_and_other_shapes(tmp_path, capfd):
-    shapes = [
-        {"label": "cat", "shape_type": "circle", "points": [[50, 25], [53, 29]]},
-        {"label": "cat", "shape_type": "line", "points": [[50, 25], [53, 29]]},
-        {"label": "cat", "shape_type": "rectangle", "points": [[30, 29], [10, 5]]},  # drawn from the lower right
-    ]
-    content = {"imagePath": "..\\pictures\\x.png", "imageWidth": 100, "imageHeight": 50, "shapes": shapes}
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    picture = read(tmp_path, "train", []).pictures[0]
-    assert picture.name == "a.png" and [thing.box for thing in picture.things] == [(45, 20, 55, 30), (10, 5, 30, 29)]
-    assert "a.json: shapes[1]: a line is no object; left out" in capfd.readouterr().err
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -194,19 +190,31 @@ COCO = {
         (
             "annotations",
             {"bbox": [1, 2, 3]},
-            r"annotations\[0\]: bbox must be x, y, width, height in pixels, got \[1, 2, 3\]",
+            r"annotation 1: bbox must be 4 numbers \(x, y, width, height in pixels\), got \[1, 2, 3\]",
         ),
-        ("annotations", {"bbox": [1, 2, -3, 4]}, r"annotations\[0\]: bbox .* below 0"),
-        ("annotations", {"bbox": [1, 2, "x", 4]}, r"annotations\[0\]: bbox .* got 'x'"),
-        ("annotations", {"bbox": [1, 2, float("nan"), 4]}, r"annotations\[0\]: bbox .* got 'nan'"),
-        ("annotations", {"image_id": 7}, r"annotations\[0\]: image_id 7 is not among the ids"),
-        ("annotations", {"category_id": None}, r"annotations\[0\]: category_id None is not among the ids"),
-        ("annotations", {"segmentation": [[1, 2, 3, 4]]}, r"annotations\[0\]: a polygon must be 3 or more pairs"),
-        ("images", {"file_name": "../../etc/a.jpg"}, r"images\[0\]: a file name must lie below"),
-        ("images", {"file_name": "/etc/a.jpg"}, r"images\[0\]: a file name must lie below"),
-        ("images", {"file_name": None}, r"images\[0\]: a file name must lie below"),
-        ("images", {"width": None}, r"images\[0\]: width and height must be pixels"),
-        ("categories", {"name": 3}, r"categories\[0\]: needs a name"),
+        (
+            "annotations",
+            {"bbox": [1, 2, -3, 4]},
+            r"annotation 1: x2 and y2 must be finite and not below x1 and y1, got box \(1, 2, -2, 6\)",
+        ),
+        ("annotations", {"bbox": [1, 2, "x", 4]}, r"annotation 1: bbox .* got .*'x'"),
+        (
+            "annotations",
+            {"bbox": [1, 2, float("nan"), 4]},
+            r"annotation 1: x2 and y2 must be finite .* got box \(1, 2, nan, 6\)",
+        ),
+        ("annotations", {"image_id": 7}, "annotation 1: there is no image with id 7"),
+        (
+            "annotations",
+            {"category_id": None},
+            r"annotations\[0\]: 'category_id' must be a whole number or text",
+        ),
+        ("annotations", {"segmentation": [[1, 2, 3, 4]]}, "annotation 1: a polygon must be 3 or more pairs"),
+        ("images", {"file_name": "../../etc/a.jpg"}, "image 1: a file name must lie below"),
+        ("images", {"file_name": "/etc/a.jpg"}, "image 1: a file name must lie below"),
+        ("images", {"file_name": None}, "image 1: a file name must lie below"),
+        ("images", {"width": None}, "image 1: width and height must be whole numbers of pixels"),
+        ("categories", {"name": 3}, "category 1: 'name' must be text, got 3"),
     ],
 )
 def test_coco_faults_name_file_and_row(tmp_path, key, row, message):
@@ -220,16 +228,16 @@ def test_coco_faults_name_file_and_row(tmp_path, key, row, message):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("<xmin>2</xmin>", "", r"a\.xml: object 1: bndbox must have xmin, .* got 'None'"),
-        ("<xmin>2</xmin>", "<xmin>99</xmin>", r"a\.xml: object 1: xmin and ymin must not be beyond"),
-        ("<name>cat</name>", "<name> </name>", r"a\.xml: object 1: has no name"),
-        ("<width>100</width>", "", r"a\.xml: size: width and height must be pixels"),
-        ("</annotation>", "", r"a\.xml: not an XML file: no element found: line \d+"),
-        ("<annotation>", '<!DOCTYPE x [<!ENTITY a "b">]><annotation>', r"a\.xml: a document type"),
+        ("<xmin>2</xmin>", "", r"a\.xml: object 1 \('cat'\): bndbox must be 4 numbers \(xmin, .* got None, 3, 31, 41"),
+        ("<xmin>2</xmin>", "<xmin>99</xmin>", r"a\.xml: object 1 \('cat'\): x2 and y2 must be finite and not below"),
+        ("<name>cat</name>", "<name> </name>", r"a\.xml: object 1 \(''\): has no name"),
+        ("<width>100</width>", "", r"a\.xml: size: width and height must be whole numbers of pixels"),
+        ("</annotation>", "", r"a\.xml:\d+: not valid XML: no element found"),
+        ("<annotation>", '<!DOCTYPE x [<!ENTITY a "b">]><annotation>', r"a\.xml:1: a document type"),
     ],
 )
 def test_voc_faults_name_file_and_object(tmp_path, old, new, message):
-    convert(one(Thing("cat", (1, 2, 30, 40))), "voc", tmp_path / "voc", with_images=False)
+    convert(one(LabelledObject("cat", (1, 2, 30, 40))), "voc", tmp_path / "voc", with_images=False)
     file = tmp_path / "voc/train/Annotations/a.xml"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
@@ -237,28 +245,10 @@ def test_voc_faults_name_file_and_object(tmp_path, old, new, message):
         read(file.parent, "train", [])
 
 
-@pytest.mark.parametrize(
-    "shape, message",
-    [
-        ({"label": ""}, r"a\.json: shapes\[0\]: needs a label"),
-        ({"label": "cat", "points": [[1, 2], [3, 4]]}, r"a\.json: shapes\[0\]: points must be 3 or more pairs"),
-        (
-            {"label": "cat", "points": [[1, 2], [3, 4], [5, None]]},
-            r"a\.json: shapes\[0\]: points must be 3 or more pairs",
-        ),
-        (3, r"a\.json: shapes\[0\] must be a mapping"),
-    ],
-)
-def test_labelme_faults_name_file_and_shape(tmp_path, shape, message):
-    (tmp_path / "a.json").write_text(json.dumps({"imageWidth": 9, "imageHeight": 9, "shapes": [shape]}))
-    with pytest.raises(ValueError, match=message):
-        read(tmp_path, "train", [])
-
-
 def test_image_of_another_size_is_an_error(tmp_path):
     Image.new("RGB", (50, 100)).save(tmp_path / "a.jpg")
     (tmp_path / "c.json").write_text(json.dumps(COCO))
-    with pytest.raises(ValueError, match=r"c\.json: images\[0\]: size 100 x 50 but .*a\.jpg has 50 x 100 pixels"):
+    with pytest.raises(ValueError, match=r"c\.json: image 1: size 100 x 50 but .*a\.jpg has 50 x 100 pixels"):
         read(tmp_path / "c.json", "train", [])
 
 
@@ -270,13 +260,13 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path):
     with pytest.raises(ValueError, match=r"image a\.jpg was not found; give --images FOLDER, or --no-images"):
         convert(one(), "yolo", tmp_path / "new")
     splits = one()
-    splits["train"].pictures.append(Picture("a.png", 9, 9, [], None))
+    splits["train"].images.append(LabelledImage("a.png", 9, 9, [], None))
     with pytest.raises(ValueError, match=r"a\.jpg and a\.png would share a label file"):
         convert(splits, "yolo", tmp_path / "new", with_images=False)
-    splits = {"train": Labels(["cat", "cat"], [])}
+    splits = {"train": LabelledSplit(["cat", "cat"], [])}
     with pytest.raises(ValueError, match="two classes are called 'cat'"):
         convert(splits, "yolo", tmp_path / "new", with_images=False)
-    broken = {"train": Labels(["cat"], [Picture("a.jpg", 9, 9, [], tmp_path / "gone.jpg")])}
+    broken = {"train": LabelledSplit(["cat"], [LabelledImage("a.jpg", 9, 9, [], tmp_path / "gone.jpg")])}
     with pytest.raises(FileNotFoundError):  # in the middle of the writing
         convert(broken, "yolo", tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list(out.iterdir())

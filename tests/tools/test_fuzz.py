@@ -19,9 +19,10 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from utils.data.annotations import check_pair
 from utils.data.dataset_yaml import load_dataset_yaml
+from utils.data.formats.yolo import parse_labels
 from utils.data.images import check_image, read_image
-from utils.data.labels import parse_labels, verify_pair
 
 CASES = int(os.environ.get("FUZZ_CASES", "1000"))
 fuzz = settings(
@@ -112,7 +113,7 @@ def test_labels(text, nc):
     expected = slow_labels(text)
     with no_hang():
         try:
-            labels, polygons, _ = parse_labels(text, "a/file.txt", nc)
+            read = parse_labels(text, "a/file.txt", nc)
         except ValueError as error:
             refusal(error, "a/file.txt")
             # refused: by the second reader too, or for a value that lies outside, where rounding to float32 decides
@@ -120,6 +121,7 @@ def test_labels(text, nc):
                 min(row) < 1e-7 or max(row[1:]) > 1 - 1e-6 or (nc and row[0] >= nc) for row in expected
             ), (text, str(error))
             return
+    labels, polygons = read.rows, read.polygons
     assert expected is not None, (text, labels)
     assert labels.dtype == np.float32 and labels.shape[1:] == (5,)
     assert not polygons or len(polygons) == len(labels)
@@ -145,9 +147,9 @@ def test_label_files_of_any_bytes(tmp_path_factory, data):
         image.write_bytes(SOUND["bmp"])
     label.write_bytes(data)
     with no_hang():
-        pair = verify_pair(str(image), str(label))
-    if pair.corrupt:
-        refusal(pair.messages[-1], label)
+        checked = check_pair(str(image), str(label))
+    if checked.corrupt:
+        refusal(checked.faults[-1], label)
 
 
 # --- data set YAML ----------------------------------------------------------------------------------------------------

@@ -19,24 +19,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.data.formats import CocoSplit, Listing, ShardSplit, VocSplit
-from utils.data.images import list_images
-from utils.data.labels import (
-    LEFT_OUT,
-    Pair,
-    image_to_label_path,
-    labels_folder,
-    parse_labels,
-    read_labels,
-    verify_pair,
-)
-from utils.data.shards import check_shard
+from utils.data.faults import Fault
+from utils.data.formats.coco import CocoSplit
+from utils.data.formats.shards import ShardSplit, check_shard
+from utils.data.formats.voc import VocSplit
+from utils.data.formats.yolo import image_to_label_path, labels_folder, parse_labels, read_labels
+from utils.data.images import check_image, list_images
+from utils.data.labels import CheckedImage, Listing, Read, check_labelled_image
 from utils.files import atomic_write
 from utils.log import LOGGER
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 CACHED_ARRAYS = ("sizes", "labels", "starts", "points", "point_starts")
-MESSAGES_SHOWN = 20
+FAULTS_SHOWN = 20
 Entry = str | list[str] | CocoSplit | VocSplit | ShardSplit  # of a data set, as `utils.data.dataset_yaml` gives it
 
 
@@ -55,7 +50,7 @@ class Annotations:
     points: np.ndarray  # (P, 2) float32: x, y, 0-1
     point_starts: np.ndarray  # (N + 1,) int64
     counts: dict[str, int]  # found, missing, empty, corrupt, total: images
-    messages: list[str]
+    faults: list[Fault]
 
     def labels_of(self, i: int) -> np.ndarray:
         """(m, 5) rows of image i."""
@@ -161,65 +156,71 @@ def check_classes(annotations: Annotations, nc: int) -> None:
     raise ValueError(f"{image}: class {classes[row]:g} but there are {nc} classes")
 
 
+def check_pair(image: str, label_file: str, read: Read = read_labels) -> CheckedImage:
+    """Checks an image file and reads its labels. Faults are collected; only UnknownClassError is raised."""
+    labels = (lambda size: read(image, label_file, size)) if os.path.isfile(label_file) else None
+    return check_labelled_image(image, lambda: check_image(image), labels)
+
+
 def _check_all(listing: Listing, prefix: str) -> Annotations:
-    images, label_files = listing.images, listing.label_files
-    workers = min(8, os.cpu_count() or 1)
+    images = listing.images
     quiet = not LOGGER.isEnabledFor(logging.INFO)
-    with ThreadPool(workers) as pool:
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
         # threads, not processes: most of the time goes into reading files, and nothing has to be sent across
-        work = pool.imap(lambda files: verify_pair(*files, listing.read), zip(images, label_files), chunksize=16)
-        pairs = list(tqdm(work, f"{prefix}checking labels", len(images), disable=quiet))
-    return gather(images, pairs)
+        pairs = zip(images, listing.label_files)
+        work = pool.imap(lambda pair: check_pair(*pair, listing.read), pairs, chunksize=16)
+        checked = list(tqdm(work, f"{prefix}checking labels", len(images), disable=quiet))
+    return gather(images, checked)
 
 
 def _check_shards(split: ShardSplit) -> Annotations:
     with ThreadPool() as pool:
-        pairs = [pair for found in pool.imap(check_shard, split.files) for pair in found]
+        pairs = [pair for of_shard in pool.imap(check_shard, split.files) for pair in of_shard]
     paths = [path for path, _ in pairs]
     if twice := [path for path, count in Counter(paths).items() if count > 1]:
         raise ValueError(f"{twice[0]}: the name comes twice in the shards")
-    return gather(paths, [pair for _, pair in pairs])
+    return gather(paths, [checked for _, checked in pairs])
 
 
-def gather(images: list[str], pairs: list[Pair]) -> Annotations:
+def gather(images: list[str], checked: list[CheckedImage]) -> Annotations:
     """Images, each with what was found of it, in arrays; the corrupt ones are left out."""
-    used = [(path, pair) for path, pair in zip(images, pairs) if not pair.corrupt]
-    labels = [pair.labels for _, pair in used]
+    used = [(path, image) for path, image in zip(images, checked) if not image.corrupt]
+    labels = [image.labels for _, image in used]
     # a box has no corners, so that boxes and polygons can stand in one list
-    polygons = [polygon for _, pair in used for polygon in pair.polygons or [np.zeros((0, 2))] * len(pair.labels)]
-    counts = {kind: sum(getattr(pair, kind) for pair in pairs) for kind in ("found", "missing", "empty", "corrupt")}
+    polygons = [polygon for of in labels for polygon in of.polygons or [np.zeros((0, 2))] * len(of.rows)]
+    counts = {kind: sum(getattr(image, kind) for image in checked) for kind in ("found", "missing", "empty", "corrupt")}
     return Annotations(
         images=[path for path, _ in used],
-        sizes=np.array([pair.size for _, pair in used], np.int64).reshape(-1, 2),
-        labels=np.concatenate([np.zeros((0, 5), np.float32), *labels]),
-        starts=_starts(map(len, labels)),
+        sizes=np.array([image.size for _, image in used], np.int64).reshape(-1, 2),
+        labels=np.concatenate([np.zeros((0, 5), np.float32), *(of.rows for of in labels)]),
+        starts=_starts(len(of.rows) for of in labels),
         points=np.concatenate([np.zeros((0, 2)), *polygons]).astype(np.float32),
         point_starts=_starts(map(len, polygons)),
-        counts={**counts, "total": len(pairs)},
-        messages=[message for pair in pairs for message in pair.messages],
+        counts={**counts, "total": len(checked)},
+        faults=[fault for image in checked for fault in image.faults],
     )
 
 
 def _refuse(annotations: Annotations, entry: Entry) -> None:
-    faults = [message.removesuffix(LEFT_OUT) for message in annotations.messages if message.endswith(LEFT_OUT)]
-    if len(faults) > MESSAGES_SHOWN:
-        faults[MESSAGES_SHOWN:] = [f"... and {len(faults) - MESSAGES_SHOWN} more"]
+    faults = [str(replace(fault, left_out=False)) for fault in annotations.faults if fault.left_out]
+    if len(faults) > FAULTS_SHOWN:
+        faults[FAULTS_SHOWN:] = [f"... and {len(faults) - FAULTS_SHOWN} more"]
     count = f"{annotations.counts['corrupt']} of {annotations.counts['total']} images"
     raise ValueError("\n".join([f"{entry}: {count} cannot be used, which --strict forbids:", *faults]))
 
 
 def _report(annotations: Annotations, entry: Entry, prefix: str) -> None:
-    counts, messages = annotations.counts, annotations.messages
+    counts, faults = annotations.counts, annotations.faults
     LOGGER.info(
         f"{prefix}{entry}: {counts['total']} images; label files: {counts['found']} found, "
         f"{counts['missing']} missing, {counts['empty']} empty; {counts['corrupt']} corrupt"
     )
-    for message in messages[:MESSAGES_SHOWN]:
-        LOGGER.warning(f"{prefix}{message}")
-    if len(messages) > MESSAGES_SHOWN:
-        LOGGER.warning(f"{prefix}... and {len(messages) - MESSAGES_SHOWN} more such messages")
+    for fault in faults[:FAULTS_SHOWN]:
+        LOGGER.warning(f"{prefix}{fault}")
+    if len(faults) > FAULTS_SHOWN:
+        LOGGER.warning(f"{prefix}... and {len(faults) - FAULTS_SHOWN} more such messages")
     if not annotations.images:
-        first = f"; the first fault: {messages[0]}" if messages else ""
+        first = f"; the first fault: {faults[0]}" if faults else ""
         raise ValueError(f"{entry}: none of {counts['total']} images can be used{first}")
     if not counts["found"]:
         example = image_to_label_path(annotations.images[0])
@@ -231,13 +232,12 @@ def _report(annotations: Annotations, entry: Entry, prefix: str) -> None:
 
 def cache_path(entry: Entry) -> Path:
     """`images/train` -> `labels/train.cache`, `train.txt` -> `train.cache`; several entries get a name of their own."""
-    places = [
-        os.path.normpath(place) for place in ([entry] if isinstance(entry, str) else getattr(entry, "places", entry))
-    ]
-    first = places[0]
+    paths = [entry] if isinstance(entry, str) else getattr(entry, "paths", entry)
+    paths = [os.path.normpath(path) for path in paths]
+    first = paths[0]
     stem = labels_folder(first + os.sep).rstrip(os.sep) if os.path.isdir(first) else os.path.splitext(first)[0]
-    if len(places) > 1:
-        stem += f".{zlib.crc32(os.fsencode(os.pathsep.join(places))):08x}"
+    if len(paths) > 1:
+        stem += f".{zlib.crc32(os.fsencode(os.pathsep.join(paths))):08x}"
     return Path(stem + ".cache")
 
 
@@ -256,10 +256,13 @@ def files_digest(paths: list[str]) -> str:
 
 def _save_cache(path: Path, digest: str, annotations: Annotations) -> None:
     counts = {f"count_{kind}": count for kind, count in annotations.counts.items()}
-    texts = {name: _pack(getattr(annotations, name)) for name in ("images", "messages")}
+    texts = {"images": annotations.images}
+    texts |= {f"fault_{name}": [getattr(f, name) for f in annotations.faults] for name in ("kind", "file", "words")}
     arrays = {name: getattr(annotations, name) for name in CACHED_ARRAYS}
+    arrays["fault_line"] = np.array([fault.line or 0 for fault in annotations.faults], np.int64)
+    arrays["fault_left_out"] = np.array([fault.left_out for fault in annotations.faults], bool)
     archive = io.BytesIO()
-    np.savez(archive, **counts, **texts, **arrays)
+    np.savez(archive, **counts, **{name: _pack(text) for name, text in texts.items()}, **arrays)
     try:
         with atomic_write(path, sync=False) as file:
             file.write(_cache_header(digest, archive.getvalue()) + archive.getvalue())
@@ -268,7 +271,7 @@ def _save_cache(path: Path, digest: str, annotations: Annotations) -> None:
 
 
 def _load_cache(path: Path, digest: str) -> Annotations | None:
-    """The stored scan; None if there is none, it is damaged or not ours, or it was made from other files."""
+    """The stored result of a check; None if there is none, it is damaged or not ours, or its files have changed."""
     try:
         header, _, content = path.read_bytes().partition(b"\n")
     except OSError:
@@ -276,10 +279,15 @@ def _load_cache(path: Path, digest: str) -> Annotations | None:
     if header + b"\n" != _cache_header(digest, content):
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        columns = [_unpack(archive[f"fault_{name}"]) for name in ("kind", "file", "words")]
+        columns += [[line or None for line in archive["fault_line"].tolist()], archive["fault_left_out"].tolist()]
         return Annotations(
             counts={name[6:]: int(archive[name]) for name in archive.files if name.startswith("count_")},
             images=_unpack(archive["images"]),
-            messages=_unpack(archive["messages"]),
+            faults=[
+                Fault(kind=kind, file=file, words=words, line=line, left_out=left_out)
+                for kind, file, words, line, left_out in zip(*columns)
+            ],
             **{name: archive[name] for name in CACHED_ARRAYS},
         )
 

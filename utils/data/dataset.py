@@ -35,8 +35,8 @@ from utils.data.augmentations import (
     warp_labels,
     warp_matrix,
 )
-from utils.data.formats import ShardSplit
-from utils.data.labels import image_to_label_path
+from utils.data.formats.shards import ShardSplit
+from utils.data.formats.yolo import image_to_label_path
 from utils.data.letterbox import letterbox, letterbox_planes
 from utils.data.mosaic import (
     draw_mosaic9_corner,

@@ -36,7 +36,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import require
-from utils.data.formats import CocoSplit, ShardSplit, VocSplit, coco_names, is_voc_place
+from utils.data.formats.coco import CocoSplit, coco_names
+from utils.data.formats.shards import ShardSplit
+from utils.data.formats.voc import VocSplit, is_voc_path
 from utils.downloads import KNOWN_SETS, Archive, download_dataset
 from utils.files import ROOT, find_file, read_yaml
 from utils.log import LOGGER
@@ -176,7 +178,7 @@ def _in_its_format(data: dict[str, Any], split: str, entry: Any, root: Path, nam
     places = tuple(_as_list(entry))
     as_coco = {_is_json(place) for place in places}
     as_shards = {_is_shard(place) for place in places}
-    as_voc = {data.get("format") == "voc" or is_voc_place(place) for place in places}
+    as_voc = {data.get("format") == "voc" or is_voc_path(place) for place in places}
     if max(len(as_coco), len(as_shards), len(as_voc)) > 1:
         raise ValueError(f"{file}: {split} mixes formats of labels: {', '.join(places)}")
     if True in as_shards:

@@ -1,4 +1,4 @@
-"""Image files: which there are, whether they are sound, and their pixels. Nothing here writes to them."""
+"""Image files: listing them, checking that they are sound, and reading their pixels. Nothing here writes to them."""
 
 import io
 import os
@@ -9,11 +9,13 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from utils.data.faults import Fault, FaultError
+
 IMAGE_SUFFIXES = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
 
 MIN_SIDE = 10  # pixels; smaller images are not trained on
-ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 lay the picture on its side
+ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the image on its side
 
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
@@ -22,20 +24,20 @@ _IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.Decompressio
 
 
 def list_images(entry: str | Path | list[str | Path]) -> list[str]:
-    """Paths of all images of a dataset entry, sorted, each once.
+    """Returns the paths of all images of a dataset entry, sorted, each once.
 
     An entry is a folder (searched with its sub-folders; hidden names are passed over), a text file with one image path
     per line (a leading `./` means the text file's folder, other relative paths the working directory), or a list of
     such entries. Raises FileNotFoundError for a missing entry, ValueError where there is no image.
     """
     found: set[str] = set()
-    for place in entry if isinstance(entry, list) else [entry]:
-        if os.path.isdir(place):
-            found.update(_files_below(str(place)))
-        elif os.path.isfile(place):
-            found.update(listed_files(Path(place)))
+    for path in entry if isinstance(entry, list) else [entry]:
+        if os.path.isdir(path):
+            found.update(_files_below(str(path)))
+        elif os.path.isfile(path):
+            found.update(listed_files(Path(path)))
         else:
-            raise FileNotFoundError(f"no such folder or list file of images: {place}")
+            raise FileNotFoundError(f"no such folder or list file of images: {path}")
     images = sorted(path for path in found if is_image(path))
     if not images:
         raise ValueError(f"no images in {entry}; an image file ends in {', '.join(IMAGE_SUFFIXES)}")
@@ -43,7 +45,7 @@ def list_images(entry: str | Path | list[str | Path]) -> list[str]:
 
 
 def is_image(path: str | Path) -> bool:
-    """True if the name ends as one of IMAGE_SUFFIXES, in capitals or not."""
+    """Returns True if the name ends as one of IMAGE_SUFFIXES, in capitals or not."""
     return os.path.splitext(path)[1][1:].lower() in IMAGE_SUFFIXES
 
 
@@ -60,19 +62,19 @@ def _files_below(folder: str) -> list[str]:
 
 
 def listed_files(list_file: Path) -> list[str]:
-    """The lines of a text file without empty ones; a leading `./` is replaced by the text file's folder."""
+    """Returns the lines of a text file without empty ones; a leading `./` is replaced by the text file's folder."""
     lines = list_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     return [str(list_file.parent / line[2:]) if line.startswith("./") else line for line in lines]
 
 
-def check_image(path: str | Path, data: bytes | None = None) -> tuple[tuple[int, int], list[str]]:
+def check_image(path: str | Path, data: bytes | None = None) -> tuple[tuple[int, int], list[Fault]]:
     """Checks an image file: a sound JPEG or PNG without decoding its pixels, other kinds by reading them.
 
-    data: the file's bytes, where they are not to be had at path.
+    data: the file's bytes, where they do not lie at path.
 
-    Returns the (width, height) that `read_image` will give, and remarks on what is odd.
-    Raises ValueError, naming the file, for what cannot be trained on.
+    Returns the (width, height) that `read_image` will give, and faults of the kind "odd".
+    Raises FaultError, naming the file, for what cannot be trained on.
     """
     remarks = []
     try:
@@ -81,16 +83,16 @@ def check_image(path: str | Path, data: bytes | None = None) -> tuple[tuple[int,
             width, height = _upright_size(image)
             image.verify()
             if image.format == "JPEG" and not _ends_as_jpeg(file):
-                Image.open(file).load()  # raises where the picture itself is cut short
-                remarks.append(f"{path}: bytes after the end of the JPEG picture; read without them")
+                Image.open(file).load()  # raises where the image itself is cut short
+                remarks.append(Fault("odd", str(path), "bytes after the end of the JPEG image; read without them"))
     except _IMAGE_ERRORS as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from None
+        raise _unreadable(path, f"not a readable image: {error}") from None
     if image.format.lower() not in IMAGE_SUFFIXES:
-        raise ValueError(f"{path}: image format {image.format} is not one of {', '.join(IMAGE_SUFFIXES)}")
+        raise _unreadable(path, f"image format {image.format} is not one of {', '.join(IMAGE_SUFFIXES)}")
     if image.format == "TIFF" and image.mode in ("I", "F"):
-        raise ValueError(f"{path}: pixels of 32 bits cannot be read; save the image with 8 or 16 bits")
+        raise _unreadable(path, "pixels of 32 bits cannot be read; save the image with 8 or 16 bits")
     if min(width, height) < MIN_SIDE:
-        raise ValueError(f"{path}: image is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
+        raise _unreadable(path, f"image is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
     sound = image.format in ("JPEG", "MPO", "PNG")
     if not sound or _exif_without_orientation(image):
         content = np.fromfile(path, np.uint8) if data is None else np.frombuffer(data, np.uint8)
@@ -99,8 +101,12 @@ def check_image(path: str | Path, data: bytes | None = None) -> tuple[tuple[int,
             _decode_with_pillow(content, path, "RGB")
         found = decode_image(content, path).shape
         if found[:2] != (height, width):  # over damaged EXIF data the two libraries differ
-            raise ValueError(f"{path}: size or EXIF data is damaged: {width} x {height} or {found[1]} x {found[0]}?")
+            raise _unreadable(path, f"size or EXIF data is damaged: {width} x {height} or {found[1]} x {found[0]}?")
     return (width, height), remarks
+
+
+def _unreadable(path: str | Path, words: str) -> FaultError:
+    return FaultError(Fault("image", str(path), words))
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -124,21 +130,21 @@ def _ends_as_jpeg(file) -> bool:
 
 
 def read_image(path: str | Path, channels: int = 3, shrink: float = 1) -> np.ndarray:
-    """Pixels of an image file: uint8 (height, width, channels), turned upright as its EXIF data asks.
+    """Reads the pixels of an image file: uint8 (height, width, channels), turned upright as its EXIF data asks.
 
     channels: 1 for grey; 3 for colour in BGR order, where grey becomes three equal channels and transparency is
-        dropped; another number for files that hold just as many, in one picture or in grey pages (TIFF), in order.
-    shrink: by how much the sides may come out smaller. A JPEG in colour is then decoded at 1/2, 1/4 or 1/8, whichever
-        is still as large as asked for, its sides rounded up: much faster, each pixel the mean of those it stands for.
+        dropped; another number for files that hold just as many, in one image or in grey pages (TIFF), in order.
+    shrink: the factor by which the sides may come out smaller. A JPEG in colour is then decoded at 1/2, 1/4 or 1/8,
+        but not smaller than asked for, its sides rounded up: much faster, each pixel the mean of those it stands for.
 
-    16 bits are scaled to 8. Raises FileNotFoundError, or ValueError where the file cannot be decoded.
+    16 bits are scaled to 8. Raises FileNotFoundError, or FaultError where the file cannot be decoded.
     """
     # not cv2.imread, which on Windows opens no path with letters outside the local code page
     return decode_image(np.fromfile(path, dtype=np.uint8), path, channels, shrink)
 
 
 def decode_image(data: np.ndarray, path: str | Path, channels: int = 3, shrink: float = 1) -> np.ndarray:
-    """As `read_image`, from the bytes of a file, uint8 (n,); path is only for messages."""
+    """Decodes an image as `read_image` does, from the bytes of a file, uint8 (n,); path is only for messages."""
     _check_png(memoryview(data), path)
     if channels not in (1, 3):
         return _decode_pages(data, path, channels)
@@ -155,7 +161,7 @@ def decode_image(data: np.ndarray, path: str | Path, channels: int = 3, shrink: 
 
 
 def _check_png(data: memoryview, path: str | Path) -> None:
-    """ValueError for a PNG that promises more pixels than Pillow takes, or a part longer than the file.
+    """Raises FaultError for a PNG that promises more pixels than Pillow takes, or a part longer than the file.
 
     OpenCV would make room for them, gigabytes, before it looks.
     """
@@ -163,55 +169,53 @@ def _check_png(data: memoryview, path: str | Path) -> None:
         return
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"{path}: the header promises {width} x {height} pixels, too many to be decoded")
-    place = 8
-    while place < len(data) and data[place + 4 : place + 8] != b"IEND":
-        place += 12 + int.from_bytes(data[place : place + 4], "big")
-    if place > len(data):
-        raise ValueError(f"{path}: image cannot be decoded: a part of the PNG is longer than the file")
+        raise _unreadable(path, f"the header promises {width} x {height} pixels, too many to be decoded")
+    position = 8
+    while position < len(data) and data[position + 4 : position + 8] != b"IEND":
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    if position > len(data):
+        raise _unreadable(path, "image cannot be decoded: a part of the PNG is longer than the file")
 
 
 def _decode_with_pillow(data: np.ndarray, path: str | Path, mode: str) -> np.ndarray:
-    """The kinds that OpenCV does not decode."""
+    """Decodes the kinds of image that OpenCV does not know."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(ImageOps.exif_transpose(image).convert(mode))
     except UnidentifiedImageError:  # whose message names the stream of bytes
-        raise ValueError(f"{path}: image cannot be decoded: it begins as no known kind of image file") from None
+        raise _unreadable(path, "image cannot be decoded: it begins as no known kind of image file") from None
     except _IMAGE_ERRORS as error:
-        raise ValueError(f"{path}: image cannot be decoded: {error}") from None
+        raise _unreadable(path, f"image cannot be decoded: {error}") from None
     return np.ascontiguousarray(pixels[..., ::-1]) if mode == "RGB" else pixels
 
 
 def _decode_pages(data: np.ndarray, path: str | Path, channels: int) -> np.ndarray:
-    """A picture of neither one nor three channels: all that the file holds, page by page."""
+    """Decodes an image of neither one nor three channels: all that the file holds, page by page."""
     try:
         pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1] if data.size else ()
     except cv2.error:
         pages = ()
     if not pages:
-        raise ValueError(f"{path}: image cannot be decoded")
+        raise _unreadable(path, "image cannot be decoded")
     shapes = {page.shape[:2] for page in pages}
     if len(shapes) > 1:
-        raise ValueError(f"{path}: pages differ in size: {sorted(shapes)}; they must be channels of one picture")
+        raise _unreadable(path, f"pages differ in size: {sorted(shapes)}; they must be channels of one image")
     image = np.dstack(pages)
     if image.shape[2] != channels:
-        raise ValueError(
-            f"{path}: image has {image.shape[2]} channels, but the data set YAML says channels: {channels}"
-        )
+        raise _unreadable(path, f"image has {image.shape[2]} channels, but the data set YAML says channels: {channels}")
     with Image.open(io.BytesIO(data)) as header:
         if header.getexif().get(ORIENTATION, 1) != 1:  # which OpenCV obeys only for grey and colour
-            raise ValueError(f"{path}: an image of {channels} channels must be stored upright, not turned by EXIF data")
+            raise _unreadable(path, f"an image of {channels} channels must be stored upright, not turned by EXIF data")
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.dtype != np.uint8:
-        raise ValueError(f"{path}: pixels must have 8 or 16 bits, got {image.dtype}")
+        raise _unreadable(path, f"pixels must have 8 or 16 bits, got {image.dtype}")
     return image
 
 
 def by_fours(operation: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """An operation of OpenCV on a picture (h, w, C) of any C; several of its versions take four channels at most, and
-    all drop the axis of a single one.
+    """Applies an operation of OpenCV to an image (h, w, C) of any C. Several versions of OpenCV take four channels at
+    most, and all drop the axis of a single one.
     """
     if 1 < image.shape[2] <= 4:
         return operation(image)

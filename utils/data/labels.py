@@ -1,188 +1,244 @@
-"""Label files: one text file per image, one object per line, in fractions of the image's size.
+"""What every label format is read into: objects in pixels for conversion, rows of numbers for training.
 
-    class x y width height              centre form, each 0-1
-    class x1 y1 x2 y2 x3 y3 ...         polygon; its box is the smallest that holds every corner
-
-COCO JSON and Pascal VOC XML are read by `utils.data.formats`.
+A box in pixels that reaches over the edge of its image is cut there, which is reported if it is by more than a pixel;
+one without area, or outside the image, is left out and reported.
 """
 
-import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from utils.data.formats import Labels, Read, UnknownClassError
+from utils.data.faults import Fault, FaultError, Location, UnknownClassError
 from utils.data.images import check_image
 
-LEFT_OUT = "; the image is left out"  # how the message about a corrupt image ends
-COLUMNS = ("class", "x", "y", "width", "height")
+EDGE = 1.0  # pixels by which a box may reach over the edge of its image unreported: annotation tools round
+NAMES_FILE = "labels.txt"  # in a folder of VOC or LabelMe files: class names in their order, one a line
+Size = tuple[int, int]  # width, height in pixels
 
 
-# --- one label file ---------------------------------------------------------------------------------------------------
-
-
-def image_to_label_path(path: str | Path) -> str:
-    """`.../images/a/b.jpg` -> `.../labels/a/b.txt`; the last folder called images counts.
-
-    Without such a folder the label lies beside its image. Images that differ only in their suffix share a label file.
-    """
-    return os.path.splitext(labels_folder(str(path)))[0] + ".txt"
-
-
-def labels_folder(path: str) -> str:
-    images, labels = f"{os.sep}images{os.sep}", f"{os.sep}labels{os.sep}"
-    return labels.join(path.rsplit(images, 1))
-
-
-def read_labels(image: str, label_file: str, size: tuple[int, int]) -> Labels:
-    """The labels of an image from its text file."""
-    return parse_labels(_read_text(label_file), label_file)
-
-
-def parse_labels(text: str, path: str | Path, nc: int | None = None) -> tuple[np.ndarray, list[np.ndarray], list[str]]:
-    """Reads the text of one label file.
-
-    A file is read as polygons if any line has 7 numbers, or more than 8; a line of 5 is then a polygon of two corners,
-    as in v6.1. Equal rows are kept once, and the rows then come out sorted, as in v6.1.
-
-    Args:
-        path: only for messages.
-        nc: number of classes, where a class beyond it is an error.
-
-    Returns:
-        labels: float32 (n, 5): class, x, y, width, height.
-        polygons: for a polygon file n arrays float32 (k, 2) of corners 0-1, row by row; otherwise empty.
-        messages: what was put right, naming file and line.
-
-    Raises ValueError `path:line: ...` at the first line that is not right.
-    """
-    lines, rows = _split_rows(text, path)
-    messages: list[str] = []
-    if not rows:
-        return np.zeros((0, 5), np.float32), [], messages
-    if any(len(row) == 7 or len(row) > 8 for row in rows):
-        labels, polygons = _polygon_rows(lines, rows, path, messages)
-    else:
-        labels, polygons = _box_rows(lines, rows, path), []
-    _check_values(labels, lines, path, nc)
-
-    if len({row.tobytes() for row in labels}) < len(labels):
-        total = len(labels)
-        labels, kept = np.unique(labels, axis=0, return_index=True)
-        polygons = [polygons[i] for i in kept] if polygons else []
-        messages.append(f"{path}: {total - len(labels)} duplicate rows removed")
-    return labels, polygons, messages
-
-
-def _split_rows(text: str, path: str | Path) -> tuple[list[int], list[list[str]]]:
-    """Line numbers and words of the lines that are not empty."""
-    lines, rows = [], []
-    for number, line in enumerate(text.rstrip().splitlines(), 1):
-        words = line.split()
-        if words:
-            lines.append(number)
-            rows.append(words)
-        elif line and rows:
-            raise ValueError(f"{path}:{number}: the line holds only blanks; delete it")
-    return lines, rows
-
-
-def _numbers(words: list[str], place: str) -> np.ndarray:
-    numbers = []
-    for word in words:
-        try:
-            numbers.append(float(word))
-        except ValueError:
-            raise ValueError(f"{place}: {word!r} is not a number") from None
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which the check of values refuses
-        row = np.array(numbers, dtype=np.float32) + np.float32(0)  # -0 becomes 0: rows are compared byte by byte
-    if np.isfinite(row[0]) and float(row[0]) != numbers[0]:
-        raise ValueError(f"{place}: class must be a whole number below 2**24, got {words[0]}")
-    return row
-
-
-def _box_rows(lines: list[int], rows: list[list[str]], path: str | Path) -> np.ndarray:
-    for line, row in zip(lines, rows):
-        if len(row) != 5:
-            raise ValueError(
-                f"{path}:{line}: a line has 5 numbers (class x y width height), or an odd number from 7 up for a "
-                f"polygon (class x1 y1 x2 y2 x3 y3 ...), but this one has {len(row)}"
-            )
-    return np.stack([_numbers(row, f"{path}:{line}") for line, row in zip(lines, rows)])
-
-
-def _polygon_rows(
-    lines: list[int], rows: list[list[str]], path: str | Path, messages: list[str]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    from utils.boxes import polygons_to_boxes  # brings torch, which commands that only list images do without
-
-    classes, polygons = [], []
-    for line, row in zip(lines, rows):
-        if len(row) < 5 or len(row) % 2 == 0:
-            raise ValueError(f"{path}:{line}: a polygon is a class and pairs x y, but the line has {len(row)} numbers")
-        if len(row) == 5:
-            messages.append(f"{path}:{line}: 5 numbers in a file of polygons are read as two corners, not as a box")
-        numbers = _numbers(row, f"{path}:{line}")
-        classes.append(numbers[0])
-        polygons.append(numbers[1:].reshape(-1, 2))
-    return np.column_stack([np.array(classes), polygons_to_boxes(polygons)]), polygons
-
-
-def _check_values(labels: np.ndarray, lines: list[int], path: str | Path, nc: int | None) -> None:
-    """Raises ValueError for the first row with a value out of its range; comparisons are false for NaN."""
-    fits = (labels >= 0) & np.isfinite(labels)
-    fits[:, 1:] &= labels[:, 1:] <= 1
-    fits[:, 0] &= labels[:, 0] == np.floor(labels[:, 0])
-    if nc is not None:
-        fits[:, 0] &= labels[:, 0] < nc
-    for row, column in np.argwhere(~fits)[:1]:
-        value, limit = labels[row, column], f"0 to {nc - 1}" if nc is not None else "0, 1, 2 ..."
-        rule = f"class must be a whole number, {limit}" if column == 0 else f"{COLUMNS[column]} must lie in 0-1"
-        raise ValueError(f"{path}:{lines[row]}: {rule}, got {value:g}")
-
-
-# --- one image with its label file ------------------------------------------------------------------------------------
+# --- objects, for conversion ------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Pair:
-    """An image and its labels as found on disk. The image counts for training unless it is corrupt."""
+class LabelledObject:
+    """One object of an image."""
 
-    size: tuple[int, int] = (0, 0)  # width, height in pixels
-    labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
-    polygons: list[np.ndarray] = field(default_factory=list)
+    name: str  # of its class
+    box: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels, x2 and y2 not belonging to it
+    polygons: list[np.ndarray] = field(default_factory=list)  # its parts, (k, 2) in pixels; none if it is only a box
+    difficult: bool = False  # VOC's difficult, COCO's iscrowd
+
+
+@dataclass
+class LabelledImage:
+    """One image with its objects."""
+
+    name: str  # path below the folder of images, with forward slashes
+    width: int
+    height: int
+    objects: list[LabelledObject]
+    source: Any = None  # what gives the bytes of the image by read_bytes(): a Path, or None if it was not found
+
+
+@dataclass
+class LabelledSplit:
+    """What every format is converted from and to."""
+
+    names: list[str]  # of the classes, in order
+    images: list[LabelledImage]
+
+
+def open_image(name: str, stated: tuple[Any, Any], source: Path | None, location: Location) -> LabelledImage:
+    """An image without objects yet. Its size is that of the file; the stated one counts where there is no file.
+
+    Raises FaultError where the file has another size than stated, or no size is known.
+    """
+    if source is not None:
+        real, _ = check_image(source)
+        if all(stated) and tuple(stated) != real:
+            raise location.error(
+                "size", f"size {stated[0]} x {stated[1]} but {source} has {real[0]} x {real[1]} pixels"
+            )
+        return LabelledImage(name, *real, [], source)
+    rule = "width and height must be whole numbers of pixels where the image is not found"
+    width, height = (finite_number(side, rule, location) for side in stated)
+    if min(width, height) < 1 or width % 1 or height % 1:
+        raise location.error("format", f"{rule}, got {stated[0]} x {stated[1]}")
+    return LabelledImage(name, int(width), int(height), [])
+
+
+def finite_number(value: Any, rule: str, location: Location) -> float:
+    """A finite number, or FaultError `rule, got ...`."""
+    try:
+        number = float(value) if not isinstance(value, bool) else float("nan")
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not np.isfinite(number):
+        raise location.error("format", f"{rule}, got {str(value)[:60]!r}")
+    return number
+
+
+def check_box(box: Sequence[float], location: Location) -> None:
+    """Raises FaultError where a corner is not finite, or the second lies above or left of the first."""
+    if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
+        corners = ", ".join(f"{value:g}" for value in box)
+        raise location.error("box", f"x2 and y2 must be finite and not below x1 and y1, got box ({corners})")
+
+
+def hull(points: np.ndarray) -> tuple[float, float, float, float]:
+    """The smallest box x1, y1, x2, y2 that holds all points (k, 2)."""
+    return (*points.min(0).tolist(), *points.max(0).tolist())
+
+
+def safe_name(name: Any, location: Location) -> str:
+    """A relative file name that stays below its folder, or FaultError."""
+    path = PurePosixPath(str(name).replace("\\", "/"))
+    inside = isinstance(name, str) and path.name and not path.is_absolute() and ".." not in path.parts
+    if not inside or ":" in path.parts[0] or "\0" in name:
+        raise location.error("format", f"a file name must lie below the folder of images, got {str(name)[:80]!r}")
+    return str(path)
+
+
+def first_file(candidates: Sequence[Path]) -> Path | None:
+    """The first path that is a file."""
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def names_in_order(folder: Path, images: list[LabelledImage]) -> list[str]:
+    """Class names: those of the folder's labels.txt first, then the others in alphabetical order."""
+    file = folder / NAMES_FILE
+    listed = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    found = sorted({item.name for image in images for item in image.objects})
+    return list(dict.fromkeys([*filter(None, listed), *found]))
+
+
+def write_new(file: Path, text: str) -> None:
+    """Writes a text file that must not exist, with its folders."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "x", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+
+
+# --- rows, for training -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ImageLabels:
+    """The labels of one image as training wants them."""
+
+    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))  # class, x, y, width, height, 0-1
+    polygons: list[np.ndarray] = field(default_factory=list)  # (k, 2) corners 0-1, one for each row; [] for all boxes
+    faults: list[Fault] = field(default_factory=list)  # that leave the image usable
+
+
+Read = Callable[[str, str, Size], ImageLabels]  # from an image, its label file, and the image's size
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a split, sorted and each once; the file that holds the labels of each; and how to read it.
+
+    read(image, label_file, size) raises FaultError where the labels of an image cannot be used.
+    """
+
+    images: list[str]
+    label_files: list[str]
+    read: Read
+
+
+def rows_of(
+    objects: Sequence[LabelledObject], classes: Sequence[int], size: Size, locations: Sequence[Location]
+) -> ImageLabels:
+    """Label rows of objects in pixels; of equal rows the first is kept. Polygons are kept of objects of one part."""
+    corners = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
+    scaled, useful, faults = normalise_boxes(corners, size, locations)
+    labels = np.column_stack([np.array(classes, np.float64), scaled]).astype(np.float32).reshape(-1, 5)
+    rows: dict[bytes, int] = {}
+    for i in np.flatnonzero(useful).tolist():
+        first = rows.setdefault(labels[i].tobytes(), i)
+        if first != i:
+            row = locations[first].row
+            faults.append(locations[i].fault("duplicate", f"the same box and class as {row}; left out"))
+    kept = list(rows.values())
+    polygons = [objects[i].polygons[0] if len(objects[i].polygons) == 1 else np.zeros((0, 2)) for i in kept]
+    return ImageLabels(labels[kept], [np.clip(p / size, 0, 1).astype(np.float32) for p in polygons], faults)
+
+
+def normalise_boxes(
+    boxes: np.ndarray, size: Size, locations: Sequence[Location]
+) -> tuple[np.ndarray, np.ndarray, list[Fault]]:
+    """Boxes (n, 4) x1, y1, x2, y2 in pixels to centre x, y, width, height as 0-1 of an image of `size`.
+
+    Returns the boxes float64 (n, 4), which of them are useful (n,), and the faults of the others.
+    """
+    limit = np.array([*size, *size], np.float64)
+    cut = np.clip(boxes, 0, limit)  # NaN stays
+    with np.errstate(invalid="ignore"):
+        overhang = np.abs(boxes - cut).max(1, initial=0)
+        empty = ~((boxes[:, 2:] > boxes[:, :2]).all(1) & np.isfinite(boxes).all(1))
+        useful = ~empty & (cut[:, 2:] > cut[:, :2]).all(1)
+    faults = []
+    for location, box, is_empty, is_useful, over in zip(locations, boxes, empty, useful, overhang):
+        corners = ", ".join(f"{value:g}" for value in box)
+        if not is_useful:
+            reason = "has no area" if is_empty else f"lies outside the image of {size[0]} x {size[1]} pixels"
+            faults.append(location.fault("box", f"box ({corners}) {reason}; left out"))
+        elif over > EDGE:
+            words = f"box ({corners}) reaches over the image of {size[0]} x {size[1]} pixels; cut at its edge"
+            faults.append(location.fault("cut", words))
+    centre, extent = (cut[:, :2] + cut[:, 2:]) / 2, cut[:, 2:] - cut[:, :2]
+    return np.concatenate([centre, extent], 1) / limit, useful, faults
+
+
+def check_size(stated: tuple[Any, Any], size: Size, location: Location) -> None:
+    """Raises FaultError where boxes in pixels were drawn on an image of another size, and so are worthless."""
+    if all(stated) and tuple(stated) != size:
+        turned = "; it is turned by its EXIF data" if tuple(stated)[::-1] == size else ""
+        words = f"says {stated[0]} x {stated[1]} pixels, but the image has {size[0]} x {size[1]}{turned}"
+        raise location.error("size", words)
+
+
+# --- one image with its labels, checked -------------------------------------------------------------------------------
+
+
+@dataclass
+class CheckedImage:
+    """An image and its labels as they were found. The image counts for training unless it is corrupt."""
+
+    size: Size = (0, 0)
+    labels: ImageLabels = field(default_factory=ImageLabels)
     found: bool = False  # there is a label file
     missing: bool = False  # there is none: the image shows background
     empty: bool = False  # the label file has no rows
     corrupt: bool = False  # image or labels are not usable
-    messages: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
 
 
-def verify_pair(image_path: str, label_path: str, read: Read = read_labels) -> Pair:
-    """Checks an image and reads its labels. Faults end up in `messages`, none is raised but UnknownClassError, no file
-    is written.
+def check_labelled_image(
+    path: str, check: Callable[[], tuple[Size, list[Fault]]], read: Callable[[Size], ImageLabels] | None
+) -> CheckedImage:
+    """Checks an image, then reads its labels. Faults are collected; only UnknownClassError is raised.
+
+    Args:
+        path: for messages.
+        check: gives the size of the image, and what is odd about it.
+        read: gives the labels; None where there are none.
     """
-    pair = Pair()
+    image = CheckedImage()
     try:
-        pair.size, remarks = check_image(image_path)
-        pair.messages += remarks
-        pair.found = os.path.isfile(label_path)
-        pair.missing = not pair.found
-        if pair.found:
-            pair.labels, pair.polygons, remarks = read(image_path, label_path, pair.size)
-            pair.messages += remarks
-            pair.empty = len(pair.labels) == 0
+        image.size, image.faults = check()
+        image.found, image.missing = read is not None, read is None
+        if read is not None:
+            image.labels = read(image.size)
+            image.faults = [*image.faults, *image.labels.faults]
+            image.empty = len(image.labels.rows) == 0
     except UnknownClassError:
         raise
-    except (ValueError, OSError) as error:
-        pair.corrupt = True
-        pair.messages.append(f"{error}{LEFT_OUT}")
-    return pair
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8: {error}") from None
+    except (FaultError, OSError) as error:
+        fault = error.fault if isinstance(error, FaultError) else Fault("image", path, str(error))
+        image.corrupt = True
+        image.faults = [*image.faults, Fault(fault.kind, fault.file, fault.words, fault.line, left_out=True)]
+    return image

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from utils.data.annotations import Entry
 from utils.data.dataset import DetectionDataset, Sample, open_dataset
-from utils.data.formats import ShardSplit
+from utils.data.formats.shards import ShardSplit
 from utils.data.options import LoaderOptions
 from utils.data.shard_loader import ShardLoader
 from utils.log import LOGGER

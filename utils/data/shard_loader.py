@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from utils.data.dataset import DetectionDataset, Sample
-from utils.data.shards import image_of, read_shard
+from utils.data.formats.shards import image_of, read_shard
 
 SHUFFLED = 512  # samples that wait, as files, to be drawn in random order
 WINDOW = 64  # decoded images from which mosaics are made

@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.cli import installed
 from utils.data.dataset import DetectionDataset
-from utils.data.formats import CocoBox, CocoSplit
+from utils.data.formats.coco import CocoBox, CocoSplit
 from utils.evaluation.evaluator import Boxes
 from utils.files import atomic_write
 from utils.inference.outputs import result_stems

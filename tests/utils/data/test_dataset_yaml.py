@@ -5,9 +5,12 @@ import types
 from pathlib import Path
 
 import pytest
+from label_files import NAMES, voc_object
 
 from utils.data.dataset_yaml import load_dataset_yaml
-from utils.data.formats import CocoSplit, VocSplit
+from utils.data.formats.coco import CocoSplit
+from utils.data.formats.shards import ShardSplit
+from utils.data.formats.voc import VocSplit
 from utils.downloads import KNOWN_SETS
 from utils.files import ROOT, read_yaml
 
@@ -257,3 +260,91 @@ def test_class_lists_are_those_of_the_sets():
 
     assert read_yaml(ROOT / "data/coco.yaml")["names"] == read_yaml(ROOT / "data/coco128.yaml")["names"] == names(Coco)
     assert read_yaml(ROOT / "data/VOC.yaml")["names"] == names(Voc)
+
+
+# --- splits in other formats ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write_yaml(tmp_path):
+    def write(text):
+        (tmp_path / "set.yaml").write_text(text)
+        return tmp_path / "set.yaml"
+
+    return write
+
+
+def test_coco_in_a_yaml(coco, tmp_path, write_yaml):
+    split = coco({"bbox": [10, 10, 20, 10]})
+    places = "train: instances.json\nval: instances.json\n"
+    data = load_dataset_yaml(write_yaml(places + "images: images\nnames: [cat, dog]\n"))
+    assert data["train"] == data["val"] == split and data["test"] is None and data["nc"] == 2
+    data = load_dataset_yaml(write_yaml(places + "images: x\ntrain_images: y\n"))
+    assert data["names"] == ["unused", "cat", "dog"]  # by id
+    assert data["train"].images == str(tmp_path / "y") and data["val"].images == str(tmp_path / "x")
+    assert load_dataset_yaml(write_yaml(places + "nc: 3\n"))["train"].images == str(tmp_path)
+    with pytest.raises(ValueError, match="nc is 2 but names has 3 entries"):
+        load_dataset_yaml(write_yaml(places + "nc: 2\n"))
+    coco(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}])
+    with pytest.raises(ValueError, match="several categories are called 'a'; give the names"):
+        load_dataset_yaml(write_yaml(places))
+    coco(categories=[])
+    with pytest.raises(ValueError, match="there are no categories"):
+        load_dataset_yaml(write_yaml(places))
+
+
+def test_voc_in_a_yaml(voc, tmp_path, write_yaml):
+    split = voc({"a": voc_object(), "b": voc_object("cat")})
+    rest = "val: Annotations\nnames: [cat, dog]\n"
+    data = load_dataset_yaml(write_yaml("train: ImageSets/Main/train.txt\n" + rest))
+    assert data["train"] == split and data["val"] == VocSplit((str(tmp_path / "Annotations"),), None, NAMES)
+    data = load_dataset_yaml(write_yaml("train: [ImageSets/Main/train.txt]\ndifficult: true\nimages: p\n" + rest))
+    assert data["train"] == VocSplit(split.paths, str(tmp_path / "p"), NAMES, True)
+    data = load_dataset_yaml(write_yaml("train: JPEGImages\nformat: voc\n" + rest))
+    assert isinstance(data["train"], VocSplit)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("./a.png\n")  # a list of images, as ever
+    data = load_dataset_yaml(write_yaml("train: ImageSets/Main/train.txt\n" + rest))
+    assert data["train"] == str(tmp_path / "ImageSets/Main/train.txt")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("train: [x.json, images]\n", "set.yaml: train mixes formats of labels"),
+        ("train: images\nformat: coco\n", "format must be 'voc' or be left out, got 'coco'"),
+        ("train: images\ndifficult: 1\n", "difficult must be true or false, got 1"),
+        ("train: images\nimages: [a]\n", r"images must be a folder, got \['a'\]"),
+    ],
+)
+def test_faulty_yaml(images, tmp_path, write_yaml, text, message):
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        load_dataset_yaml(write_yaml(text + "names: [a]\n"), splits=("train",))
+
+
+def test_shards_in_a_yaml(shards, tmp_path, monkeypatch):
+    def read(train, splits=("train",)):
+        (tmp_path / "set.yaml").write_text(f"path: {tmp_path}\ntrain: {train}\nval: train-000.tar\nnames: [a, b, c]\n")
+        return load_dataset_yaml(tmp_path / "set.yaml", splits)
+
+    data = read("train-{000..002}.tar", ("train", "val"))
+    assert data["train"] == shards and data["val"] == ShardSplit(shards.files[:1])
+    assert read("[train-000.tar, 'train-{001,002}.tar']")["train"] == shards
+    with pytest.raises(FileNotFoundError, match=r"train names .*train-003.tar, which does not exist"):
+        read("train-{000..003}.tar")
+    with pytest.raises(ValueError, match="train mixes formats of labels"):
+        read("[train-000.tar, .]")
+    with pytest.raises(ValueError, match="stands for more than 1000000 shards"):
+        read("train-{0..99999999}.tar")
+    monkeypatch.setattr("utils.data.dataset_yaml.MOST_SHARDS", 1000)
+    with pytest.raises(ValueError, match="stands for more than 1000 shards"):
+        read("train-{0..99}-{0..99}.tar")
+    with pytest.raises(FileNotFoundError, match="pipe:touch trap"):
+        read("'pipe:touch trap.tar'")
+
+
+def test_shards_need_the_library(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "set.yaml").write_text("train: train-000.tar\nval: train-000.tar\nnames: [a]\n")
+    with pytest.raises(ValueError, match=r"set.yaml: train: .*needs the package webdataset, .*pip install webdataset"):
+        load_dataset_yaml(tmp_path / "set.yaml")

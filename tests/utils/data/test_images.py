@@ -195,7 +195,7 @@ def test_a_jpeg_with_bytes_behind_it_is_remarked_and_left_alone(tmp_path):
     path.write_bytes(JPEG + b"junk")
     size, remarks = check_image(path)
     assert size == (40, 30)
-    assert len(remarks) == 1 and "picture.jpg: bytes after the end" in remarks[0]
+    assert len(remarks) == 1 and "picture.jpg: bytes after the end" in str(remarks[0])
     assert path.read_bytes() == JPEG + b"junk"
     assert read_image(path).shape == (30, 40, 3)
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from label_files import NAMES, voc_object
 
 from utils.data import store as store_module
+from utils.data.formats.coco import CocoSplit
 from utils.data.loader import EpochSampler as Sampler
 from utils.data.loader import QuadDataset, WindowSampler, collate, create_dataloader, draw_images, merge_quad
 from utils.data.options import LoaderOptions
@@ -382,3 +384,26 @@ def test_quads_draw_evenly_and_by_epoch(entry):
     assert 15 < sum(enlarged) < 45
     again = [len(quads.__getitems__([(epoch, i) for i in range(4)])[0][1]) == 1 for epoch in range(10)]
     assert again == enlarged[:10]
+
+
+# --- label formats ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_batches_are_those_of_text_files(voc, coco, tmp_path, hyp, augment):
+    xml = voc({"a": voc_object() + voc_object("cat", (1, 1, 51, 51)), "b": voc_object("cat", (6, 6, 16, 26))})
+    boxes = [(11, "dog", 10, 10, 20, 10), (11, "cat", 0, 0, 50, 50), ("x", "cat", 5, 5, 10, 20)]
+    numbers = {"cat": 3, "dog": 7}
+    rows = [{"image_id": i, "category_id": numbers[name], "bbox": box} for i, name, *box in boxes]
+    instances = CocoSplit(coco(*rows).files, str(tmp_path / "JPEGImages"), NAMES)
+    (tmp_path / "JPEGImages" / "a.txt").write_text("1 .2 .3 .2 .2\n0 .25 .5 .5 1\n")
+    (tmp_path / "JPEGImages" / "b.txt").write_text("0 .1 .3 .1 .4\n")
+    options = {"image_size": 64, "batch_size": 2, "stride": 32, "augment": augment, "hyp": hyp, "workers": 0}
+    text, *others = (
+        list(create_dataloader(e, LoaderOptions(nc=2, **options))[0])
+        for e in (str(tmp_path / "JPEGImages"), xml, instances)
+    )
+    for batches in others:
+        for (images, targets, paths, _), (same_images, same_targets, same_paths, _) in zip(batches, text, strict=True):
+            assert (images == same_images).all() and paths == same_paths
+            assert targets.numpy() == pytest.approx(same_targets.numpy(), abs=1e-5)

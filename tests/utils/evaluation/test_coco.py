@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from utils.data.dataset import open_dataset
-from utils.data.formats import CocoSplit
+from utils.data.formats.coco import CocoSplit
 from utils.data.options import LoaderOptions
 from utils.evaluation import coco
 from utils.evaluation.evaluator import IOU_THRESHOLDS, Boxes, Evaluation

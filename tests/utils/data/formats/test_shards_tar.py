@@ -1,0 +1,108 @@
+"""Shards give the images and labels that files would, and no fault in them passes unnoticed."""
+
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from label_files import pack
+
+from utils.data.annotations import scan
+from utils.data.formats.shards import ShardSplit, read_shard
+
+pytest.importorskip("webdataset", reason="needs webdataset")
+
+
+def test_labels_are_those_of_files(shards, tmp_path, picture):
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for file in shards.files:
+        with tarfile.open(file) as tar:
+            for member in tar:
+                (folder / member.name[5:]).write_bytes(tar.extractfile(member).read())
+    plain, found = scan(str(folder), use_cache=False), scan(shards, use_cache=False)
+    assert [path.rpartition("/")[2] for path in found.images] == [p.rpartition("/")[2] for p in plain.images]
+    assert found.images[5] == f"{shards.files[1]}/part/005.png"
+    for name in ("sizes", "labels", "starts", "points", "point_starts"):
+        assert (getattr(found, name) == getattr(plain, name)).all(), name
+    assert found.counts == plain.counts == {"found": 12, "missing": 0, "empty": 0, "corrupt": 0, "total": 12}
+
+
+def test_json_polygons_backgrounds_and_broken_samples(tmp_path, picture):
+    boxes = {"class": [0, 2], "boxes": [[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]}
+    file = pack(
+        tmp_path / "x.tar",
+        [
+            ("README", "no sample"),
+            ("a.png", picture(1)), ("a.json", json.dumps(boxes)),
+            ("b.png", picture(2)),
+            ("c.png", picture(3)), ("c.txt", "1 .1 .1 .5 .1 .3 .4\n"),
+            ("d.png", picture(4)), ("d.txt", ""),
+            ("e.png", picture(5)[:60]), ("e.txt", "0 .5 .5 .1 .1"),
+            ("f.png", picture(6)), ("f.txt", "0 .5 .5 .1 1.1"),
+            ("g.png", picture(7)), ("g.json", '{"class": [0], "boxes": []}'),
+            ("h.png", picture(8)), ("h.txt", b"\xff\xfe"),
+            ("i.txt", "0 .5 .5 .1 .1"),
+            ("j.png", picture(8)), ("j.json", '{"class": [0], "boxes": [[0.5, 0.5, 0.1]]}'),
+        ],
+    )  # fmt: skip
+    found = scan(ShardSplit((file,)), use_cache=False)
+    assert [path[len(file) :] for path in found.images] == ["/a.png", "/b.png", "/c.png", "/d.png"]
+    expected = [[0, 0.5, 0.5, 0.2, 0.2], [2, 0.1, 0.1, 0.1, 0.1], [1, 0.3, 0.25, 0.4, 0.3]]
+    assert found.labels == pytest.approx(np.array(expected)) and found.starts.tolist() == [0, 2, 2, 3, 3]
+    assert [len(p) for p in found.polygons_of(2)] == [3]
+    assert found.counts == {"found": 7, "missing": 1, "empty": 1, "corrupt": 6, "total": 10}
+    for name, fault in [
+        ("e.png", "not a readable image"),
+        ("f.txt:1", "height must lie in 0-1, got 1.1"),
+        ("g.json", 'expected {"class": [...], "boxes"'),
+        ("h.txt", "not text in UTF-8"),
+        ("i", "no image; a name has one dot"),
+        ("j.json:1", "but this one has 4"),
+    ]:
+        assert any(m.startswith(f"{file}/{name}: ") and fault in m for m in list(map(str, found.faults))), (
+            name,
+            list(map(str, found.faults)),
+        )
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda data: b"no tar" * 200, "x.tar: not a sound tar shard"),
+        (lambda data: data[:700], "x.tar: not a sound tar shard: unexpected end of data"),
+    ],
+)
+def test_damaged_shards_are_refused(tmp_path, picture, damage, message):
+    file = tmp_path / "x.tar"
+    pack(file, [("a.png", picture(1)), ("a.txt", "0 .5 .5 .1 .1")])
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        scan(ShardSplit((str(file),)), use_cache=False)
+
+
+def test_names_that_come_twice_are_refused(tmp_path, picture):
+    label = ("a.txt", "0 .5 .5 .1 .1")
+    for members, message in [
+        ([("a.png", picture(1)), ("a.png", picture(1))], "x.tar: not a sound tar shard: .*duplicate"),
+        ([("a.png", picture(1)), ("b.png", picture(1)), ("a.png", picture(2)), label], "a.png: the name comes twice"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            scan(ShardSplit((pack(tmp_path / "x.tar", members),)), use_cache=False)
+
+
+def test_nothing_is_run(tmp_path, monkeypatch):
+    """The library takes `pipe:` for a command; a shard here is a file and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        list(read_shard("pipe:touch trap"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_scan_is_cached_until_a_shard_changes(shards, tmp_path, picture, monkeypatch):
+    first = scan(shards)
+    monkeypatch.setattr("utils.data.annotations.check_shard", None)  # not called again
+    assert (scan(shards).labels == first.labels).all()
+    monkeypatch.undo()
+    pack(shards.files[1], [("new.png", picture(1)), ("new.txt", "0 .5 .5 .1 .1")])
+    assert len(scan(shards).images) == 12 - 3 + 1

@@ -1,0 +1,133 @@
+"""Label files are read to the last bit as recorded, or refused by file and line."""
+
+import os
+
+import numpy as np
+import pytest
+
+from utils.data.annotations import check_pair
+from utils.data.formats.yolo import image_to_label_path, parse_labels, read_lines
+
+PICTURE = np.full((48, 64, 3), 90, np.uint8)
+KINDS = ("missing", "found", "empty", "corrupt")
+
+# Where this reader departs from the recorded one on purpose: name -> accepted here
+DEPARTURES = {
+    "fraction_class": False,  # class 1.5 is refused, not truncated later
+    "triangle_alone": True,  # three corners make a polygon
+    "seven_columns": True,  # and so do any other six numbers after the class
+    "duplicate_polygons": True,  # equal polygons are kept once, as equal boxes are
+}
+
+
+# --- the text of one file ---------------------------------------------------------------------------------------------
+
+
+def test_recorded_texts(parity, tmp_path, write_image):
+    image = write_image(tmp_path / "a.png", PICTURE)
+    label = tmp_path / "a.txt"
+    for case in parity("labels")["texts"]:
+        label.unlink(missing_ok=True)
+        if case["text"] is not None:
+            label.write_text(case["text"], encoding="utf-8", newline="")
+        pair = check_pair(str(image), str(label))
+        name = case["name"]
+        accepted = DEPARTURES.get(name, case["accepted"])
+        assert not pair.corrupt == accepted, name
+        assert [pair.missing, pair.found, pair.empty] == [case[kind] for kind in KINDS[:3]], name
+        if accepted and name not in DEPARTURES:
+            recorded = np.array(case["labels"], np.float32).reshape(-1, 5)
+            assert pair.labels.rows.dtype == np.float32 and np.array_equal(pair.labels.rows, recorded), name
+            assert list(pair.size) == case["shape_wh"], name
+            assert len(pair.labels.polygons) == len(case["segments"]), name
+            for polygon, corners in zip(pair.labels.polygons, case["segments"]):
+                assert np.array_equal(polygon, np.array(corners, np.float32)), name
+        if case["message"] == "duplicates_removed":
+            assert any(f"{case['removed']} duplicate rows removed" in message for message in map(str, pair.faults)), (
+                name
+            )
+
+
+def test_departures_from_the_recorded_reader():
+    triangle = "0 0.1 0.1 0.5 0.2 0.3 0.6"
+    found = parse_labels(triangle, "a.txt")
+    np.testing.assert_allclose(found.rows, [[0, 0.3, 0.35, 0.4, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(found.polygons[0], [[0.1, 0.1], [0.5, 0.2], [0.3, 0.6]], rtol=1e-6)
+    assert found.faults == []
+
+    square = "1 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5\n"
+    found = parse_labels(square + triangle + "\n" + square, "a.txt")
+    assert list(map(str, found.faults)) == ["a.txt: 1 duplicate rows removed"]
+    assert found.rows[:, 0].tolist() == [0, 1]  # rows come sorted ...
+    assert [len(polygon) for polygon in found.polygons] == [3, 4]  # ... and polygons with them
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("0 .5 .5 .2 .2\n0 .5 .5 .2", "a.txt:2: a line has 5 numbers .* but this one has 4"),
+        ("0 .5 .5 .2 .2 .9", "a.txt:1: .* but this one has 6"),
+        ("0 .1 .1 .5 .2 .6 .7 .2 .6 .3", "a.txt:1: a polygon is a class and pairs x y, but the line has 10 numbers"),
+        ("0 .1 .1 .5 .2 .6 .7 .2 .6\n0 .1 .1", "a.txt:2: a polygon is a class and pairs x y, but the line has 3"),
+        ("\n\ncat .5 .5 .2 .2", "a.txt:3: 'cat' is not a number"),
+        ("0 .5 .5 .2 .2\n   \n0 .3 .3 .1 .1", "a.txt:2: the line holds only blanks; delete it"),
+        ("-1 .5 .5 .2 .2", "a.txt:1: class must be a whole number, 0, 1, 2 ..., got -1"),
+        ("0 .5 .5 .2 .2\n1.5 .5 .5 .2 .2", "a.txt:2: class must be a whole number, .* got 1.5"),
+        ("inf .5 .5 .2 .2", "a.txt:1: class must be a whole number, .* got inf"),
+        ("16777217 .5 .5 .2 .2", r"a.txt:1: class must be a whole number below 2\*\*24, got 16777217"),
+        ("1.00000001 .5 .5 .2 .2", "a.txt:1: class must be a whole number .* got 1.00000001"),
+        ("nan .5 .5 .2 .2", "a.txt:1: class must be a whole number, .* got nan"),
+        ("0 .5 -.5 .2 .2", "a.txt:1: y must lie in 0-1, got -0.5"),
+        ("0 .5 .5 1.2 .2", "a.txt:1: width must lie in 0-1, got 1.2"),
+        ("0 .5 .5 .2 nan", "a.txt:1: height must lie in 0-1, got nan"),
+        ("0 1e60 .5 .2 .2", "a.txt:1: x must lie in 0-1, got inf"),
+        ("0 .1 .1 1.2 .2 .6 .7 .2 .6", "a.txt:1: width must lie in 0-1, got 1.1"),  # of the box around the polygon
+    ],
+)
+def test_faults_name_file_and_line(text, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        parse_labels(text, "a.txt")
+
+
+def test_minus_zero_is_zero():
+    found = parse_labels("0 .5 .5 .2 .2\n-0 .5 .5 .2 .2", "a.txt")
+    assert len(found.rows) == 1 and list(map(str, found.faults)) == ["a.txt: 1 duplicate rows removed"]
+
+
+def test_class_beyond_nc_names_file_line_and_range():
+    assert len(parse_labels("2 .5 .5 .2 .2", "a.txt", nc=3).rows) == 1
+    with pytest.raises(ValueError, match=r"a.txt:2: class must be a whole number, 0 to 2, got 3"):
+        parse_labels("2 .5 .5 .2 .2\n3 .5 .5 .2 .2", "a.txt", nc=3)
+
+
+def test_box_line_among_polygons_is_remarked():
+    found = parse_labels("0 .1 .1 .5 .2 .6 .7 .2 .6\n0 .5 .5 .2 .2", "a.txt")
+    np.testing.assert_allclose(found.rows[1], [0, 0.35, 0.35, 0.3, 0.3], rtol=1e-6)  # the box between two corners
+    words = "a.txt:2: 5 numbers in a file of polygons are read as two corners, not as a box"
+    assert list(map(str, found.faults)) == [words]
+
+
+def test_label_file_that_is_no_text(tmp_path, write_image):
+    image = write_image(tmp_path / "a.png", PICTURE)
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
+    pair = check_pair(str(image), str(tmp_path / "a.txt"))
+    assert pair.corrupt and pair.found
+    assert "a.txt: not a text file in UTF-8" in str(pair.faults[0])
+
+
+def test_recorded_label_paths(parity):
+    for image, label in parity("labels")["label_path"]:
+        assert image_to_label_path(image.replace("/", os.sep)) == label.replace("/", os.sep)
+
+
+def test_every_faulty_line_is_told_and_the_others_are_read():
+    text = "0 .5 .5 .2 .2\ncat .5 .5 .2 .2\n0 1.5 .5 .2 .2\n1 .5 .5\n9 .5 .5 .2 .2\n\n1 .1 .2 .3 .4\n"
+    found = read_lines(text, "a.txt", nc=2)
+    assert [(fault.kind, fault.file, fault.line) for fault in found.faults] == [
+        ("format", "a.txt", 2), ("range", "a.txt", 3), ("format", "a.txt", 4), ("class", "a.txt", 5),
+    ]  # fmt: skip
+    assert found.lines.tolist() == [1, 7] and found.error == found.faults[0]
+    np.testing.assert_allclose(found.rows, [[0, 0.5, 0.5, 0.2, 0.2], [1, 0.1, 0.2, 0.3, 0.4]], rtol=1e-6)
+    polygons = read_lines("0 .1 .1 .5 .2 .6 .7\n0 .1 .1 1.5 .2 .6 .7\n1 .2 .2 .6 .2 .7 .8\n", "a.txt")
+    assert polygons.lines.tolist() == [1, 3] and len(polygons.polygons) == 2
+    np.testing.assert_allclose(polygons.polygons[1], [[0.2, 0.2], [0.6, 0.2], [0.7, 0.8]], rtol=1e-6)

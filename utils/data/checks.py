@@ -1,0 +1,405 @@
+"""Checks of a data set: what can be wrong with its images, labels, boxes, classes and splits.
+
+`read_contents` reads a data set once, `examine` gives all findings; tools/doctor.py prints them.
+"""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils.data.dataset_yaml import SPLITS
+from utils.data.faults import Fault, FaultError
+from utils.data.formats.yolo import image_to_label_path, read_lines, read_text
+from utils.data.images import ORIENTATION, check_image, list_images, read_image
+
+THUMBNAIL = (17, 16)  # width, height of the grey image whose 16 x 16 differences are compared
+NEAR_BITS = 40  # of 256: copies that were resized or compressed again differ in 0-30, unlike photographs in 80 and more
+TINY = 3.0  # pixels at the training size
+HUGE = 0.95  # of both sides of the image
+CROWD = 300  # boxes that non-maximum suppression keeps in an image
+SAME, MERGED = 0.9, 0.6  # IoU from which two boxes are one object; from which val.py's suppression drops one of them
+IMBALANCE = 10  # times as many boxes of the most frequent class as of the rarest
+
+FAULT, HINT = "fault", "hint"
+
+
+class Kind(NamedTuple):
+    """A kind of finding. A fault is wrong for every task; a hint is for the user to judge."""
+
+    severity: str
+    what: str  # is found
+    why: str  # it matters
+    advice: str
+
+
+KINDS = {
+    "image-unreadable": Kind(FAULT, "images that cannot be read",
+        "training leaves them out or stops", "save them again, or remove them with their labels"),
+    "label-format": Kind(FAULT, "label lines that cannot be read",
+        "the whole image is left out", "write 'class x y width height', or a polygon"),
+    "label-class": Kind(FAULT, "labels of a class that does not exist",
+        "training stops", "correct the class, or nc and names in the YAML"),
+    "label-range": Kind(FAULT, "labels outside 0-1",
+        "the whole image is left out", "divide by the image's width and height; clip"),
+    "box-degenerate": Kind(FAULT, "boxes less than a pixel wide or high",
+        "no detector can find them, and they disturb the loss", "delete them or draw them again"),
+    "box-duplicate": Kind(FAULT, "boxes drawn twice (same class, IoU 0.9 or more)",
+        "the second one counts as missed", "delete one of each pair"),
+    "leak-same": Kind(FAULT, "images that are in two splits, byte for byte",
+        "the results on val and test are too good", "keep each in one split"),
+    "label-shared": Kind(FAULT, "images that share a label file (a.jpg, a.png)",
+        "both get the same boxes", "rename one of them"),
+    "class-absent": Kind(FAULT, "classes without a box in train",
+        "they cannot be learned", "add examples, or remove them from names"),
+    "leak-near": Kind(HINT, "images that look like one of another split",
+        "the results on val and test are too good", "look at the pairs; keep frames of one scene in one split"),
+    "image-rotated": Kind(HINT, "images that EXIF data turns",
+        "boxes drawn by a tool that ignores EXIF are in the wrong position",
+        "look at the boxes here; save the images upright"),
+    "image-odd": Kind(HINT, "images that are not 8-bit grey or RGB, or unusual in another way",
+        "transparency is dropped, 16 bits become 8", "check that the image still shows what you labelled"),
+    "duplicate-same": Kind(HINT, "identical images within a split",
+        "they count twice", "keep one"),
+    "duplicate-near": Kind(HINT, "images that look like another of their split",
+        "they count almost twice", "remove some of them if they are frames of one scene"),
+    "label-missing": Kind(HINT, "images without a label file",
+        "they are trained as background", "label them; an empty file says that the image shows no object"),
+    "label-orphan": Kind(HINT, "label files without an image",
+        "they are not used", "restore the image, or delete them"),
+    "label-mixed": Kind(HINT, "boxes in a file of polygons",
+        "their four numbers are read as two corners", "write the box as a polygon of four corners"),
+    "box-outside": Kind(HINT, "boxes that reach out of the image by more than a pixel",
+        "they are clipped, their centre stays", "clip them"),
+    "box-conflict": Kind(HINT, "pairs of boxes of two classes (IoU 0.9 or more)",
+        "the detector must be wrong about one of them", "keep one class, if an object cannot be of both"),
+    "box-overlap": Kind(HINT, "pairs of boxes of one class that overlap by IoU 0.6 to 0.9",
+        "suppression at IoU 0.6 drops one of them", "raise --iou-thres if they are two objects, merge them if not"),
+    "box-tiny": Kind(HINT, "boxes under 3 pixels at the training size",
+        "they cover hardly a cell of the finest map and are mostly not learned",
+        "train with a larger --img, or cut the images into tiles"),
+    "box-huge": Kind(HINT, "boxes as large as the image",
+        "often a mistake of the labelling tool", "look at them"),
+    "box-crowd": Kind(HINT, "images with over 300 boxes",
+        "suppression keeps 300 per image", "raise --max-det, or cut the images into tiles"),
+    "class-untested": Kind(HINT, "classes without a box in val",
+        "their results are missing or mean nothing", "move some examples to val"),
+    "class-rare": Kind(HINT, "classes ten times rarer in train than the most frequent one",
+        "they are learned late and badly", "add examples; try --image-weights"),
+    "anchors": Kind(HINT, "boxes in train that no anchor matches",
+        "the box branch does not learn from them", "leave AutoAnchor on (do not pass --noautoanchor)"),
+}  # fmt: skip
+OF_FAULT = {
+    "image": "image-unreadable",
+    "odd": "image-odd",
+    "format": "label-format",
+    "class": "label-class",
+    "range": "label-range",
+    "mixed": "label-mixed",
+}
+
+
+@dataclass
+class Finding:
+    """All findings of one kind, the worst first."""
+
+    kind: str
+    count: int
+    locations: list[str]  # file:line, and what is there
+    views: list[tuple[int, list[int]]] = field(default_factory=list)  # (image, its rows to mark)
+
+
+@dataclass
+class Contents:
+    """A data set in arrays: n images and N boxes. Row r is a box of image owner[r] and line lines[r] of its label file.
+
+    An image of two splits is there twice. Unreadable images have no rows.
+    """
+
+    names: list[str]
+    images: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
+    sizes: np.ndarray = None  # (n, 2) int: width, height in pixels; 0, 0 where unreadable
+    digests: list[str] = field(default_factory=list)  # of the bytes
+    thumbnails: np.ndarray = None  # (n, 16, 17) uint8, grey
+    labels: np.ndarray = None  # (N, 5): class, x, y, width, height, 0-1
+    owner: np.ndarray = None  # (N,) int
+    lines: np.ndarray = None  # (N,) int
+    faults: list[tuple[str, str, int]] = field(default_factory=list)  # kind of finding, text with its file, image
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_contents(data: dict) -> Contents:
+    """Reads every image and label line of the splits of a loaded data set YAML; what cannot be used becomes a fault."""
+    contents = Contents(data["names"])
+    for split in SPLITS:
+        images = list_images(data[split]) if data[split] else []
+        contents.images += images
+        contents.splits += [split] * len(images)
+    if not contents.images:
+        raise ValueError(f"{data['path']}: the data set YAML names no images; give it train, val or test")
+    files = sorted(set(contents.images))
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        content = dict(zip(files, pool.imap(_read_image, files, chunksize=8)))
+    read = [content[path] for path in contents.images]
+    sizes, contents.digests, thumbnails, _ = map(list, zip(*read))
+    contents.sizes, contents.thumbnails = np.array(sizes, int), np.stack(thumbnails)
+    rows, lines, owner = [np.zeros((0, 5))], [np.zeros(0, int)], []
+    for i, (path, (_, _, _, faults)) in enumerate(zip(contents.images, read)):
+        labels, numbers, label_faults = read_label_file(image_to_label_path(path), len(contents.names))
+        contents.faults += [(kind, text, i) for kind, text in (*faults, *label_faults)]
+        if contents.sizes[i].all():
+            rows.append(labels)
+            lines.append(numbers)
+            owner += [i] * len(labels)
+    contents.labels, contents.lines = np.concatenate(rows).astype(float), np.concatenate(lines)
+    contents.owner = np.array(owner, int)
+    return contents
+
+
+def _read_image(path: str) -> tuple[tuple[int, int], str, np.ndarray, list[tuple[str, str]]]:
+    """Size, digest, thumbnail and (kind, text) of faults; (0, 0) for the size of an unreadable image."""
+    from PIL import Image
+
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    try:
+        size, faults = check_image(path)
+        grey = cv2.cvtColor(read_image(path), cv2.COLOR_BGR2GRAY)
+        thumbnail = cv2.resize(grey, THUMBNAIL, interpolation=cv2.INTER_AREA)
+    except (FaultError, OSError) as error:
+        return (0, 0), digest, np.zeros(THUMBNAIL[::-1], np.uint8), [("image-unreadable", str(error))]
+    found = [(OF_FAULT[fault.kind], str(fault)) for fault in faults]
+    with Image.open(path) as image:
+        if image.mode not in ("L", "RGB"):
+            found.append(("image-odd", f"{path}: pixels of mode {image.mode}"))
+        if (turn := image.getexif().get(ORIENTATION, 1)) != 1:
+            found.append(("image-rotated", f"{path}: EXIF orientation {turn}"))
+    return size, digest, thumbnail, found
+
+
+def read_label_file(path: str, nc: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
+    """Rows (n, 5) of the lines that can be used, their line numbers (n,), and (kind, text) of all faults."""
+    nothing = np.zeros((0, 5)), np.zeros(0, int)
+    if not os.path.exists(path):
+        return *nothing, [("label-missing", path)]
+    try:
+        found = read_lines(read_text(path), path, nc)
+    except FaultError as error:
+        return *nothing, [("label-format", str(error))]
+    except OSError as error:
+        return *nothing, [("label-format", str(Fault("format", path, f"cannot be read: {error}")))]
+    return found.rows, found.lines, [(OF_FAULT[fault.kind], str(fault)) for fault in found.faults]
+
+
+# --- analysis of plain arrays -----------------------------------------------------------------------------------------
+
+
+def near_pairs(
+    thumbnails: np.ndarray, splits: np.ndarray, max_bits: int = NEAR_BITS, block: int | None = None
+) -> np.ndarray:
+    """Pairs (m, 2), i < j, of grey thumbnails (n, 16, 17) that look alike: for each j the first i of its own split and
+    the first i of another, so that a thousand frames of a fixed camera are a thousand pairs and not half a million.
+
+    Compared are the signs of the differences of neighbouring pixels, 256 bits, as a product of matrices of +1 and -1.
+    A few lines of numpy, where the imagehash library would bring scipy; 64 bits, its usual size, do not tell one
+    microscope slide from another. Thumbnails without any contrast are not compared.
+    """
+    n = len(thumbnails)
+    bits = np.where(np.diff(thumbnails.astype(np.int16), axis=2) > 0, 1, -1).reshape(n, -1).astype(np.float32)
+    varied = thumbnails.reshape(n, -1).std(1) >= 2
+    block = block or max(2**24 // n, 1)  # thumbnails at a time: 64 MiB of distances
+    found = [np.zeros((0, 2), int)]
+    for start in range(0, n, block):
+        rows = np.arange(start, min(start + block, n))
+        alike = (bits.shape[1] - bits[rows] @ bits.T) / 2 <= max_bits
+        alike &= (np.arange(n) < rows[:, None]) & varied & varied[rows, None]
+        same = splits == splits[rows, None]
+        for chosen in (alike & same, alike & ~same):
+            hit = chosen.any(1)
+            found.append(np.stack([chosen[hit].argmax(1), rows[hit]], 1))
+    return np.concatenate(found)
+
+
+def overlapping_pairs(boxes: np.ndarray, owner: np.ndarray, min_iou: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (m, 2) of rows of one image whose boxes (N, 4: x, y, w, h) overlap by `min_iou` or more; the IoU."""
+    pairs, values = [np.zeros((0, 2), int)], [np.zeros(0)]
+    order = np.argsort(owner, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+        low, high = boxes[rows, :2] - boxes[rows, 2:] / 2, boxes[rows, :2] + boxes[rows, 2:] / 2
+        sides = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+        shared, area = sides.clip(0).prod(2), boxes[rows, 2:].prod(1)
+        union = area[:, None] + area - shared
+        iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+        first, second = np.nonzero(np.triu(iou, 1) >= min_iou)
+        pairs.append(np.stack([rows[first], rows[second]], 1))
+        values.append(iou[first, second])
+    return np.concatenate(pairs), np.concatenate(values)
+
+
+def box_checks(labels: np.ndarray, sizes: np.ndarray, image_size: int) -> dict[str, np.ndarray]:
+    """Row numbers by kind, the worst first. labels (N, 5) 0-1; sizes (N, 2): width, height of each row's image."""
+    sides = labels[:, 3:] * sizes
+    scaled = sides_at(labels, sizes, image_size)
+    degenerate = sides.min(1) < 1
+    beyond = ((np.abs(labels[:, 1:3] - 0.5) + labels[:, 3:] / 2 - 0.5) * sizes).max(1)
+    found = {
+        "box-degenerate": (degenerate, sides.min(1)),
+        "box-outside": (beyond > 1, -beyond),
+        "box-tiny": ((scaled.min(1) < TINY) & ~degenerate, scaled.min(1)),
+        "box-huge": ((labels[:, 3:] >= HUGE).all(1), -labels[:, 3:].prod(1)),
+    }
+    return {
+        kind: np.flatnonzero(bad)[np.argsort(badness[bad], kind="stable")] for kind, (bad, badness) in found.items()
+    }
+
+
+def sides_at(labels: np.ndarray, sizes: np.ndarray, image_size: int) -> np.ndarray:
+    """Sides (N, 2) of boxes in pixels, once their images (N, 2: width, height) have a longer side of image_size."""
+    return labels[:, 3:] * sizes * image_size / sizes.max(1, keepdims=True)
+
+
+def class_checks(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Classes by kind, from the boxes per class (nc,) of each split."""
+    train, val = counts["train"], counts.get("val")
+    found = {"class-absent": np.flatnonzero(train == 0)}
+    found["class-rare"] = np.flatnonzero((train > 0) & (train * IMBALANCE < train.max()))
+    if val is not None:
+        found["class-untested"] = np.flatnonzero((val == 0) & (train > 0))
+    return found
+
+
+# --- findings ---------------------------------------------------------------------------------------------------------
+
+
+def examine(
+    contents: Contents, image_size: int, recall: Callable[[np.ndarray], float], good_recall: float
+) -> list[Finding]:
+    """All findings, faults first.
+
+    image_size: at which the data set will be trained, in pixels.
+    recall: gives the share of boxes, 0-1, that some anchor matches, from their sides (N, 2) in pixels at that size.
+    good_recall: the share from which the anchors are no finding.
+    """
+    found = _from_faults(contents) + _from_images(contents) + _from_boxes(contents, image_size)
+    found += _from_classes(contents) + _from_anchors(contents, image_size, recall, good_recall)
+    order = list(KINDS)
+    return sorted((finding for finding in found if finding.count), key=lambda finding: order.index(finding.kind))
+
+
+def _from_faults(contents: Contents) -> list[Finding]:
+    found = defaultdict(dict)
+    for kind, text, image in contents.faults:
+        found[kind].setdefault(text, image)  # an image of two splits is told once
+    readable = contents.sizes.all(1)
+    return [
+        Finding(kind, len(texts), list(texts), [(i, []) for i in texts.values() if readable[i]])
+        for kind, texts in found.items()
+    ]
+
+
+def _from_images(contents: Contents) -> list[Finding]:
+    images, splits = contents.images, contents.splits
+    groups = defaultdict(list)
+    for i, digest in enumerate(contents.digests):
+        groups[digest].append(i)
+    same = [(group[0], j) for group in groups.values() for j in group[1:]]
+    near = near_pairs(contents.thumbnails, np.array(splits))
+    near = [(i, j) for i, j in near.tolist() if contents.digests[i] != contents.digests[j]]
+    found = _from_label_files(images)
+    for ending, pairs in (("same", same), ("near", near)):
+        for kind, crossing in (("leak", True), ("duplicate", False)):
+            chosen = [(i, j) for i, j in pairs if (splits[i] != splits[j]) == crossing]
+            texts = [f"{images[i]} ({splits[i]}) and {images[j]} ({splits[j]})" for i, j in chosen]
+            found.append(Finding(f"{kind}-{ending}", len(texts), texts, [(i, []) for pair in chosen for i in pair]))
+    return found
+
+
+def _from_label_files(images: list[str]) -> list[Finding]:
+    by_label = defaultdict(set)
+    for image in images:
+        by_label[image_to_label_path(image)].add(image)
+    shared = [f"{label} of {', '.join(sorted(users))}" for label, users in by_label.items() if len(users) > 1]
+    folders = {os.path.dirname(label) for label in by_label if os.path.isdir(os.path.dirname(label))}
+    files = [os.path.join(folder, name) for folder in sorted(folders) for name in sorted(os.listdir(folder))]
+    orphans = [file for file in files if file.endswith(".txt") and file not in by_label and _is_label(file)]
+    return [Finding("label-shared", len(shared), shared), Finding("label-orphan", len(orphans), orphans)]
+
+
+def _is_label(file: str) -> bool:
+    return os.path.basename(file) not in ("classes.txt", "labels.txt", *(f"{split}.txt" for split in SPLITS))
+
+
+def _from_boxes(contents: Contents, image_size: int) -> list[Finding]:
+    labels, owner = contents.labels, contents.owner
+
+    def sides(row: np.ndarray) -> str:
+        w, h = labels[row[0], 3:] * contents.sizes[owner[row[0]]]
+        return f"{contents.names[int(labels[row[0], 0])]}, {w:.1f} x {h:.1f} pixels"
+
+    def over(pair: np.ndarray) -> str:
+        return f"{sides(pair[1:])}, over line {contents.lines[pair[0]]}"
+
+    checked = box_checks(labels, contents.sizes[owner], image_size)
+    found = [_of_rows(contents, kind, rows[:, None], sides) for kind, rows in checked.items()]
+    pairs, iou = overlapping_pairs(labels[:, 1:], owner, MERGED)
+    pairs, iou = pairs[np.argsort(-iou, kind="stable")], -np.sort(-iou)
+    alike = labels[pairs[:, 0], 0] == labels[pairs[:, 1], 0]
+    for kind, chosen in (
+        ("box-duplicate", alike & (iou >= SAME)),
+        ("box-conflict", ~alike & (iou >= SAME)),
+        ("box-overlap", alike & (iou < SAME)),
+    ):
+        found.append(_of_rows(contents, kind, pairs[chosen], over))
+    per_image = np.bincount(owner, minlength=len(contents.images))
+    crowded = [i for i in np.argsort(-per_image, kind="stable") if per_image[i] > CROWD]
+    texts = [f"{image_to_label_path(contents.images[i])}: {per_image[i]} boxes" for i in crowded]
+    return [*found, Finding("box-crowd", len(texts), texts, [(int(i), []) for i in crowded])]
+
+
+def _of_rows(contents: Contents, kind: str, rows: np.ndarray, describe: Callable[[np.ndarray], str]) -> Finding:
+    """A finding of single rows (m, 1) or of pairs (m, 2)."""
+    image_of = [contents.images[contents.owner[row[0]]] for row in rows]
+    once = {(image, *contents.lines[row]): row for image, row in zip(image_of[::-1], rows[::-1])}
+    rows = list(once.values())[::-1]  # an image of two splits is told once
+    texts, views = [], defaultdict(list)
+    for row in rows:
+        image = int(contents.owner[row[0]])
+        texts.append(f"{image_to_label_path(contents.images[image])}:{contents.lines[row[-1]]}: {describe(row)}")
+        views[image] += row.tolist()
+    return Finding(kind, len(rows), texts, list(views.items()))
+
+
+def _from_classes(contents: Contents) -> list[Finding]:
+    split_of = np.array(contents.splits)[contents.owner]
+    classes, nc = contents.labels[:, 0].astype(int), len(contents.names)
+    counts = {split: np.bincount(classes[split_of == split], minlength=nc) for split in dict.fromkeys(contents.splits)}
+    found = []
+    for kind, numbers in class_checks(counts).items() if "train" in counts else ():
+        texts = [
+            f"{i} {contents.names[i]}: " + ", ".join(f"{n[i]} in {split}" for split, n in counts.items())
+            for i in numbers
+        ]
+        found.append(Finding(kind, len(texts), texts))
+    return found
+
+
+def _from_anchors(contents: Contents, image_size: int, recall: Callable, good_recall: float) -> list[Finding]:
+    rows = np.array(contents.splits)[contents.owner] == "train"
+    if not rows.any():
+        return []
+    sides = sides_at(contents.labels[rows], contents.sizes[contents.owner[rows]], image_size)
+    matched = recall(sides)
+    if matched >= good_recall:
+        return []
+    roots = " ".join(f"{np.percentile(np.sqrt(sides.prod(1)), p):.0f}" for p in (5, 50, 95))
+    text = f"best possible recall {matched:.3f} at {image_size} pixels; sides of the boxes (5, 50, 95 %): {roots}"
+    return [Finding("anchors", round((1 - matched) * len(sides)), [text])]

@@ -1,0 +1,334 @@
+"""COCO JSON: images, annotations and categories in one file (https://cocodataset.org/#format-data).
+
+A `CocoSplit` stands in a dataset's entry (`train`, `val`, `test`) where a folder of images would. Training counts
+crowds and leaves them out, and keeps the outline of an object that has a single part.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.data.faults import Fault, FaultError, Location, UnknownClassError
+from utils.data.labels import (
+    ImageLabels,
+    LabelledObject,
+    LabelledSplit,
+    Listing,
+    Size,
+    check_box,
+    check_size,
+    first_file,
+    hull,
+    open_image,
+    rows_of,
+    safe_name,
+    write_new,
+)
+from utils.log import LOGGER
+
+BBOX = "bbox must be 4 numbers (x, y, width, height in pixels)"
+TYPES = {str: "text", int | str: "a whole number or text", list: "a list of objects"}
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CocoFile:
+    """A COCO JSON, checked as far as its records have to fit together."""
+
+    file: str
+    images: dict[int | str, dict]  # by id
+    categories: dict[int | str, str]  # id -> name
+    annotations: dict[int | str, list[dict]]  # of each image, crowds included
+    strays: list[Fault] = field(default_factory=list)  # annotations of images that are not listed
+
+    def locate(self, annotation: dict) -> Location:
+        """Where an annotation stands."""
+        return Location(self.file, f"annotation {annotation.get('id')}")
+
+
+def read_file(file: str | Path) -> CocoFile:
+    """Reads a COCO JSON. Raises FaultError, naming the file and the record, where it is not COCO's."""
+    content = _read_json(file)
+    file = str(file)
+    for key, names in (("images", ("id",)), ("categories", ("id",)), ("annotations", ("image_id", "category_id"))):
+        for i, record in enumerate(content[key]):
+            for name in names:
+                _value(record, name, int | str, Location(file, f"{key}[{i}]"))
+    for key in ("images", "categories"):
+        if twice := [k for k, count in Counter(record["id"] for record in content[key]).items() if count > 1]:
+            raise Location(file).error("format", f"several {key} have the id {twice[0]!r}")
+    read = CocoFile(
+        file,
+        {image["id"]: image for image in content["images"]},
+        {c["id"]: _value(c, "name", str, Location(file, f"category {c['id']}")) for c in content["categories"]},
+        defaultdict(list),
+    )
+    for annotation in content["annotations"]:
+        if annotation["category_id"] not in read.categories:
+            words = f"there is no category with id {annotation['category_id']!r}"
+            raise read.locate(annotation).error("class", words)
+        if annotation["image_id"] in read.images:
+            read.annotations[annotation["image_id"]].append(annotation)
+        else:
+            words = f"there is no image with id {annotation['image_id']!r}"
+            read.strays.append(read.locate(annotation).fault("stray", words))
+    return read
+
+
+def object_of(annotation: dict, name: str, location: Location) -> tuple[LabelledObject, list[Fault]]:
+    """The object of an annotation, and the faults that leave its box usable.
+
+    A mask (run-length encoded) gives no outline. Raises FaultError where there is neither a box nor an outline.
+    """
+    parts, polygons, faults = annotation.get("segmentation"), [], []
+    for part in parts if isinstance(parts, list) else ():
+        points = _numbers(part)
+        if points is not None and len(points) >= 6 and len(points) % 2 == 0 and np.isfinite(points).all():
+            polygons.append(points.reshape(-1, 2))
+        else:
+            faults = [location.fault("outline", f"a polygon must be 3 or more pairs x y, got {part!r:.60}")]
+    if "bbox" in annotation or not polygons:
+        numbers = _numbers(annotation.get("bbox"))
+        if numbers is None or len(numbers) != 4:
+            raise location.error("format", f"{BBOX}, got {annotation.get('bbox')!r:.80}")
+        x, y, width, height = numbers.tolist()
+        box = (x, y, x + width, y + height)
+    else:
+        box = hull(np.concatenate(polygons))
+    return LabelledObject(name, box, polygons, bool(annotation.get("iscrowd"))), faults
+
+
+def _read_json(file: str | Path) -> dict[str, list[dict]]:
+    location = Location(str(file))
+    try:
+        content = json.loads(Path(file).read_bytes())
+    except (ValueError, RecursionError) as error:  # of JSON, or of letters that are not UTF-8
+        raise location.error("format", f"not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise location.error("format", "not COCO JSON: expected an object with images, annotations and categories")
+    for key in ("images", "annotations", "categories"):
+        records = content.get(key)
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise location.error("format", f"not COCO JSON of boxes: {key!r} must be a list of objects")
+    return content
+
+
+def _value(record: dict, key: str, kind: Any, location: Location) -> Any:
+    value = record.get(key)
+    if not isinstance(value, kind):
+        raise location.error("format", f"{key!r} must be {TYPES[kind]}, got {value!r:.80}")
+    return value
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """Numbers (n,) float64, which need not be finite; None where a value is something else."""
+    try:
+        return np.array([float(value) for value in values])
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+# --- a split of a data set --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CocoBox:
+    """One annotation of a COCO JSON, as its metric wants it."""
+
+    path: str  # of the image
+    image_id: int | str
+    number: int  # of the class
+    box: np.ndarray  # (4,) x, y of the top left corner, width, height in pixels
+    area: float  # pixels; the box's where the file does not say
+    crowd: bool
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """Images and boxes as COCO's `instances` JSON lists them; categories are matched to `names` by their name."""
+
+    files: tuple[str, ...]  # of JSON
+    images: str  # the folder from which `file_name` starts
+    names: tuple[str, ...]  # of the classes, in order
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files of labels."""
+        return self.files
+
+    def __str__(self) -> str:
+        return ", ".join(self.files)
+
+    def open(self) -> Listing:
+        """Reads the JSON. Raises FaultError where it is not COCO's, UnknownClassError for a class without a name."""
+        annotated: dict[str, tuple[CocoFile, dict]] = {}
+        for file in self.files:
+            content = read_file(file)
+            self._check_names(content)
+            _report(content)
+            for key, image in content.images.items():
+                location = Location(file, f"image {key}")
+                path = os.path.join(self.images, _value(image, "file_name", str, location))
+                if path in annotated:
+                    raise location.error("format", f"{image['file_name']} is listed twice")
+                annotated[path] = content, image
+        if not annotated:
+            raise ValueError(f"{self}: no images are listed")
+        images = sorted(annotated)
+        return Listing(images, [annotated[path][0].file for path in images], _CocoReader(annotated, self.names))
+
+    def annotated(self) -> tuple[dict[str, int | str], list[int | str], list[CocoBox]]:
+        """What a metric needs and training does not: the ids in the files, and all annotations, crowds included.
+
+        Returns the id of each image by its path; of each class the id of its category (a number that no category has,
+        for a class that the files do not know); and the annotations, image by image.
+        """
+        ids, categories, boxes = {}, {}, []
+        for file in self.files:
+            content = read_file(file)
+            self._check_names(content)
+            categories = {**{name: key for key, name in content.categories.items()}, **categories}
+            for key, image in content.images.items():
+                path = os.path.join(self.images, _value(image, "file_name", str, Location(file, f"image {key}")))
+                ids[path] = key
+                for annotation in content.annotations[key]:
+                    boxes.append(self._metric_box(annotation, path, content))
+        free = 1 + max((key for key in categories.values() if isinstance(key, int)), default=0)
+        return ids, [categories.get(name, free + number) for number, name in enumerate(self.names)], boxes
+
+    def _metric_box(self, annotation: dict, path: str, content: CocoFile) -> CocoBox:
+        name = content.categories[annotation["category_id"]]
+        x1, y1, x2, y2 = object_of(annotation, name, content.locate(annotation))[0].box
+        box = np.array(annotation["bbox"], float) if "bbox" in annotation else np.array([x1, y1, x2 - x1, y2 - y1])
+        area = annotation.get("area")
+        area = float(area) if isinstance(area, int | float) else float(box[2] * box[3])
+        crowd = bool(annotation.get("iscrowd"))
+        return CocoBox(path, annotation["image_id"], self.names.index(name), box, area, crowd)
+
+    def _check_names(self, content: CocoFile) -> None:
+        """Raises UnknownClassError for the first annotation of a class that is not among the names."""
+        known = {key for key, name in content.categories.items() if name in self.names}
+        for annotations in content.annotations.values():
+            for annotation in annotations:
+                if annotation["category_id"] not in known:
+                    name = content.categories[annotation["category_id"]]
+                    raise UnknownClassError(
+                        f"{content.locate(annotation)} is of class {name!r}, which is none of the names of the data "
+                        f"set YAML; add it, or leave out names and nc to take those of the file"
+                    )
+
+
+def _report(content: CocoFile) -> None:
+    crowds = sum(bool(a.get("iscrowd")) for annotations in content.annotations.values() for a in annotations)
+    if crowds:
+        LOGGER.info(f"{content.file}: crowd boxes left out: {crowds}")
+    if content.strays:
+        LOGGER.warning(
+            f"{content.file}: annotations of images that are not listed, left out: {len(content.strays)}; the first: "
+            f"{content.strays[0].words}"
+        )
+
+
+@dataclass(frozen=True)
+class _CocoReader:
+    annotated: dict[str, tuple[CocoFile, dict]]  # image -> its file, its record there
+    names: tuple[str, ...]
+
+    def __call__(self, image: str, label_file: str, size: Size) -> ImageLabels:
+        content, record = self.annotated[image]
+        check_size((record.get("width"), record.get("height")), size, Location(content.file, f"image {record['id']}"))
+        objects, locations, faults = [], [], []
+        for annotation in content.annotations.get(record["id"], ()):
+            if annotation.get("iscrowd"):
+                continue
+            location = content.locate(annotation)
+            item, odd = object_of(annotation, content.categories[annotation["category_id"]], location)
+            objects.append(item)
+            locations.append(location)
+            faults += odd
+        labels = rows_of(objects, [self.names.index(item.name) for item in objects], size, locations)
+        labels.faults = [*faults, *labels.faults]
+        return labels
+
+
+def coco_names(file: str | Path) -> list[str]:
+    """The names of a COCO JSON's categories in the order of their ids."""
+    categories = read_file(file).categories
+    names = [categories[key] for key in sorted(categories, key=lambda key: (isinstance(key, str), key))]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{file}: several categories are called {twice[0]!r}; give the names in the data set YAML")
+    if not names:
+        raise ValueError(f"{file}: there are no categories; give the names in the data set YAML")
+    return names
+
+
+# --- conversion -------------------------------------------------------------------------------------------------------
+
+
+def load(file: Path, image_folders: Sequence[Path]) -> LabelledSplit:
+    """The images and objects of a COCO JSON, crowds included; classes in the order of the categories' ids.
+
+    Images are looked for in the folders, then beside the file. Raises FaultError for whatever is wrong.
+    """
+    content = read_file(file)
+    folders = [*image_folders, file.parent, file.parent / "images", file.parent / "images" / file.stem]
+    if content.strays:
+        raise FaultError(content.strays[0])
+    images = []
+    for key, record in content.images.items():
+        location = Location(content.file, f"image {key}")
+        name = safe_name(record.get("file_name"), location)
+        source = first_file([folder / name for folder in folders])
+        image = open_image(name, (record.get("width"), record.get("height")), source, location)
+        for annotation in content.annotations[key]:
+            location = content.locate(annotation)
+            item, faults = object_of(annotation, content.categories[annotation["category_id"]], location)
+            if faults:
+                raise FaultError(faults[0])
+            check_box(item.box, location)
+            image.objects.append(item)
+        images.append(image)
+    keys = sorted(content.categories, key=lambda key: (isinstance(key, str), key))
+    return LabelledSplit([content.categories[key] for key in keys], images)
+
+
+def save(out: Path, splits: dict[str, LabelledSplit], names: list[str]) -> None:
+    """Writes `split.json` with category ids from 1, as COCO's are, and areas of the outlines."""
+    for split, labels in splits.items():
+        images, annotations = [], []
+        for i, image in enumerate(labels.images, 1):
+            images.append({"id": i, "file_name": image.name, "width": image.width, "height": image.height})
+            for item in image.objects:
+                number, category = len(annotations) + 1, names.index(item.name) + 1
+                annotations.append({"id": number, "image_id": i, "category_id": category, **_geometry(item)})
+        categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_new(out / f"{split}.json", json.dumps(content))
+
+
+def _geometry(item: LabelledObject) -> dict[str, Any]:
+    x1, y1, x2, y2 = item.box
+    area = sum(map(_area, item.polygons)) if item.polygons else (x2 - x1) * (y2 - y1)
+    return {
+        "bbox": _rounded([x1, y1, x2 - x1, y2 - y1]),
+        "area": round(area, 3),
+        "iscrowd": int(item.difficult),
+        "segmentation": [_rounded(polygon.ravel()) for polygon in item.polygons],
+    }
+
+
+def _area(polygon: np.ndarray) -> float:
+    x, y = polygon.T
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 3) for value in values]

@@ -1,0 +1,146 @@
+"""LabelMe: one JSON file beside each image; polygons, rectangles and circles in pixels."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from utils.data.faults import Location
+from utils.data.images import is_image
+from utils.data.labels import (
+    NAMES_FILE,
+    LabelledImage,
+    LabelledObject,
+    LabelledSplit,
+    finite_number,
+    first_file,
+    hull,
+    names_in_order,
+    open_image,
+    write_new,
+)
+from utils.log import LOGGER
+
+MIN_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}  # of the shapes that are objects
+
+
+def load(folder: Path) -> LabelledSplit:
+    """The images and objects of a folder of JSON files, searched with its sub-folders.
+
+    Polygons of the same group_id and label are one object. Raises FaultError for whatever is wrong.
+    """
+    images = []
+    for file in sorted(folder.rglob("*.json")):
+        content = _read_json(file)
+        image = content.get("imagePath")
+        suffix = PurePosixPath(str(image).replace("\\", "/")).suffix if is_image(str(image)) else ".jpg"
+        name = file.relative_to(folder).with_suffix(suffix).as_posix()
+        sources = [file.with_suffix(suffix)]
+        if isinstance(image, str) and image and "\0" not in image:
+            sources.append(file.parent / image.replace("\\", "/"))
+        size = (content.get("imageWidth"), content.get("imageHeight"))
+        location = Location(str(file), "imageWidth, imageHeight")
+        images.append(open_image(name, size, first_file(sources), location))
+        images[-1].objects += _objects(content, file)
+    return LabelledSplit(names_in_order(folder, images), images)
+
+
+def _objects(content: dict, file: Path) -> list[LabelledObject]:
+    objects: list[LabelledObject] = []
+    groups: dict[Any, LabelledObject] = {}
+    for row, location in _shapes(content, file):
+        item, group = object_of(row, location), row.get("group_id")
+        grouped = item is not None and item.polygons and isinstance(group, int | str)
+        if item is None:
+            LOGGER.warning(f"{location}: a {row.get('shape_type')} is no object; left out")
+        elif grouped and (item.name, group) in groups:
+            whole = groups[item.name, group]
+            whole.polygons += item.polygons
+            whole.box = hull(np.concatenate(whole.polygons))
+        else:
+            objects.append(item)
+            if grouped:
+                groups[item.name, group] = item
+    return objects
+
+
+def object_of(row: dict, location: Location) -> LabelledObject | None:
+    """The object of a shape; None for a shape that is no object, such as a line. Raises FaultError."""
+    kind = row.get("shape_type") or "polygon"
+    if not isinstance(row.get("label"), str) or not row["label"]:
+        raise location.error("class", f"needs a label, got {row.get('label')!r}")
+    if kind not in MIN_POINTS:
+        return None
+    points = _points(row.get("points"), MIN_POINTS[kind], location)
+    if kind == "circle":  # centre, and a point of the edge
+        radius = np.hypot(*(points[1] - points[0]))
+        points = points[0] + [[-radius, -radius], [radius, radius]]
+    flags = row.get("flags") if isinstance(row.get("flags"), dict) else {}
+    polygons = [points] if kind == "polygon" else []
+    return LabelledObject(row["label"], hull(points), polygons, flags.get("difficult") is True)
+
+
+def _points(value: Any, least: int, location: Location) -> np.ndarray:
+    """(k, 2) from a list of pairs."""
+    rule = f"points must be {least} or more pairs of numbers"
+    if not isinstance(value, list) or len(value) < least or not all(isinstance(p, list) and len(p) == 2 for p in value):
+        raise location.error("format", f"{rule}, got {str(value)[:60]}")
+    return np.array([[finite_number(x, rule, location) for x in pair] for pair in value])
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:  # JSONDecodeError names line and column
+        raise Location(str(file)).error("format", f"not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        words = f"expected an object {{...}} at the top, found a {type(content).__name__}"
+        raise Location(str(file)).error("format", words)
+    return content
+
+
+def _shapes(content: dict, file: Path) -> Iterator[tuple[dict, Location]]:
+    shapes = content.get("shapes")
+    if not isinstance(shapes, list):
+        raise Location(str(file)).error("format", f"'shapes' must be a list, got {str(shapes)[:60]}")
+    for i, row in enumerate(shapes):
+        location = Location(str(file), f"shapes[{i}]")
+        if not isinstance(row, dict):
+            raise location.error("format", f"must be an object {{...}}, got {str(row)[:60]}")
+        yield row, location
+
+
+def save(out: Path, splits: dict[str, LabelledSplit], names: list[str]) -> None:
+    """Writes `split/name.json` beside the image; the parts of one object share a group_id."""
+    for split, labels in splits.items():
+        write_new(out / split / NAMES_FILE, "".join(f"{name}\n" for name in names))
+        for image in labels.images:
+            content = {
+                "version": "5.5.0",
+                "flags": {},
+                "shapes": _rows(image),
+                "imagePath": PurePosixPath(image.name).name,
+                "imageData": None,
+                "imageHeight": image.height,
+                "imageWidth": image.width,
+            }
+            file = out / split / PurePosixPath(image.name).with_suffix(".json")
+            write_new(file, json.dumps(content, ensure_ascii=False, indent=1))
+
+
+def _rows(image: LabelledImage) -> list[dict]:
+    rows = []
+    for number, item in enumerate(image.objects, 1):
+        for points in item.polygons or [np.array(item.box).reshape(2, 2)]:
+            rows.append(
+                {
+                    "label": item.name,
+                    "points": [[round(float(x), 3) for x in point] for point in points],
+                    "group_id": number if len(item.polygons) > 1 else None,
+                    "shape_type": "polygon" if item.polygons else "rectangle",
+                    "flags": {"difficult": True} if item.difficult else {},
+                }
+            )
+    return rows

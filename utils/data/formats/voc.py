@@ -1,0 +1,244 @@
+"""Pascal VOC: one XML file per image, boxes in pixels that count from 1 (http://host.robots.ox.ac.uk/pascal/VOC).
+
+A `VocSplit` stands in a dataset's entry (`train`, `val`, `test`) where a folder of images would.
+"""
+
+import os
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.parsers import expat
+
+from utils.data.faults import FaultError, Location, UnknownClassError
+from utils.data.images import is_image, list_images
+from utils.data.labels import (
+    NAMES_FILE,
+    ImageLabels,
+    LabelledObject,
+    LabelledSplit,
+    Listing,
+    Size,
+    check_box,
+    check_size,
+    first_file,
+    names_in_order,
+    open_image,
+    rows_of,
+    safe_name,
+    write_new,
+)
+from utils.log import LOGGER
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def parse_xml(data: bytes, path: str | Path) -> ET.Element:
+    """The root of an XML text. One that declares a document type is refused: it could define entities, which blow a
+    small text up without end or read other files.
+
+    Raises FaultError `path:line: ...`.
+    """
+    tree, parser = ET.TreeBuilder(), expat.ParserCreate()
+
+    def refuse(*_: Any) -> None:
+        location = Location(str(path), line=parser.CurrentLineNumber)
+        raise location.error("format", "a document type (<!DOCTYPE) is not accepted; delete it")
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = tree.start, tree.end, tree.data
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        words = f"not valid XML: {expat.ErrorString(error.code)}"
+        raise Location(str(path), line=error.lineno).error("format", words) from None
+    except (LookupError, ValueError) as error:  # an encoding that Python does not know, or of several bytes
+        if isinstance(error, FaultError):
+            raise
+        raise Location(str(path), line=1).error("format", f"not valid XML: {error}") from None
+    return tree.close()
+
+
+def objects_of(root: ET.Element, path: str | Path) -> list[tuple[ET.Element, Location]]:
+    """The elements of all objects, with their locations."""
+    nodes = root.iterfind("object")
+    return [(node, Location(str(path), f"object {i} ({_name(node)!r})")) for i, node in enumerate(nodes, 1)]
+
+
+def object_of(node: ET.Element, location: Location) -> LabelledObject:
+    """The object of an element. Raises FaultError where a corner of its box is no number."""
+    corners = [node.findtext(f"bndbox/{key}") for key in CORNERS]
+    try:
+        # pixels count from 1, and v6.1 makes of the box from pixel a to pixel b one of the width b - a
+        x1, y1, x2, y2 = (float(corner) - 1 for corner in corners)
+    except (TypeError, ValueError):
+        rule = f"bndbox must be 4 numbers ({', '.join(CORNERS)} in pixels)"
+        raise location.error("format", f"{rule}, got {', '.join(map(str, corners))}") from None
+    return LabelledObject(_name(node), (x1, y1, x2, y2), difficult=is_difficult(node))
+
+
+def is_difficult(node: ET.Element) -> bool:
+    """Whether an object is marked as difficult."""
+    return (node.findtext("difficult") or "0").strip() == "1"
+
+
+def stated_size(root: ET.Element) -> tuple[int | None, int | None]:
+    """Width and height in pixels as the file says, None where it does not."""
+    texts = [(root.findtext(f"size/{key}") or "").strip() for key in ("width", "height")]
+    width, height = (int(text) if text.isdecimal() else None for text in texts)
+    return width, height
+
+
+def _name(node: ET.Element) -> str:
+    return (node.findtext("name") or "").strip()
+
+
+# --- a split of a data set --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VocSplit:
+    """Images with an XML file each.
+
+    A path is a list `ImageSets/Main/train.txt` of names without suffix, beside whose ImageSets lie the folders
+    Annotations and JPEGImages; or a folder of XML files, whose images are in `images`, else in the folder JPEGImages
+    beside it, else in itself.
+    """
+
+    paths: tuple[str, ...]
+    images: str | None
+    names: tuple[str, ...]  # of the classes, in order
+    difficult: bool = False  # keep the objects that are marked as difficult; v6.1 leaves them out
+
+    def __str__(self) -> str:
+        return ", ".join(self.paths)
+
+    def open(self) -> Listing:
+        """Lists the images. Raises FileNotFoundError where a folder is missing."""
+        pairs: dict[str, str] = {}
+        for path in self.paths:
+            pairs.update(_list_file(Path(path), self.images) if os.path.isfile(path) else _folder(path, self.images))
+        images = sorted(pairs)
+        return Listing(images, [pairs[path] for path in images], _VocReader(self.names, self.difficult))
+
+
+def is_voc_path(path: str | Path) -> bool:
+    """True for a list of names (not of image files) below ImageSets, and for a folder called Annotations."""
+    path = Path(path)
+    if os.path.isdir(path):  # not its own methods, which raise for a name that is too long
+        return path.name == "Annotations"
+    return os.path.isfile(path) and "ImageSets" in path.parts[:-1] and not any(map(is_image, _listed_names(path)[:1]))
+
+
+def _listed_names(file: Path) -> list[str]:
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return [line.split()[0] for line in lines if line.strip()]  # a second word says whether a class is in the image
+
+
+def _list_file(file: Path, images: str | None) -> dict[str, str]:
+    """Image -> XML file, of the names in a list; a name without image is given one that the check will miss."""
+    root = next((parent.parent for parent in file.parents if parent.name == "ImageSets"), file.parent)
+    folder = Path(images) if images else root / "JPEGImages"
+    by_stem = _images_by_stem(folder)
+    return {
+        by_stem.get(name, str(folder / f"{name}.jpg")): str(root / "Annotations" / f"{name}.xml")
+        for name in _listed_names(file)
+    }
+
+
+def _folder(folder: str, images: str | None) -> dict[str, str]:
+    """Image -> XML file, of the images of a folder of XML files."""
+    beside = os.path.join(os.path.dirname(os.path.normpath(folder)), "JPEGImages")
+    by_stem = _images_by_stem(Path(images or (beside if os.path.isdir(beside) else folder)))
+    stems = {Path(name).stem for name in os.listdir(folder) if name.lower().endswith(".xml")}
+    if without := sorted(stems - set(by_stem)):
+        LOGGER.warning(f"{folder}: XML files without an image: {len(without)}; the first: {without[0]}.xml")
+    return {image: os.path.join(folder, f"{stem}.xml") for stem, image in by_stem.items()}
+
+
+def _images_by_stem(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder of images: {folder}; name it as 'images' in the data set YAML")
+    paths = list_images(folder)
+    stems = {Path(path).stem: path for path in paths}
+    if len(stems) < len(paths):
+        twice = Counter(Path(path).stem for path in paths).most_common(1)[0][0]
+        raise ValueError(
+            f"{folder}: several images are called {twice}, and {twice}.xml could belong to any of them; rename one"
+        )
+    return stems
+
+
+@dataclass(frozen=True)
+class _VocReader:
+    names: tuple[str, ...]
+    difficult: bool
+
+    def __call__(self, image: str, label_file: str, size: Size) -> ImageLabels:
+        root = parse_xml(Path(label_file).read_bytes(), label_file)
+        check_size(stated_size(root), size, Location(label_file))
+        nodes = [pair for pair in objects_of(root, label_file) if self.difficult or not is_difficult(pair[0])]
+        for node, location in nodes:
+            if _name(node) not in self.names:
+                raise UnknownClassError(
+                    f"{location} is of none of the classes that the data set YAML names; add it to names"
+                )
+        objects = [object_of(node, location) for node, location in nodes]
+        classes = [self.names.index(item.name) for item in objects]
+        return rows_of(objects, classes, size, [location for _, location in nodes])
+
+
+# --- conversion -------------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path, image_folders: Sequence[Path]) -> LabelledSplit:
+    """The images and objects of a folder of XML files, searched with its sub-folders.
+
+    Images are looked for in the folders, then in the folder itself, JPEGImages and images beside it. Raises FaultError
+    for whatever is wrong.
+    """
+    images = []
+    for file in sorted(folder.rglob("*.xml")):
+        root, location = parse_xml(file.read_bytes(), file), Location(str(file))
+        name = (root.findtext("filename") or f"{file.stem}.jpg").strip()
+        name = safe_name(name, Location(str(file), "filename"))
+        name = (file.parent.relative_to(folder) / Path(name).name).as_posix()
+        folders = [*image_folders, folder, folder.parent / "JPEGImages", folder.parent / "images"]
+        source = first_file([folder / name for folder in folders])
+        image = open_image(name, stated_size(root), source, Location(str(file), "size"))
+        for node, location in objects_of(root, file):
+            item = object_of(node, location)
+            if not item.name:
+                raise location.error("format", "has no name")
+            check_box(item.box, location)
+            image.objects.append(item)
+        images.append(image)
+    return LabelledSplit(names_in_order(folder, images), images)
+
+
+def save(out: Path, splits: dict[str, LabelledSplit], names: list[str]) -> None:
+    """Writes `split/Annotations/name.xml` in whole pixels that count from 1."""
+    for split, labels in splits.items():
+        folder = out / split / "Annotations"
+        write_new(folder / NAMES_FILE, "".join(f"{name}\n" for name in names))
+        for image in labels.images:
+            root = ET.Element("annotation")
+            ET.SubElement(root, "filename").text = PurePosixPath(image.name).name
+            size = ET.SubElement(root, "size")
+            for key, value in (("width", image.width), ("height", image.height), ("depth", 3)):
+                ET.SubElement(size, key).text = str(value)
+            for item in image.objects:
+                node = ET.SubElement(root, "object")
+                ET.SubElement(node, "name").text = item.name
+                ET.SubElement(node, "difficult").text = str(int(item.difficult))
+                box = ET.SubElement(node, "bndbox")
+                for key, value in zip(CORNERS, item.box):
+                    ET.SubElement(box, key).text = str(round(value) + 1)
+            ET.indent(root)
+            text = ET.tostring(root, encoding="unicode") + "\n"
+            write_new(folder / PurePosixPath(image.name).with_suffix(".xml"), text)
