@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from models.attention_view import Observer, observed
 from models.backend import Backend, find_weights, frame_size
+from models.common import SE, SOCA
 from models.yolo import checkpoint_classes
 from utils import checkpoint, cli, dist
 from utils.data.letterbox import letterbox
 from utils.device import select_device
 from utils.files import increment_path
-from utils.inference.features import FeatureRecorder
+from utils.inference.features import FeatureRecorder, stage_name, write_gate
 from utils.inference.finder import Finder
 from utils.inference.ledger import Ledger
 from utils.inference.outputs import summary
@@ -169,11 +174,26 @@ def _progress_bar(sources: list[Source], files: int) -> Iterator:
         yield advance
 
 
-def _record_features(frame: Frame, finder: Finder, results: Results) -> FeatureRecorder:
-    """A recorder of the layers for this frame, into a folder with the frame's name."""
+@contextlib.contextmanager
+def _record_features(frame: Frame, finder: Finder, results: Results) -> Iterator[None]:
+    """Inside, the feature maps of this frame, and the gates of SOCA and SE, go into a folder with the frame's name."""
+    model = finder.model.model
     folder = increment_path(results.folder / results.stem(frame), exist_ok=results.ledger is not None, mkdir=True)
     image = letterbox(frame.image, finder.size, stride=finder.model.stride)[0]
-    return FeatureRecorder(finder.model.model, folder, image)
+    with FeatureRecorder(model, folder), contextlib.ExitStack() as stack:
+        for i, layer in enumerate(model.model):
+            if isinstance(layer, SOCA | SE):
+                stack.enter_context(observed(layer, _gate_writer(folder, stage_name(i, layer), image)))
+        yield
+
+
+def _gate_writer(folder: Path, name: str, image: np.ndarray) -> Observer:
+    """Returns an observer that writes the gate of the first image of a batch."""
+
+    def write(x: torch.Tensor, gate: torch.Tensor, y: torch.Tensor) -> None:
+        write_gate(folder, name, x[0].float().cpu().numpy(), gate[0].float().cpu().numpy(), image)
+
+    return write
 
 
 # --- runs that are resumed, or shared among processes -----------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What attention did with a picture: its gates, the covariance under SOCA, and what each detection drew from it.
+"""Shows what attention does in a detector: its gates, the covariance under SOCA, and Grad-CAM of detections.
 
-Nothing here changes a model: all of it is forward hooks that are gone when a function returns.
+Nothing here changes a model: everything is done by forward hooks, which are removed when a function returns.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +19,16 @@ from utils.boxes import xywh_to_xyxy
 from utils.nms import non_max_suppression
 
 GATED = (SOCA, SE, ECA, CBAM, CoordAttention, SimAM, GCT)  # out = gate * x
-WITHOUT = ("mean", "one")  # what may stand for a gate
+REPLACEMENTS = ("mean", "one")  # what `without_gates` can put in place of a gate
 
 
 # --- gates ------------------------------------------------------------------------------------------------------------
 
 
 def gated_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of a models.yolo.Model that multiply their map by a gate, by name.
+    """Returns the blocks of a models.yolo.Model that multiply their map by a gate, by name.
 
-    A layer of its own is `24-SOCA`; inside a layer, as in LSRAG and NLRG, it is `9.groups.0.soca-SOCA`.
+    A block that is a layer is `24-SOCA`; inside a layer, as in LSRAG and NLRG, it is `9.groups.0.soca-SOCA`.
     """
     return {
         f"{'.'.join(filter(None, (str(layer.i), path)))}-{type(block).__name__}": block
@@ -39,26 +39,26 @@ def gated_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def fitted_gate(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The weight (N, C) of each channel by which x (N, C, H, W) comes nearest to y, by least squares.
+    """Returns the weight (N, C) of each channel with which x (N, C, H, W) is nearest to y, by least squares.
 
-    For a gate per channel it is that gate; for one that differs from place to place its mean, each position counting
-    by its square. A channel that is zero everywhere counts as let through, 1.
+    For a gate per channel it is that gate. For a gate that differs between positions it is the mean, weighted by the
+    square of x. For a channel that is zero everywhere it is 1.
     """
     x, y = (m if m.dtype == torch.float64 else m.float() for m in (x, y))
     energy = x.square().sum((2, 3))
     return torch.where(energy > 0, (x * y).sum((2, 3)) / energy, torch.ones_like(energy))
 
 
-See = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None]
+Observer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 @contextmanager
-def watched(block: nn.Module, see: See) -> Iterator[None]:
-    """Inside, each pass through the block calls see(x, gate (N, C), y); what that returns, if anything, replaces y."""
+def observed(block: nn.Module, observer: Observer) -> Iterator[None]:
+    """Inside, each pass through the block calls observer(x, gate (N, C), y), whose result, if not None, replaces y."""
     gates: list[torch.Tensor] = []
 
     def after(_, inputs, y):
-        return see(inputs[0], gates.pop() if gates else fitted_gate(inputs[0], y), y)
+        return observer(inputs[0], gates.pop() if gates else fitted_gate(inputs[0], y), y)
 
     with ExitStack() as hooks:
         if isinstance(network := getattr(block, "conv_du", None), nn.Module):  # whose output is the gate itself
@@ -69,10 +69,7 @@ def watched(block: nn.Module, see: See) -> Iterator[None]:
 
 
 class GateRecorder:
-    """Keeps the gates of every block of a model through the passes that run inside `with`.
-
-    Attribute gates: by the names of `gated_blocks`, float32 arrays (images so far, C), on the CPU.
-    """
+    """Keeps the gates of every block of a model for the forward passes that run inside `with`."""
 
     def __init__(self, model: nn.Module):
         self._blocks, self._kept, self._hooks = gated_blocks(model), {}, ExitStack()
@@ -80,7 +77,7 @@ class GateRecorder:
     def __enter__(self) -> "GateRecorder":
         for name, block in self._blocks.items():
             kept = self._kept[name] = []
-            self._hooks.enter_context(watched(block, partial(self._keep, kept)))
+            self._hooks.enter_context(observed(block, partial(self._keep, kept)))
         return self
 
     def __exit__(self, *_) -> None:
@@ -92,91 +89,97 @@ class GateRecorder:
 
     @property
     def gates(self) -> dict[str, np.ndarray]:
+        """Returns the gates so far, by the names of `gated_blocks`: float32 arrays (images, C)."""
         return {name: np.concatenate(parts) for name, parts in self._kept.items() if parts}
 
 
 @contextmanager
 def without_gates(model: nn.Module, how: str = "mean") -> Iterator[None]:
-    """Inside, the model's gates choose no channel and no place.
+    """Inside, every gate of the model is replaced by a constant.
 
-    how: "mean" puts in place of each gate its mean over the channels, of each picture, so that the map stays as loud as
-        the layers behind it know it and only the choice is gone; "one" takes the blocks out, as if they were not there.
+    how: "mean" for the mean of the gate over the channels of each image, so that the size of the map stays what later
+        layers were trained with; "one" for 1, as if the block were not there.
     """
-    if how not in WITHOUT:
-        raise ValueError(f"a gate is replaced by {' or '.join(WITHOUT)}, got {how!r}")
+    if how not in REPLACEMENTS:
+        raise ValueError(f"a gate can be replaced by {' or '.join(REPLACEMENTS)}, got {how!r}")
 
-    def level(x, gate, y):
+    def scale(x, gate, y):
         factor = gate.mean(1) if how == "mean" else torch.ones_like(gate[:, 0])
         return factor[:, None, None, None].type_as(x) * x
 
     with ExitStack() as hooks:
         for block in gated_blocks(model).values():
-            hooks.enter_context(watched(block, level))
+            hooks.enter_context(observed(block, scale))
         yield
 
 
-# --- one picture ------------------------------------------------------------------------------------------------------
+# --- one image --------------------------------------------------------------------------------------------------------
 
 
 class BlockView(NamedTuple):
-    """What one block did with one picture."""
+    """The input and the gate of one block for one image."""
 
-    maps: np.ndarray  # (C, h, w) float32, what came in
+    maps: np.ndarray  # (C, h, w) float32, the input
     gate: np.ndarray  # (C,) float32
 
 
 @torch.no_grad()
-def look(model: nn.Module, image: torch.Tensor) -> dict[str, BlockView]:
-    """By the names of `gated_blocks`: what each block makes of an image (1, 3, H, W), 0-1."""
+def view_blocks(model: nn.Module, image: torch.Tensor) -> dict[str, BlockView]:
+    """Returns the view of each block for an image (1, 3, H, W), 0-1, by the names of `gated_blocks`."""
     views = {}
     with ExitStack() as hooks:
         for name, block in gated_blocks(model).items():
 
-            def see(x, gate, y, name=name):
+            def keep(x, gate, y, name=name):
                 views[name] = BlockView(x[0].float().cpu().numpy(), gate[0].float().cpu().numpy())
 
-            hooks.enter_context(watched(block, see))
+            hooks.enter_context(observed(block, keep))
         model(image)
     return views
 
 
-class Detections(NamedTuple):
-    """What a model finds in an image."""
+class TracedDetections(NamedTuple):
+    """The detections in an image, each with the row of the model's output that it comes from."""
 
     boxes: torch.Tensor  # (n, 6): x1, y1, x2, y2 in pixels of the image, confidence, class
-    rows: torch.Tensor  # (n,) of the decoded output, where each was predicted
+    rows: torch.Tensor  # (n,) of the decoded output
     strides: np.ndarray  # (n,) of the map that predicted it, in pixels
 
 
 @torch.no_grad()
-def detect(model: nn.Module, image: torch.Tensor, **suppression) -> Detections:
-    """The boxes of an image (1, 3, H, W), 0-1, the most confident first; suppression as in `non_max_suppression`."""
+def trace_detections(model: nn.Module, image: torch.Tensor, **suppression) -> TracedDetections:
+    """Returns the detections in an image (1, 3, H, W), 0-1, the most confident first.
+
+    suppression: options of `non_max_suppression`.
+    """
     decoded, raw = model(image)
     boxes = non_max_suppression(decoded, **suppression)[0]
     corners = xywh_to_xyxy(decoded[0, :, :4].float())
-    rows = torch.cdist(boxes[:, :4], corners, p=1).argmin(1)  # suppression does not say which it kept
+    rows = torch.cdist(boxes[:, :4], corners, p=1).argmin(1)  # suppression does not return them
     last = np.cumsum([m[0, ..., 0].numel() for m in raw])  # rows are ordered by level
     strides = model.model[-1].stride.cpu().numpy()[np.searchsorted(last, rows.cpu().numpy(), side="right")]
-    return Detections(boxes, rows, strides)
+    return TracedDetections(boxes, rows, strides)
 
 
 class Activation(NamedTuple):
-    """Scores of detections, and for each the maps of Grad-CAM."""
+    """The scores of detections, and the Grad-CAM maps of each."""
 
     scores: np.ndarray  # (n,) objectness times class score
-    maps: list[dict[str, np.ndarray | None]]  # n times, by block (h, w), at least 0; None where nothing reaches it
+    maps: list[
+        dict[str, np.ndarray | None]
+    ]  # per detection, by block: (h, w), at least 0; None where the block has no influence
 
 
 def class_activation(model: nn.Module, image: torch.Tensor, rows: Sequence[int], classes: Sequence[int]) -> Activation:
-    """Where in the output of each block lies what speaks for a detection.
+    """Returns where in the output of each block the score of a detection comes from, by Grad-CAM.
 
     Selvaraju et al., Grad-CAM, ICCV 2017, equations 1 and 2, at the output A (C, h, w) of each gated block, with y the
-    objectness times the class score: ReLU(sum_c alpha_c A_c), alpha_c the mean over positions of dy / dA_c. A detection
-    of a map that the block does not lead to has no gradient there.
+    objectness times the class score: ReLU(sum_c alpha_c A_c), alpha_c the mean over positions of dy / dA_c. Where no
+    path leads from the block to the map that predicted a detection, there is no gradient.
 
     Args:
         image: (1, 3, H, W), 0-1.
-        rows, classes: of the decoded output and of each detection, as `Detections` has them.
+        rows, classes: the row in the decoded output and the class of each detection, as in `TracedDetections`.
     """
     outputs: dict[str, torch.Tensor] = {}
     with ExitStack() as hooks, torch.enable_grad():
@@ -197,7 +200,7 @@ def class_activation(model: nn.Module, image: torch.Tensor, rows: Sequence[int],
 
 
 def _grad_cam(activation: torch.Tensor, gradient: torch.Tensor | None) -> np.ndarray | None:
-    """(1, C, h, w) both -> (h, w); None where the gradient is zero everywhere."""
+    """Returns the map (h, w) for both (1, C, h, w); None where the gradient is zero everywhere."""
     if gradient is None or not gradient.any():
         return None
     weights = gradient[0].mean((1, 2))
@@ -208,17 +211,17 @@ def _grad_cam(activation: torch.Tensor, gradient: torch.Tensor | None) -> np.nda
 
 
 class Spectrum(NamedTuple):
-    """The covariance of a map's channels, and how far five Newton-Schulz steps are from its root. All float64."""
+    """The covariance of a map's channels, and its root by five Newton-Schulz steps against the true root; float64."""
 
     eigenvalues: np.ndarray  # (C,) of A = S / trace(S), descending, at least 0, their sum 1
-    five: np.ndarray  # (C,) f of each, what five steps make of it
-    root: np.ndarray  # (C,) the square root of each
+    five: np.ndarray  # (C,) f of each eigenvalue, the result of five steps
+    root: np.ndarray  # (C,) the square root of each eigenvalue
     s_five: np.ndarray  # (C,) SOCA's statistic, the row means of sqrt(trace) f(A)
     s_root: np.ndarray  # (C,) the same of the true root
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of the eigenvalues: 1 where channels move as one, C where they do not know each other.
+        """Returns exp of the entropy of the eigenvalues: 1 where all channels vary as one, C where none correlate.
 
         Roy and Vetterli, The effective rank, EUSIPCO 2007, here of the covariance.
         """
@@ -227,17 +230,20 @@ class Spectrum(NamedTuple):
 
     @property
     def matrix_distance(self) -> float:
-        """|f(A) - A^(1/2)| / |A^(1/2)|, Frobenius."""
+        """Returns |f(A) - A^(1/2)| / |A^(1/2)|, Frobenius."""
         return float(np.linalg.norm(self.five - self.root) / np.linalg.norm(self.root))
 
     @property
     def statistic_distance(self) -> float:
-        """|s of five steps - s of the root| / |s of the root|."""
+        """Returns |s of five steps - s of the root| / |s of the root|."""
         return float(np.linalg.norm(self.s_five - self.s_root) / np.linalg.norm(self.s_root))
 
 
 def spectrum(maps: np.ndarray) -> Spectrum | None:
-    """Of what came into SOCA, (C, h, w); None where the map does not vary. A of rank below C has zeros at the end."""
+    """Returns the spectrum of an input of SOCA (C, h, w); None where the map does not vary.
+
+    Where A has a rank below C, the last eigenvalues are 0.
+    """
     x = central(torch.from_numpy(np.asarray(maps, np.float64)))[None]
     S = covariance(x)[0].numpy()
     trace = S.trace()
@@ -254,7 +260,7 @@ def spectrum(maps: np.ndarray) -> Spectrum | None:
 
 @torch.no_grad()
 def gate_of_statistic(block: SOCA | SE, s: np.ndarray) -> np.ndarray:
-    """The gate (C,) that the block's small network makes of a statistic (C,); of zeros, what no picture decides."""
+    """Returns the gate (C,) of the block for a statistic (C,); for zeros it is the part that no image influences."""
     weight = block.conv_du[0].weight
     gate = block.conv_du(torch.from_numpy(s).to(weight.device, weight.dtype)[None, :, None, None])
     return gate.flatten().float().cpu().numpy()

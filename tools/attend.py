@@ -50,11 +50,11 @@ import torch  # noqa: E402
 from models.attention_view import (  # noqa: E402
     Activation,
     class_activation,
-    detect,
     gate_of_statistic,
     gated_blocks,
-    look,
     spectrum,
+    trace_detections,
+    view_blocks,
     without_gates,
 )
 from models.backend import find_weights, load_model  # noqa: E402
@@ -73,20 +73,20 @@ def explain(model: torch.nn.Module, title: str, picture: np.ndarray, size: int, 
     device = next(model.parameters()).device
     image = to_input(picture, size, stride)[0].to(device).float() / 255
     limits = {"conf_thres": options.conf_thres, "iou_thres": options.iou_thres}
-    found = detect(model, image, **limits)
+    found = trace_detections(model, image, **limits)
     rows, classes = found.rows.tolist(), found.boxes[:, 5].int().tolist()
     shown = classes_in_turn(classes)[: options.detections]
     explained = [rows[i] for i in shown], [classes[i] for i in shown]
     with_gate = class_activation(model, image, *explained)
     with without_gates(model, options.without):
-        without = detect(model, image, **limits)
+        without = trace_detections(model, image, **limits)
         without_gate = class_activation(model, image, *explained)
         scores = score_rows(model, image, rows, classes)
     boxes = found.boxes.cpu().numpy()
     findings = [Finding(box, int(stride), score) for box, stride, score in zip(boxes, found.strides, scores)]
     return Explained(
         title, list(model.names), letterbox(picture, size, stride=stride)[0], findings, without.boxes.cpu().numpy(),
-        shown, [_block(model, name, view, with_gate, without_gate) for name, view in look(model, image).items()],
+        shown, [_block(model, name, view, with_gate, without_gate) for name, view in view_blocks(model, image).items()],
     )  # fmt: skip
 
 
