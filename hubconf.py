@@ -1,4 +1,4 @@
-"""Detectors through torch.hub, from this folder and without a network:
+"""Detectors for torch.hub, from this folder and without a network:
 
 model = torch.hub.load("path/to/this/folder", "custom", path="best.pt", source="local")
 model(["street.jpg", image]).print()
@@ -8,7 +8,7 @@ import contextlib as _contextlib
 import logging as _logging
 from collections.abc import Callable as _Callable
 
-# modules, not names: whatever can be called here is offered as a model
+# modules, not names: torch.hub offers whatever can be called in this file as a model
 from models import autoshape as _autoshape
 from models import backend as _backend
 from models import transfer as _transfer
@@ -16,18 +16,18 @@ from models import yolo as _yolo
 from utils import device as _device
 from utils import log as _log
 
-dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "PIL"]  # that torch.hub asks for
+dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "PIL"]  # checked by torch.hub
 
 
 def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None):
-    """A trained detector.
+    """Loads a trained detector.
 
     Args:
-        path: its checkpoint, or a list of them (ensemble), or a file or folder that export.py wrote.
-        autoshape: wrapped so that it takes pictures of any kind and returns Detections; otherwise a Backend, which
-            takes tensors.
-        verbose: whether loading is logged.
-        device: "cpu", a GPU as "0" or "cuda:0", "mps"; the first GPU where there is one when None.
+        path: its checkpoint, a list of checkpoints (ensemble), or a file or folder that export.py wrote.
+        autoshape: return an AutoShape, which takes images of any kind and returns Detections; otherwise a Backend,
+            which takes tensors.
+        verbose: log the loading.
+        device: "cpu", a GPU as "0" or "cuda:0", "mps"; None takes the first GPU, or the CPU if there is none.
 
     Raises FileNotFoundError where there is no such file.
     """
@@ -57,15 +57,16 @@ def _entry(name: str, cfg: str, weights: str, about: str) -> _Callable:
     build.__doc__ = f"""{about}
 
     Args:
-        pretrained: with the weights {weights}, which must be there: in the current folder or the repository's. Of
-            another number of channels or classes than theirs they give what fits; see models/transfer.py.
-        channels, classes: of the pictures, and to tell apart.
-        autoshape: wrapped so that it takes pictures of any kind and returns Detections; for training leave it out.
-        verbose: whether building is logged.
-        device: "cpu", a GPU as "0" or "cuda:0", "mps"; the first GPU where there is one when None.
-        download: fetch the official weights where they are not there.
+        pretrained: load the weights {weights} from the current folder or the repository's. A model of another number
+            of channels or classes takes what fits; see models/transfer.py.
+        channels: of the images.
+        classes: number of classes.
+        autoshape: return an AutoShape, which takes images of any kind and returns Detections; False to train the model.
+        verbose: log the building.
+        device: "cpu", a GPU as "0" or "cuda:0", "mps"; None takes the first GPU, or the CPU if there is none.
+        download: fetch the official weights if they are missing.
 
-    Raises FileNotFoundError where there are no such weights.
+    Raises FileNotFoundError where the weights are missing.
     """
     return build
 
@@ -91,6 +92,6 @@ soca = _entry(
     "soca",
     "SOCA.yaml",
     "yolov5s.pt",
-    "yolov5s with second-order channel attention, to be trained: it begins as good as yolov5s.pt, since SOCA starts "
-    "as identity.\n\n    Load one that is trained by `custom`.",
+    "yolov5s with second-order channel attention, to be trained: it starts as accurate as yolov5s.pt, since SOCA "
+    "starts as the identity.\n\n    A trained one is loaded with `custom`.",
 )

@@ -30,7 +30,7 @@ folder = sys.argv[2]
 cv2.imwrite(f"{folder}/noise.jpg", numpy.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=numpy.uint8))
 checkpoint.save(f"{folder}/random.pt", checkpoint.pack(Model("yolov5n.yaml")))
 """
-# In a process of its own: processor milliseconds and peak MiB at the end of each stage. Results are written by a
+# In a process of its own: processor milliseconds and peak MiB at the end of each stage. ResultWriter are written by a
 # thread, which the last stage waits for.
 STAGES = """
 import json, resource, sys, time; sys.path.insert(0, sys.argv[1])
@@ -39,14 +39,14 @@ stages, modules = [("start of Python", *now())], {}
 def stage(name): stages.append((name, *now()))
 import torch; stage("import torch"); modules["torch"] = len(sys.modules)
 import detect; from engine import detection; stage("import all else"); modules["all"] = len(sys.modules)
-load, find, leave = detection.Backend.__init__, detection.Finder.__call__, detection.Results.__exit__
+load, find, leave = detection.Backend.__init__, detection.Detector.__call__, detection.ResultWriter.__exit__
 def timed(call, name):
     def wrapped(*args, **kwargs):
         result = call(*args, **kwargs); stage(name); return result
     return wrapped
 detection.Backend.__init__ = timed(load, "weights: read, fuse")
-detection.Finder.__call__ = timed(find, "frame, network, NMS")
-detection.Results.__exit__ = timed(leave, "draw, write")
+detection.Detector.__call__ = timed(find, "frame, network, NMS")
+detection.ResultWriter.__exit__ = timed(leave, "draw, write")
 detect.run(sys.argv[2], sys.argv[3], project=sys.argv[4], exist_ok=True)
 json.dump([stages, modules], sys.stdout)
 """

@@ -18,12 +18,13 @@ from utils import checkpoint, cli, dist
 from utils.data.letterbox import letterbox
 from utils.device import select_device
 from utils.files import increment_path
+from utils.inference.detector import Detector
 from utils.inference.features import FeatureRecorder, stage_name, write_gate
-from utils.inference.finder import Finder
+from utils.inference.frames import read_batches
 from utils.inference.ledger import Ledger
 from utils.inference.outputs import summary
-from utils.inference.results import Results, Wanted, has_display
-from utils.inference.sources import PICTURE, STREAM, Frame, Source, list_sources, read_batches
+from utils.inference.results import ResultOptions, ResultWriter, has_display
+from utils.inference.sources import IMAGE, STREAM, Frame, Source, list_sources
 from utils.inference.tracking import Tracking
 from utils.log import LOGGER
 
@@ -50,7 +51,7 @@ def detect(opt: cli.Options) -> Path:
     if opt.view_img and not has_display():
         raise ValueError("--view-img: no window can be opened here; leave the option out, results go to a folder")
     tracking = Tracking(opt.conf_thres) if opt.track else None
-    finder = _load(opt, streams)
+    detector = _load(opt, streams)
     if shared or opt.resume:
         ledger = ledger or _begin_shared(opt, sources)
         sources = ledger.sources
@@ -62,15 +63,17 @@ def detect(opt: cli.Options) -> Path:
         save_dir = ledger.folder if ledger else increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
         if not ledger and len(sources) > 1 and _can_be_resumed(sources, opt.track):
             ledger = Ledger.begin(save_dir, sources, _recorded(opt), alone=True)
-        with Results(save_dir, sources, finder.model.names, _wanted(opt, streams), ledger, unreadable) as results:
-            _detect_batches(first, batches, finder, results, tracking, opt.visualize, len(todo))
+        with ResultWriter(
+            save_dir, sources, detector.model.names, _result_options(opt, streams), ledger, unreadable
+        ) as results:
+            _detect_batches(first, batches, detector, results, tracking, opt.visualize, len(todo))
     if opt.update and dist.is_main():
         for file in opt.weights:
             checkpoint.strip(find_weights(file, opt.download), classes=checkpoint_classes())
     return save_dir
 
 
-def _load(opt: cli.Options, streams: bool) -> Finder:
+def _load(opt: cli.Options, streams: bool) -> Detector:
     """The detector that the options ask for."""
     device = select_device(opt.device)
     weights = [find_weights(file, opt.download) for file in opt.weights]
@@ -82,7 +85,7 @@ def _load(opt: cli.Options, streams: bool) -> Finder:
         raise ValueError(f"--update changes .pt files only, got {others[0]}; leave the option out")
     if opt.visualize:
         _check_visualize(model, streams)
-    return Finder(
+    return Detector(
         model, frame_size(model, opt.imgsz), device, opt.augment, opt.tile,
         conf_thres=opt.conf_thres, iou_thres=opt.iou_thres, classes=opt.classes, agnostic=opt.agnostic_nms,
         max_det=opt.max_det,
@@ -98,8 +101,8 @@ def _check_visualize(model: Backend, streams: bool) -> None:
         raise ValueError("--visualize records the layers of one model; give one .pt file as --weights")
 
 
-def _wanted(opt: cli.Options, streams: bool) -> Wanted:
-    return Wanted(
+def _result_options(opt: cli.Options, streams: bool) -> ResultOptions:
+    return ResultOptions(
         images=not opt.nosave and not (streams and str(opt.source).endswith(".txt")),  # of which v6.1 writes none
         txt=opt.save_txt, conf=opt.save_conf, crop=opt.save_crop, json=opt.save_json, csv=opt.save_csv,
         view=opt.view_img or (streams and has_display()),
@@ -113,8 +116,8 @@ def _wanted(opt: cli.Options, streams: bool) -> Wanted:
 def _detect_batches(
     first: list[Frame] | None,
     batches: Iterator[list[Frame]],
-    finder: Finder,
-    results: Results,
+    detector: Detector,
+    results: ResultWriter,
     tracking: Tracking | None,
     visualize: bool,
     files: int,
@@ -128,19 +131,19 @@ def _detect_batches(
         with _progress_bar(results.sources, files) as advance:
             batch = first
             while batch and not results.quit:
-                with _record_features(batch[0], finder, results) if visualize else contextlib.nullcontext():
-                    detections, shapes = finder([frame.image for frame in batch])
+                with _record_features(batch[0], detector, results) if visualize else contextlib.nullcontext():
+                    detections, shapes = detector([frame.image for frame in batch])
                 for frame, boxes, shape in zip(batch, detections, shapes):
                     seen += 1
                     counts = summary(boxes, results.names)
                     title = _title(frame, results.sources)
-                    LOGGER.info(f"{title}: {shape[0]}x{shape[1]} {counts}, {finder.seconds:.3f} s")
+                    LOGGER.info(f"{title}: {shape[0]}x{shape[1]} {counts}, {detector.seconds:.3f} s")
                     results.add(frame, tracking(frame, boxes) if tracking else boxes)
                     advance(frame)
                 batch = next(batches, None)
     finally:
         if seen:
-            steps = zip(finder.timers, ("pre-process", "inference", "NMS"))
+            steps = zip(detector.timers, ("pre-process", "inference", "NMS"))
             times = ", ".join(f"{1000 * timer.total / seen:.1f} ms {step}" for timer, step in steps)
             LOGGER.info(f"{seen} image{'s' * (seen > 1)}; per image: {times}; results in {results.folder}")
 
@@ -175,11 +178,11 @@ def _progress_bar(sources: list[Source], files: int) -> Iterator:
 
 
 @contextlib.contextmanager
-def _record_features(frame: Frame, finder: Finder, results: Results) -> Iterator[None]:
+def _record_features(frame: Frame, detector: Detector, results: ResultWriter) -> Iterator[None]:
     """Inside, the feature maps of this frame, and the gates of SOCA and SE, go into a folder with the frame's name."""
-    model = finder.model.model
+    model = detector.model.model
     folder = increment_path(results.folder / results.stem(frame), exist_ok=results.ledger is not None, mkdir=True)
-    image = letterbox(frame.image, finder.size, stride=finder.model.stride)[0]
+    image = letterbox(frame.image, detector.size, stride=detector.model.stride)[0]
     with FeatureRecorder(model, folder), contextlib.ExitStack() as stack:
         for i, layer in enumerate(model.model):
             if isinstance(layer, SOCA | SE):
@@ -216,7 +219,7 @@ def _find_run(opt: cli.Options) -> Ledger | None:
                 f"{recorded}; leave the option out to resume the run"
             )
         setattr(opt, name, recorded)
-    LOGGER.info(f"{len(ledger.places)} of {len(ledger.sources)} files are done, the others follow")
+    LOGGER.info(f"{len(ledger.positions)} of {len(ledger.sources)} files are done, the others follow")
     return ledger
 
 
@@ -238,7 +241,7 @@ def _begin_shared(opt: cli.Options, sources: list[Source]) -> Ledger:
 
 
 def _can_be_resumed(sources: list[Source], track: bool) -> bool:
-    return not any(s.kind == STREAM or s.name == "-" or (track and s.kind == PICTURE) for s in sources)
+    return not any(s.kind == STREAM or s.name == "-" or (track and s.kind == IMAGE) for s in sources)
 
 
 def _check_shared(sources: list[Source], track: bool) -> None:

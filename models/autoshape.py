@@ -1,4 +1,4 @@
-"""Pictures of any kind in, boxes and tables out: what `torch.hub.load(...)` and Python programs call."""
+"""A detector for images of any kind, and its results: what `torch.hub.load(...)` and Python programs call."""
 
 import copy
 import tempfile
@@ -31,17 +31,17 @@ SAVE_DIR = "runs/detect/exp"
 
 
 class AutoShape(nn.Module):
-    """A detector that takes pictures as they come: files, addresses, Pillow images, arrays, tensors.
+    """A detector that takes images of any kind: files, URLs, Pillow images, arrays, tensors.
 
-    Calls keep nothing, so several threads may share one.
+    A call changes nothing in it, so several threads may share one.
 
     Args:
         model: a Backend or a Model; it is put into eval mode.
 
-    Attributes, to be set as wanted:
+    Attributes that may be set:
         conf, iou:    0-1. As in `non_max_suppression`, like agnostic, multi_label, classes and max_det.
-        amp:          run under autocast where the model is on a GPU.
-        download:     whether addresses (http, https) may be fetched; otherwise they are a ValueError.
+        amp:          run under autocast if the model is on a GPU.
+        download:     fetch images of URLs (http, https); otherwise a URL is a ValueError.
     """
 
     conf = 0.25
@@ -64,51 +64,52 @@ class AutoShape(nn.Module):
 
     @torch.no_grad()
     def forward(self, imgs, size: int = 640, augment: bool = False, profile: bool = False):
-        """Finds boxes in a picture or a list of pictures, of mixed kinds and sizes.
+        """Detects objects in an image or a list of images, of any kinds and sizes.
 
-        imgs:    each a file's path; an address, see `download`; a Pillow image; an array uint8, (H, W, 3) RGB,
+        imgs:    each the path of a file; a URL, see `download`; a Pillow image; an array uint8, (H, W, 3) RGB,
                  (H, W) grey, or (C, H, W); a tensor (3, H, W), uint8, or floating point 0-1, RGB.
                  Or one tensor (B, 3, H, W), 0-1, sides multiples of the stride.
-        size:    pixels to which the longer side of each picture is brought.
+        size:    pixels to which the longer side of each image is resized.
         augment: test-time augmentation.
         profile: log the time that each layer takes.
 
-        Returns Detections; of a tensor (B, 3, H, W) what the model itself returns, of a Backend the decoded rows.
-        Raises ValueError for what is no picture, FileNotFoundError where a file is missing.
+        Returns Detections; for a tensor (B, 3, H, W) the output of the model, for a Backend its decoded rows.
+
+        Raises ValueError for an input that is not an image, FileNotFoundError where a file is missing.
         """
         parameter = self._like()
         if isinstance(imgs, torch.Tensor) and imgs.ndim == 4:
             with self._autocast(parameter):
-                found = self.model(imgs.to(parameter.device, parameter.dtype), augment=augment)
-            return found[0] if isinstance(self.model, Backend) else found
+                output = self.model(imgs.to(parameter.device, parameter.dtype), augment=augment)
+            return output[0] if isinstance(self.model, Backend) else output
 
         timers = [Timer(parameter.device) for _ in range(3)]
         with timers[0]:
             several = imgs if isinstance(imgs, list | tuple) else [imgs]
             if not several:
-                raise ValueError("no picture was given: the list is empty")
-            pictures, names = zip(*(self._read(picture, i) for i, picture in enumerate(several)))
-            shapes = [picture.shape[:2] for picture in pictures]
-            frame = self._frame(shapes, size)
-            # pictures are RGB already, which is turned round there
-            planes = np.stack([letterbox_planes(picture, frame, auto=False)[0][::-1] for picture in pictures])
+                raise ValueError("the list of images is empty; give at least one image")
+            images, names = zip(*(self._read(image, i) for i, image in enumerate(several)))
+            shapes = [image.shape[:2] for image in images]
+            input_shape = self._input_shape(shapes, size)
+            # the images are RGB already, and letterbox_planes reverses the channels
+            planes = np.stack([letterbox_planes(image, input_shape, auto=False)[0][::-1] for image in images])
             pixels = torch.from_numpy(planes).to(parameter.device).to(parameter.dtype) / 255
         if profile:
             self._profile(pixels)
         with timers[1], self._autocast(parameter):
             decoded = self.model(pixels, augment=augment)[0]
         with timers[2]:
-            found = non_max_suppression(
+            pred = non_max_suppression(
                 decoded, self.conf, self.iou, self.classes, self.agnostic, self.multi_label, max_det=self.max_det
             )
-            for boxes, shape in zip(found, shapes):
-                boxes[:, :4] = scale_boxes(boxes[:, :4], frame, shape)
+            for boxes, shape in zip(pred, shapes):
+                boxes[:, :4] = scale_boxes(boxes[:, :4], input_shape, shape)
         files = [f"{stem}.jpg" for stem in result_stems(names)]
         times = tuple(timer.total for timer in timers)
-        return Detections(list(pictures), found, files, times, self.names, tuple(pixels.shape))
+        return Detections(list(images), pred, files, times, self.names, tuple(pixels.shape))
 
     def _like(self) -> torch.Tensor:
-        """A tensor on the device and of the type that the model wants; exported files have no parameters."""
+        """A tensor on the device and of the type that the model takes; exported files have no parameters."""
         if isinstance(self.model, Backend):
             return torch.empty(0, device=self.model.device, dtype=self.model.dtype)
         return next(self.model.parameters())
@@ -116,8 +117,8 @@ class AutoShape(nn.Module):
     def _autocast(self, parameter: torch.Tensor):
         return torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type == "cuda")
 
-    def _frame(self, shapes: Sequence[tuple[int, int]], size: int) -> tuple[int, int]:
-        """(height, width) that holds every picture once its longer side has `size` pixels; multiples of the stride."""
+    def _input_shape(self, shapes: Sequence[tuple[int, int]], size: int) -> tuple[int, int]:
+        """(height, width), multiples of the stride, that hold every image with its longer side resized to `size`."""
         if size < 1:
             raise ValueError(f"size must be at least 1 pixel, got {size}")
         heights, widths = zip(*((height * size / max(height, width), width * size / max(height, width))
@@ -127,69 +128,67 @@ class AutoShape(nn.Module):
     def _profile(self, pixels: torch.Tensor) -> None:
         detector = self.model.model if isinstance(self.model, Backend) else self.model
         if detector is None:
-            raise ValueError("profile looks into the layers of a .pt file, and this is an exported one")
+            raise ValueError("profile times the layers of a .pt file, and this is an exported file")
         if isinstance(detector, nn.ModuleList):
-            raise ValueError("profile looks into one model, and this is an ensemble")
+            raise ValueError("profile times the layers of one model, and this is an ensemble")
         for layer, ms in zip(detector.model, profile_layers(detector, pixels, repeats=3)):
             LOGGER.info(f"{layer.i:>3}  {ms:8.2f} ms  {layer.np:>10} parameters  {layer.type}")
 
-    def _read(self, picture: Any, i: int) -> tuple[np.ndarray, str]:
-        """A picture as RGB uint8 (H, W, 3), and what its results are named after."""
+    def _read(self, image: Any, i: int) -> tuple[np.ndarray, str]:
+        """An image as RGB uint8 (H, W, 3), and the name of its results."""
         from PIL import Image, ImageOps
 
         nameless = f"image{i}.jpg"
-        if isinstance(picture, str | Path):
-            if str(picture).lower().startswith(("http://", "https://")):
-                return self._fetch(str(picture))
-            return np.ascontiguousarray(read_image(picture)[..., ::-1]), str(picture)
-        if isinstance(picture, Image.Image):
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-            return np.array(upright), str(getattr(picture, "filename", "") or nameless)
-        if isinstance(picture, torch.Tensor):
-            picture = picture.detach().cpu()
-            if picture.is_floating_point():
-                picture = (picture.float() * 255).round().clamp(0, 255).byte()
-        return _as_rgb(np.asarray(picture), i), nameless
+        if isinstance(image, str | Path):
+            if str(image).lower().startswith(("http://", "https://")):
+                return self._fetch(str(image))
+            return np.ascontiguousarray(read_image(image)[..., ::-1]), str(image)
+        if isinstance(image, Image.Image):
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            return np.array(upright), str(getattr(image, "filename", "") or nameless)
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()
+            if image.is_floating_point():
+                image = (image.float() * 255).round().clamp(0, 255).byte()
+        return _as_rgb(np.asarray(image), i), nameless
 
     def _fetch(self, url: str) -> tuple[np.ndarray, str]:
         if not self.download:
-            raise ValueError(f"{url}: addresses are fetched only when allowed: set `model.download = True`")
+            raise ValueError(f"{url}: URLs are not fetched unless allowed; set `model.download = True`")
         name = PurePosixPath(unquote(urlsplit(url).path)).name or "image.jpg"
         with tempfile.TemporaryDirectory() as folder:
-            picture = read_image(download(url, Path(folder) / "picture"))
-        return np.ascontiguousarray(picture[..., ::-1]), name
+            image = read_image(download(url, Path(folder) / "image"))
+        return np.ascontiguousarray(image[..., ::-1]), name
 
 
-def _as_rgb(picture: np.ndarray, i: int) -> np.ndarray:
-    """An array as RGB uint8 (H, W, 3), a copy; i is its place in the list, for errors."""
-    shape = picture.shape
-    if picture.ndim == 2:
-        picture = picture[..., None]
-    elif picture.ndim == 3 and shape[0] < 5:
-        picture = picture.transpose(1, 2, 0)
-    if picture.ndim != 3 or picture.shape[2] not in (1, 3, 4) or not picture.size:
-        raise ValueError(f"picture {i}: expected an array (H, W, 3), (H, W) or (3, H, W), got {picture.dtype} {shape}")
-    if picture.dtype != np.uint8:
-        top = picture.max()
-        if not np.issubdtype(picture.dtype, np.number) or top > 255 or (0 < top <= 1 and picture.dtype.kind == "f"):
-            raise ValueError(
-                f"picture {i}: expected values 0-255, got {picture.dtype} up to {top}; multiply 0-1 by 255"
-            )
-        picture = picture.clip(0).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(picture[..., :3], (*picture.shape[:2], 3)))
+def _as_rgb(image: np.ndarray, i: int) -> np.ndarray:
+    """An array as RGB uint8 (H, W, 3), a copy; i is its position in the list, for errors."""
+    shape = image.shape
+    if image.ndim == 2:
+        image = image[..., None]
+    elif image.ndim == 3 and shape[0] < 5:
+        image = image.transpose(1, 2, 0)
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or not image.size:
+        raise ValueError(f"image {i}: expected an array (H, W, 3), (H, W) or (3, H, W), got {image.dtype} {shape}")
+    if image.dtype != np.uint8:
+        top = image.max()
+        if not np.issubdtype(image.dtype, np.number) or top > 255 or (0 < top <= 1 and image.dtype.kind == "f"):
+            raise ValueError(f"image {i}: expected values 0-255, got {image.dtype} up to {top}; multiply 0-1 by 255")
+        image = image.clip(0).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(image[..., :3], (*image.shape[:2], 3)))
 
 
 class Detections:
-    """What was found in n pictures.
+    """The detections in n images.
 
-    Attributes, a list entry per picture:
-        imgs:         RGB uint8 (H, W, 3). `render` draws into them.
-        xyxy = pred:  float32 (k, 6): x1, y1, x2, y2 in pixels of the picture, confidence, class; most confident first.
+    Attributes, lists with an entry per image:
+        imgs:         RGB uint8 (H, W, 3); after `render` with boxes.
+        xyxy = pred:  float32 (k, 6): x1, y1, x2, y2 in pixels of the image, confidence, class; most confident first.
         xywh:         the same with centre and size.
-        xyxyn, xywhn: these as 0-1 of the picture.
-        files:        the names under which they are saved.
-    n: number of pictures; names: of the classes; times: seconds for reading, network and suppression together;
-    t: milliseconds per picture of these three; s: shape (B, 3, h, w) that the network saw.
+        xyxyn, xywhn: these divided by the size of the image, 0-1.
+        files:        the file names for saving.
+    n: number of images; names: of the classes; times: seconds of pre-processing, inference and NMS;
+    t: milliseconds per image of these three; s: shape (B, 3, h, w) of the network's input.
     """
 
     def __init__(
@@ -223,22 +222,24 @@ class Detections:
         lines = []
         for i, (image, boxes) in enumerate(zip(self.imgs, self.pred), 1):
             lines.append(f"image {i}/{self.n}: {image.shape[0]}x{image.shape[1]} {summary(boxes, self._names())}")
-        pre, network, nms = self.t
-        lines.append(f"{pre:.1f} ms reading, {network:.1f} ms network, {nms:.1f} ms NMS per picture, shape {self.s}")
+        pre, inference, nms = self.t
+        lines.append(
+            f"per image: {pre:.1f} ms pre-process, {inference:.1f} ms inference, {nms:.1f} ms NMS, at shape {self.s}"
+        )
         return "\n".join(lines)
 
     def _names(self) -> Sequence[str]:
-        """A name for every class that was found, its number where it has none."""
+        """A name for every detected class; its number if it has no name."""
         highest = max((int(boxes[:, 5].max()) for boxes in self.pred if len(boxes)), default=-1)
         count = max(highest + 1, len(self.names or ()))
         return [class_name(self.names, c) for c in range(count)]
 
     def print(self) -> None:
-        """What was found in each picture, in words, and how long it took."""
+        """Prints the number of detections of each class in each image, and the times."""
         print(self)
 
     def tolist(self) -> list["Detections"]:
-        """One Detections per picture."""
+        """Returns one Detections per image."""
         return [
             Detections([image], [boxes], [file], [seconds / self.n for seconds in self.times], self.names, self.s)
             for image, boxes, file in zip(self.imgs, self.pred, self.files)
@@ -249,30 +250,30 @@ class Detections:
         return [draw_boxes(image, boxes.cpu(), names, bgr=False) for image, boxes in zip(self.imgs, self.pred)]
 
     def render(self) -> list[np.ndarray]:
-        """Draws the boxes into `imgs`, and returns them."""
+        """Draws the boxes on `imgs` and returns them."""
         self.imgs = self._drawn()
         return self.imgs
 
     def show(self) -> None:
-        """Opens the pictures with boxes in the system's viewer."""
+        """Opens the images with boxes in the system's viewer."""
         from PIL import Image
 
-        for picture in self._drawn():
-            Image.fromarray(picture).show()
+        for image in self._drawn():
+            Image.fromarray(image).show()
 
     def save(self, save_dir: str | Path = SAVE_DIR) -> Path:
-        """Writes the pictures with boxes, and returns the folder; the default one counts up: exp, exp2 ..."""
+        """Writes the images with boxes and returns the folder. The default folder counts up: exp, exp2 ..."""
         folder = _folder(save_dir)
-        for picture, file in zip(self._drawn(), self.files):
-            write_image(folder / file, picture[..., ::-1])
-        LOGGER.info(f"{self.n} pictures saved in {folder}")
+        for image, file in zip(self._drawn(), self.files):
+            write_image(folder / file, image[..., ::-1])
+        LOGGER.info(f"{self.n} image{'s' * (self.n != 1)} saved in {folder}")
         return folder
 
     def crop(self, save: bool = True, save_dir: str | Path = SAVE_DIR) -> list[dict[str, Any]]:
-        """The parts of the pictures inside the boxes.
+        """Crops the images to the boxes.
 
         Returns a dict per box: box (four numbers x1, y1, x2, y2), conf, cls (tensors), label, im (BGR uint8). With
-        `save` they are written as crops/<class>/<file> below the folder, and the pictures, without boxes, into it.
+        `save` the crops are written as crops/<class>/<file> below the folder, and the images, without boxes, into it.
         """
         folder, names, crops = _folder(save_dir) if save else None, self._names(), []
         for image, boxes, file in zip(self.imgs, self.pred, self.files):
@@ -285,13 +286,13 @@ class Detections:
             if save:
                 write_image(folder / file, image[..., ::-1])
         if save:
-            LOGGER.info(f"{len(crops)} crops saved in {folder}")
+            LOGGER.info(f"{len(crops)} crop{'s' * (len(crops) != 1)} saved in {folder}")
         return crops
 
     def display(
         self, pprint=False, show=False, save=False, crop=False, render=False, save_dir: str | Path = SAVE_DIR
     ) -> list[dict[str, Any]] | None:
-        """Several of the above at once; the crops where these were asked for."""
+        """Does several of the above, and returns the crops if asked for."""
         if pprint:
             self.print()
         if show:
@@ -304,7 +305,7 @@ class Detections:
         return crops
 
     def pandas(self) -> "Detections":
-        """A copy whose xyxy, xyxyn, xywh and xywhn are lists of DataFrames with names of classes."""
+        """Returns a copy whose xyxy, xyxyn, xywh and xywhn are lists of DataFrames with class names."""
         import pandas
 
         names, result = self._names(), copy.copy(self)
@@ -318,7 +319,7 @@ class Detections:
         return result
 
     def to_supervision(self) -> list["supervision.Detections"]:
-        """Per picture what the package supervision works with; ValueError where it is not installed."""
+        """Returns a supervision.Detections per image. Raises ValueError where that package is not installed."""
         try:
             import supervision
         except ImportError:

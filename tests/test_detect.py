@@ -75,7 +75,7 @@ def test_only_unreadable_pictures(refused, here):
     folder.mkdir()
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_text("none")
-    refused("detect", "--source", folder, says=["b.jpg: image cannot be decoded", "nor can the other 1 files"])
+    refused("detect", "--source", folder, says=["b.jpg: image cannot be decoded", "none of the 2 files can be read"])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (3, 5)])
@@ -91,20 +91,23 @@ def test_a_picture_of_any_shape_is_detected_in(command, usual, bright, here, sha
     [
         ("", "--source is empty"),
         ("there is none", "--source there is none: no such file or folder"),
-        ("empty folder", "no image or video files in this folder; an image file ends in bmp"),
+        ("empty folder", "no image or video files in this folder; images end in bmp"),
         ("*.jpg", "--source *.jpg: no image or video files match"),
         ("empty.txt", "empty.txt: the list is empty"),
         ("lost.txt", "No such file or directory: 'gone.jpg'"),
-        ("mixed.txt", "lists files or streams, not both: 0 is unlike gone.jpg, its first line"),
-        ("mixed.streams", "a list of streams holds URLs, camera numbers and videos, got gone.jpg"),
+        ("mixed.txt", "a list holds files or streams, not both: 0 is a stream, gone.jpg a file"),
+        ("mixed.streams", "a list of streams holds URLs, camera numbers and videos, and gone.jpg is an image"),
         ("gone.streams", "--source gone.mp4: cannot be opened; is it a video?"),
         ("film.mp4", "film.mp4: video cannot be decoded, or has no frames"),
         ("moving.gif", "moving.gif: video cannot be decoded, or has no frames"),
-        ("99", "--source 99: cannot be opened; is a camera of this number connected, and free?"),
+        ("99", "--source 99: cannot be opened; is the camera with this number connected, and not in use?"),
         ("rtsp://me:secret@127.0.0.1:9/1", "--source rtsp://127.0.0.1:9/1: cannot be opened; is the address right"),
-        ("https://me:secret@example.com/a.jpg", "--source https://example.com/a.jpg: not fetched; --download saves"),
-        ("ftp://example.com/a.jpg", "an address starts with http, https"),
-        ("https://www.youtube.com/watch?v=x", "a page, not a stream"),
+        (
+            "https://me:secret@example.com/a.jpg",
+            "--source https://example.com/a.jpg: this file is not here yet; --download fetches it",
+        ),
+        ("ftp://example.com/a.jpg", "a URL starts with http, https"),
+        ("https://www.youtube.com/watch?v=x", "this is a web page, not a stream"),
         ("screen 1 2", "expected `screen`, or `screen x y width height` in pixels"),
         ("screen 1 2 0 5", "expected `screen`, or `screen x y width height` in pixels"),
     ],

@@ -1,4 +1,4 @@
-"""Box geometry: conversions, overlaps and scaling.
+"""Geometry of boxes: conversions, clipping, overlaps.
 
 Formats, named in every function: `xyxy` = x1, y1, x2, y2 with x1 <= x2, y1 <= y2 in pixels; `xywh` = centre x,
 centre y, width, height in pixels; `xywhn` = the same divided by image width and height (0-1).
@@ -18,17 +18,17 @@ Array = torch.Tensor | np.ndarray
 
 
 def stack_columns(columns: Sequence[Array]) -> Array:
-    """Columns, each (...), side by side: (..., k)."""
+    """Returns columns, each (...), side by side: (..., k)."""
     if isinstance(columns[0], torch.Tensor):
         return torch.stack(columns, -1)
     stacked = np.empty((*np.shape(columns[0]), len(columns)), np.result_type(*columns))
-    for k, column in enumerate(columns):  # np.stack takes several times as long over the boxes of one picture
+    for k, column in enumerate(columns):  # np.stack takes several times as long for the boxes of one image
         stacked[..., k] = column
     return stacked
 
 
 def columns(boxes: Array) -> tuple[Array, Array, Array, Array]:
-    """The four columns of boxes (..., 4), each (...)."""
+    """Returns the four columns of boxes (..., 4), each (...)."""
     return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
 
 
@@ -36,21 +36,21 @@ def columns(boxes: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def xyxy_to_xywh(boxes: Array) -> Array:
-    """Corners to centre form."""
+    """Converts corners to centre form."""
     x1, y1, x2, y2 = columns(boxes)
     return stack_columns([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
 
 
 def xywh_to_xyxy(boxes: Array) -> Array:
-    """Centre form to corners."""
+    """Converts centre form to corners."""
     x, y, w, h = columns(boxes)
     return stack_columns([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
 
 
 def xywhn_to_xyxy(boxes: Array, width: float, height: float, pad_w: float = 0, pad_h: float = 0) -> Array:
-    """Normalised centre form to pixel corners in an image of (width, height) that lies at (pad_w, pad_h).
+    """Converts normalised centre form to pixel corners in an image of (width, height) that lies at (pad_w, pad_h).
 
-    Each of the four is one number, or an array of one for each box.
+    Each of the four is a number, or an array with a number per box.
     """
     x, y, w, h = columns(boxes)
     return stack_columns(
@@ -64,7 +64,7 @@ def xywhn_to_xyxy(boxes: Array, width: float, height: float, pad_w: float = 0, p
 
 
 def xyxy_to_xywhn(boxes: Array, width: float, height: float, clip: bool = False, eps: float = 0.0) -> Array:
-    """Pixel corners to normalised centre form; `clip` first limits corners to [0, width - eps] x [0, height - eps]."""
+    """Converts pixel corners to normalised centre form; `clip` clips them first, to width - eps, height - eps."""
     if clip:
         boxes = clip_boxes(boxes, (height - eps, width - eps))
     x, y, w, h = columns(xyxy_to_xywh(boxes))
@@ -72,7 +72,7 @@ def xyxy_to_xywhn(boxes: Array, width: float, height: float, clip: bool = False,
 
 
 def points_to_pixels(points: Array, width: float, height: float, pad_w: float = 0, pad_h: float = 0) -> Array:
-    """Normalised points (..., 2) to pixels in an image of (width, height) that lies at (pad_w, pad_h)."""
+    """Converts normalised points (..., 2) to pixels in an image of (width, height) that lies at (pad_w, pad_h)."""
     return stack_columns([width * points[..., 0] + pad_w, height * points[..., 1] + pad_h])
 
 
@@ -80,24 +80,24 @@ def points_to_pixels(points: Array, width: float, height: float, pad_w: float = 
 
 
 def polygon_to_box(polygon: np.ndarray, width: float, height: float) -> np.ndarray:
-    """The xyxy box (4,) around those points of a pixel polygon (k, 2) that lie inside the frame; zeros if none does."""
+    """Returns the xyxy box (4,) around the points of a pixel polygon (k, 2) inside the image; zeros without any."""
     x, y = polygon.T
     inside = (x >= 0) & (y >= 0) & (x <= width) & (y <= height)
     x, y = x[inside], y[inside]
-    # v6.1 asks whether any kept x is nonzero, so a polygon on the left border vanishes; its numbers depend on that
+    # v6.1 tests whether any such x is nonzero, so a polygon on the left border vanishes; its numbers depend on that
     if not x.any():
         return np.zeros(4)
     return np.array([x.min(), y.min(), x.max(), y.max()])
 
 
 def polygons_to_boxes(polygons: list[np.ndarray]) -> np.ndarray:
-    """The xywh boxes (n, 4) around whole polygons, each (k, 2)."""
+    """Returns the xywh boxes (n, 4) around polygons, each (k, 2)."""
     corners = [np.concatenate([polygon.min(0), polygon.max(0)]) for polygon in polygons]
     return xyxy_to_xywh(np.array(corners).reshape(-1, 4))
 
 
 def resample_polygons(polygons: list[np.ndarray], n: int = 1000) -> list[np.ndarray]:
-    """Each polygon as n points, linear in the point number (not in arc length)."""
+    """Returns each polygon with n points, interpolated by point number (not by arc length)."""
     resampled = []
     for polygon in polygons:
         position = np.linspace(0, len(polygon) - 1, n)
@@ -106,11 +106,11 @@ def resample_polygons(polygons: list[np.ndarray], n: int = 1000) -> list[np.ndar
     return resampled
 
 
-# --- frames -----------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def clip_boxes(boxes: Array, shape: tuple[float, float]) -> Array:
-    """xyxy boxes limited to an image of shape (height, width)."""
+    """Clips xyxy boxes to an image of shape (height, width)."""
     height, width = shape
     if isinstance(boxes, np.ndarray):
         return np.minimum(np.maximum(boxes, 0), np.array([width, height, width, height], boxes.dtype))
@@ -119,7 +119,7 @@ def clip_boxes(boxes: Array, shape: tuple[float, float]) -> Array:
 
 
 def round_up(x: float, divisor: int) -> int:
-    """The smallest multiple of divisor that is not below x."""
+    """Returns the smallest multiple of divisor that is not below x."""
     return math.ceil(x / divisor) * divisor
 
 
@@ -144,7 +144,7 @@ def check_image_size(size: int | list[int], stride: int = 32, floor: int = 0) ->
 
 
 def box_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of every xyxy box of a (N, 4) with every box of b (M, 4): (N, M), 0-1."""
+    """Returns the IoU (N, M), 0-1, of every xyxy box of a (N, 4) with every box of b (M, 4)."""
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
     bottom_right = torch.minimum(a[:, None, 2:4], b[None, :, 2:4])
     intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
@@ -154,7 +154,7 @@ def box_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def box_ioa(box: np.ndarray, boxes: np.ndarray, eps: float = 1e-7) -> np.ndarray:
-    """Intersection of one xyxy box (4,) with each of boxes (n, 4), over the area of each of boxes: (n,)."""
+    """Returns the intersection of one xyxy box (4,) with each of boxes (n, 4), over the area of the latter: (n,)."""
     x1, y1, x2, y2 = columns(boxes)
     width = (np.minimum(box[2], x2) - np.maximum(box[0], x1)).clip(0)
     height = (np.minimum(box[3], y2) - np.maximum(box[1], y1)).clip(0)
@@ -162,19 +162,21 @@ def box_ioa(box: np.ndarray, boxes: np.ndarray, eps: float = 1e-7) -> np.ndarray
 
 
 def wh_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """IoU of sizes a (N, 2) and b (M, 2) laid on a common centre: (N, M)."""
+    """Returns the IoU (N, M) of sizes a (N, 2) and b (M, 2) with a common centre."""
     intersection = torch.minimum(a[:, None], b[None]).prod(-1)
     return intersection / (a.prod(-1)[:, None] + b.prod(-1)[None] - intersection)
 
 
 def paired_iou(a: torch.Tensor, b: torch.Tensor, kind: str = "ciou", xywh: bool = True, eps: float = 1e-7):
-    """Overlap of box i of a with box i of b, both (..., 4) and broadcastable: (...).
+    """Returns the overlap (...) of box i of a with box i of b, both (..., 4) and broadcastable.
 
     kind: "iou", "giou" (Rezatofighi et al., CVPR 2019), "diou" or "ciou" (Zheng et al., AAAI 2020).
-    As in v6.1 the small constant is added to heights and to denominators only, and CIoU's weight alpha has no gradient.
+    As in v6.1 eps is added to heights and denominators only, and CIoU's weight alpha has no gradient.
+
+    Raises ValueError for another kind.
     """
     if kind not in ("iou", "giou", "diou", "ciou"):
-        raise ValueError(f"kind of IoU must be iou, giou, diou or ciou, got {kind!r}")
+        raise ValueError(f"the kind of IoU must be iou, giou, diou or ciou, got {kind!r}")
     ax1, ay1, ax2, ay2 = columns(xywh_to_xyxy(a) if xywh else a)
     bx1, by1, bx2, by2 = columns(xywh_to_xyxy(b) if xywh else b)
 

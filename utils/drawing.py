@@ -1,8 +1,8 @@
-"""Boxes and captions on pictures: colours of classes, a font that has the letters, and who draws them.
+"""Drawing of boxes and captions on images: colours of classes, a font for all characters, writing of image files.
 
 Pillow and matplotlib's list of fonts are imported where they are used. No function changes its arguments.
 
-`names` is everywhere a list of class names or a dict from class number to name; a class without one shows its number.
+`names` is always a list of class names or a dict from class number to name; a class without a name shows its number.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from utils.log import LOGGER
 Names = Sequence[str] | Mapping[int, str]
 Colour = tuple[int, int, int]
 
-# Okabe and Ito's seven (jfly.uni-koeln.de/color, 2008) and thirteen more, each chosen to lie as far as can be from
-# those before it, for normal sight and three kinds of colour blindness (Machado et al., 2009): the nearest two of the
-# twenty differ by 15 in CIELAB as the worst of these sees them. In v6.1's palette it is 3.
+# Okabe and Ito's seven colours (jfly.uni-koeln.de/color, 2008) and thirteen more, each as far as possible from those
+# before it for normal sight and three kinds of colour blindness (Machado et al., 2009). In the worst of these cases the
+# smallest distance in CIELAB is 15; in v6.1's palette it is 3.
 PALETTE = (
     "D55E00 56B4E9 009E73 F0E442 0072B2 E69F00 CC79A7 8700F0 C3F0C3 693C1E "
     "69FF87 9678FF 960069 FF005A 4B3CB4 FFB4D2 87C387 C3A54B A5004B 870F87"
 ).split()
-SMALLEST_SCALE = 0.4  # of OpenCV's font, at which it can still be read
+MIN_SCALE = 0.4  # minimum scale of OpenCV's font, at which it can still be read
 BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (128, 128, 128)
 
 
@@ -36,7 +36,7 @@ BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (128, 128, 128)
 
 
 class Colors:
-    """The 20 colours of classes: `colors(3)` is RGB, `colors(3, bgr=True)` is for images as OpenCV reads them.
+    """The 20 colours of classes: `colors(3)` is RGB, `colors(3, bgr=True)` is for images that OpenCV read.
 
     The colour-blind can tell them apart, see PALETTE.
     """
@@ -53,26 +53,26 @@ colors = Colors()
 
 
 def class_name(names: Names | None, i: int, limit: int = 40) -> str:
-    """Name of class i in at most `limit` characters; its number when it has none."""
+    """Returns the name of class i in up to `limit` characters; its number if it has no name."""
     known = names is not None and (i in names if isinstance(names, Mapping) else i < len(names))
     return shorten(str(names[i]) if known else str(i), limit)
 
 
 def shorten(text: str, limit: int) -> str:
-    """The text, its end replaced by `..` where it has more than `limit` characters."""
+    """Returns the text, with its end replaced by `..` if it has more than `limit` characters."""
     return text if len(text) <= limit else text[: limit - 2] + ".."
 
 
 def visible(text: str) -> frozenset[str]:
-    """The characters of a text that a font must have."""
+    """Returns the characters of a text that a font must have."""
     return frozenset(c for c in text if c.isprintable() and not c.isspace())
 
 
 @lru_cache(maxsize=256)
 def find_font(characters: frozenset[str]) -> tuple[str, str]:
-    """(file, family) of a font that has these characters: DejaVu Sans, which matplotlib brings, or an installed one.
+    """Returns (file, family) of a font with these characters: DejaVu Sans, a part of matplotlib, or an installed font.
 
-    Nothing is downloaded. When no font has them all it is the one that has most, and one warning says so.
+    Nothing is downloaded. If no font has them all it is the font that has the most, and a warning says so once.
     """
     needed = {ord(c) for c in characters}
     default, has = _default_font()
@@ -84,12 +84,12 @@ def find_font(characters: frozenset[str]) -> tuple[str, str]:
     from matplotlib.ft2font import FT2Font
 
     for fonts in (lambda: fontManager.ttflist, _fonts_since_matplotlib_looked):
-        # The font of last resort has a placeholder for everything and a picture of nothing.
+        # the font named Last Resort has only placeholders
         real = [font for font in fonts() if not font.name.startswith("Last Resort")]
         for font in sorted(real, key=lambda f: (f.style != "normal", abs(_weight(f.weight) - 400), f.name, f.fname)):
             try:
                 missing = len(needed - FT2Font(font.fname).get_charmap().keys())
-            except (OSError, RuntimeError):  # removed since the list was made, or in a format that cannot be scaled
+            except (OSError, RuntimeError):  # removed since the list was made, or not scalable
                 continue
             if missing < fewest_missing:
                 fewest_missing, best = missing, (font.fname, font.name)
@@ -100,20 +100,20 @@ def find_font(characters: frozenset[str]) -> tuple[str, str]:
 
 
 def _fonts_since_matplotlib_looked() -> list:
-    """Installed fonts that its list, which it makes once and keeps in a file, does not have yet; now it has them."""
+    """Fonts installed after matplotlib made its list, which it keeps in a file; they are added to the list."""
     from matplotlib import font_manager
 
     known = list(font_manager.fontManager.ttflist)
     files = {font.fname for font in known}
     for file in sorted(set(font_manager.findSystemFonts()) - files):
-        with contextlib.suppress(OSError, RuntimeError, ValueError):  # in a format that it cannot read
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # matplotlib cannot read its format
             font_manager.fontManager.addfont(file)
     return font_manager.fontManager.ttflist[len(known) :]
 
 
 @lru_cache(maxsize=1)
 def _default_font() -> tuple[tuple[str, str], frozenset[int]]:
-    """(file, family) of DejaVu Sans, and the characters that it has."""
+    """(file, family) of DejaVu Sans, and its characters."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
 
@@ -128,7 +128,7 @@ def _weight(weight: int | str) -> int:
 @lru_cache(maxsize=1)  # once
 def _warn_missing_characters() -> None:
     LOGGER.warning(
-        "no installed font has all characters of the class and file names, so pictures show boxes in their place; "
+        "no installed font has all characters of the class and file names, so images show empty boxes in their place; "
         "install a font of that script (such as Noto Sans CJK), or use ASCII names"
     )
 
@@ -137,20 +137,22 @@ def _warn_missing_characters() -> None:
 
 
 def automatic_line_width(shape: tuple[int, int], usual: int = 2) -> int:
-    """Pixels for the lines in a picture (height, width): `usual`, more in a large one, less in a very small one."""
+    """Returns the line width in pixels for an image (height, width): `usual`, more if it is large, less if small."""
     side = sum(shape[:2]) / 2
     return max(round(side * 0.003), min(usual, 1 + int(side // 200)))
 
 
 class Annotator:
-    """Draws boxes with captions on a copy of an image; captions stay inside it.
+    """Draws boxes with captions on a copy of an image; captions stay inside the image.
 
     image:      uint8 (H, W, 3); colours are given in the image's own channel order.
-    line_width: pixels; chosen from the image size when None.
-    font_size:  pixels, for text drawn with Pillow; chosen from the image size when None.
-    pil:        draw with Pillow from the start. OpenCV is faster but has ASCII only; text that needs more makes the
-                rest of the picture be drawn with Pillow.
-    example:    text that will come, such as all the class names joined, to choose the font by.
+    line_width: pixels; None chooses it by the image size.
+    font_size:  pixels, for text drawn with Pillow; None chooses it by the image size.
+    pil:        draw with Pillow from the start. OpenCV is faster but draws ASCII only; from the first other character
+                on the image is drawn with Pillow.
+    example:    the text to expect, such as all class names joined, by which the font is chosen.
+
+    Raises ValueError for an image of another shape or type.
     """
 
     def __init__(
@@ -175,13 +177,13 @@ class Annotator:
     def box_label(
         self, box: Sequence[float], label: str = "", color: Colour = GREY, txt_color: Colour | None = None
     ) -> None:
-        """One xyxy box in pixels, and its label on a filled strip above it, or inside where there is no room above."""
+        """Draws an xyxy box in pixels, with its label on a filled strip above it, or inside if there is no room."""
         self.rectangle(box, color)
         if label:
             self.caption(box, label, color, txt_color)
 
     def rectangle(self, box: Sequence[float], color: Colour = GREY) -> None:
-        """The outline of one xyxy box in pixels."""
+        """Draws the outline of an xyxy box in pixels."""
         x1, y1, x2, y2 = self._corners(box)
         if self._draw:
             ordered = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
@@ -190,14 +192,14 @@ class Annotator:
             cv2.rectangle(self._array, (x1, y1), (x2, y2), color, self.line_width)
 
     def caption(self, box: Sequence[float], text: str, color: Colour = GREY, txt_color: Colour | None = None) -> None:
-        """Text on a filled strip at the top of one xyxy box, by default in black or white, as is easier to read."""
+        """Draws text on a filled strip at the top of an xyxy box, by default black or white, the more readable one."""
         x1, y1 = self._corners(box)[:2]
         text, width, height = self._fit(text)
         y = y1 - height if y1 >= height else y1
         self._strip(x1, y, text, width, height, color, txt_color)
 
     def captions(self, boxes: Sequence[Sequence[float]], texts: Sequence[str], fills: Sequence[Colour]) -> None:
-        """Texts on strips at xyxy boxes in pixels: above, below or inside, where they hide least of earlier texts."""
+        """Draws texts on strips above, below or inside xyxy boxes, wherever they hide the least of earlier texts."""
         taken, placed = np.zeros((0, 4)), []
         for box, text, color in zip(boxes, texts, fills):
             x1, y1, _, y2 = self._corners(box)
@@ -215,16 +217,16 @@ class Annotator:
             self._strip(*strip)
 
     def text(self, xy: tuple[float, float], text: str, txt_color: Colour = WHITE, color: Colour = BLACK) -> None:
-        """Text on a filled strip whose upper left corner is at xy in pixels."""
+        """Draws text on a filled strip whose upper left corner is at xy in pixels."""
         text, width, height = self._fit(text)
         self._strip(int(xy[0]), int(xy[1]), text, width, height, color, txt_color)
 
     def result(self) -> np.ndarray:
-        """The annotated picture, uint8 (H, W, 3)."""
+        """Returns the annotated image, uint8 (H, W, 3)."""
         return np.array(self._image) if self._image else self._array
 
     def _corners(self, box: Sequence[float]) -> tuple[int, int, int, int]:
-        # Far outside is as good as just outside, and OpenCV refuses numbers beyond 16 bits.
+        # far outside is drawn like just outside, and OpenCV refuses numbers beyond 16 bits
         x1, y1, x2, y2 = (float(v) for v in box)
         far = self.line_width + 1
         x1, x2 = (int(min(max(x, -far), self.width + far)) for x in (x1, x2))
@@ -259,13 +261,13 @@ class Annotator:
         return width + margin, sum(self._ascent_descent()) + 1
 
     def _ascent_descent(self) -> tuple[int, int]:
-        """Pixels of OpenCV's text above and below its base line, the same whatever letters the text has."""
+        """Pixels of OpenCV's text above and below its base line, the same for any letters."""
         (_, ascent), descent = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, *self._stroke())
         return ascent, descent
 
     def _stroke(self) -> tuple[float, int]:
         """Font scale and thickness for OpenCV."""
-        scale = max(min(self.line_width / 3, (self.height + self.width) / 1600), SMALLEST_SCALE)
+        scale = max(min(self.line_width / 3, (self.height + self.width) / 1600), MIN_SCALE)
         return scale, max(self.line_width - 1, 1) if scale > 0.6 else 1
 
     def _strip(
@@ -285,7 +287,7 @@ class Annotator:
 
 
 def _readable_on(color: Colour) -> Colour:
-    # Red and blue weigh the same, so that the channel order does not matter.
+    # equal weights of red and blue, so that the channel order does not matter
     return BLACK if 0.2 * color[0] + 0.6 * color[1] + 0.2 * color[2] > 150 else WHITE
 
 
@@ -298,11 +300,11 @@ def draw_boxes(
     hide_conf: bool = False,
     bgr: bool = True,
 ) -> np.ndarray:
-    """A copy of a picture (H, W, 3) uint8 with its boxes, the most confident on top, and captions over all of them.
+    """Returns a copy of an image (H, W, 3) uint8 with boxes, the most confident on top, and captions above all boxes.
 
-    boxes: (n, 6 or more): x1, y1, x2, y2 in pixels, confidence, class, perhaps the number of its track, 0 for
-        none; the most confident first.
-    bgr:   the picture's channel order; RGB where False.
+    boxes: (n, 6 or 7): x1, y1, x2, y2 in pixels, confidence, class, and the track number if any, 0 for none; the most
+        confident first.
+    bgr:   the channel order of the image; False for RGB.
     """
     letters = "".join(class_name(names, i) for i in range(len(names))) + "#.0123456789"
     annotator = Annotator(image, line_width, example=letters)

@@ -26,9 +26,11 @@ from engine import detection
 from models.backend import load_checkpoint
 from models.yolo import Model
 from utils import checkpoint
-from utils.inference import sources
-from utils.inference.results import Results, VideoFile, Wanted
-from utils.inference.sources import in_background, list_sources, read_batches, read_streams
+from utils.inference import streams
+from utils.inference.frames import in_background, read_batches
+from utils.inference.results import ResultOptions, ResultWriter, VideoFile
+from utils.inference.sources import Frame, list_sources
+from utils.inference.streams import read_streams
 
 FPS = 12.5
 
@@ -161,7 +163,7 @@ def test_a_size_that_changes_is_brought_back(here):
 
 
 def test_a_video_that_cannot_be_written(here):
-    with pytest.raises(OSError, match=r"a.mp4: cannot be written as a video of 96 x 64"):
+    with pytest.raises(OSError, match=r"a.mp4: OpenCV cannot write a video of 96 x 64"):
         VideoFile(here / "none" / "a.mp4", 10, (64, 96))
 
 
@@ -250,7 +252,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     """A running server; `lives`: how often a camera can be opened."""
-    monkeypatch.setattr(sources, "RETRY_AFTER", (0.05, 0.05))
+    monkeypatch.setattr(streams, "RETRY_AFTER", (0.05, 0.05))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.asked, server.frames, server.pause, server.lives = [], moving(6), 0.01, 1
@@ -262,14 +264,14 @@ def server(monkeypatch):
 
 
 def test_a_picture_is_fetched_when_asked(found, server, here):
-    with pytest.raises(ValueError, match="--download saves it as a shot"):
+    with pytest.raises(ValueError, match="--download fetches it to a shot"):
         found(f"{server.url}/a%20shot.png?size=1")
     assert not server.asked and not os.listdir(here)
     for _ in range(2):
         out = found(f"{server.url}/a%20shot.png?size=1", download=True, save_txt=True)
         assert len(labels_in(out / "labels/a shot.txt")) == 2
     assert server.asked == ["/a%20shot.png?size=1"]  # the second time the file is there
-    with pytest.raises(ValueError, match=r"saves it as passwd.png"):
+    with pytest.raises(ValueError, match=r"fetches it to passwd.png"):
         found(f"{server.url}/..%2F..%2Fpasswd.png")
 
 
@@ -279,7 +281,10 @@ def test_a_stream_that_breaks_off_is_opened_anew(found, server, capsys):
     err = capsys.readouterr().err
     cleaned = f"http_127.0.0.1_{server.server_port}_cam_1"
     assert server.asked.count("/cam/1") == 5  # three lives, two attempts after the last
-    assert err.count("attempt 1 of 2 to reopen it") == 3 and f"{server.url}/cam/1: given up" in err
+    assert (
+        err.count("attempt 1 of 2 to reopen it") == 3
+        and f"{server.url}/cam/1: could not be reopened, and is given up" in err
+    )
     frames, fps = read_video(out / f"{cleaned}.mp4")
     labels = sorted((int(p.stem.rpartition("_")[2]), p.stem) for p in (out / "labels").iterdir())
     assert labels[0] == (0, f"{cleaned}_0") and len(labels) == len(frames) > 6 and fps == 30
@@ -336,7 +341,7 @@ def test_the_screen(found, monkeypatch):
         return Image.fromarray(picture()[..., ::-1])
 
     monkeypatch.setattr("PIL.ImageGrab.grab", grab)
-    monkeypatch.setattr(sources, "RETRY_AFTER", (0,))
+    monkeypatch.setattr(streams, "RETRY_AFTER", (0,))
     out = found("screen 10 20 96 64", save_txt=True)
     assert set(boxes) == {(10, 20, 106, 84)}
     assert "screen_10_20_96_64.mp4" in os.listdir(out)
@@ -606,6 +611,6 @@ def test_an_error_in_the_writing_thread_ends_the_run(found, here, monkeypatch):
         found("clip.avi")
     with (
         pytest.raises(OSError, match="No space left"),
-        Results(here, list_sources("clip.avi"), NAMES, Wanted()) as results,
+        ResultWriter(here, list_sources("clip.avi"), NAMES, ResultOptions()) as results,
     ):
-        results.add(sources.Frame(0, picture(), 1), torch.zeros(0, 6))  # the last frame: said at the end
+        results.add(Frame(0, picture(), 1), torch.zeros(0, 6))  # the last frame: said at the end

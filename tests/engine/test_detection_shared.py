@@ -19,8 +19,8 @@ from test_detection import found, here, read_video, write_video  # noqa: F401
 from utils import dist
 from utils.inference.ledger import HIDDEN, Ledger
 from utils.inference.outputs import CropNames
-from utils.inference.results import Results
-from utils.inference.sources import PICTURE, VIDEO, Source
+from utils.inference.results import ResultWriter
+from utils.inference.sources import IMAGE, VIDEO, Source
 
 TESTS = Path(__file__).parents[1]
 OPTIONS = {"save_txt": True, "save_conf": True, "save_crop": True, "save_json": True, "save_csv": True}
@@ -34,12 +34,12 @@ import detect
 from engine import detection
 from small_world import SIZE, BrightBoxes
 detection.Backend, detection.find_weights = BrightBoxes, lambda name, download: Path(name)
-add, seen = detection.Results.add, open(sys.argv[1], "a", buffering=1)
+add, seen = detection.ResultWriter.add, open(sys.argv[1], "a", buffering=1)
 def slow(self, frame, boxes):
     print(self.stem(frame), file=seen)
     add(self, frame, boxes)
     time.sleep(0.05)
-detection.Results.add = slow
+detection.ResultWriter.add = slow
 detect.run("bright.pt", imgsz=SIZE, device="cpu", **json.loads(sys.argv[2]))
 """
 
@@ -79,7 +79,7 @@ def contents(folder: Path) -> dict[str, bytes | int]:
 def recorded(folder: Path) -> set[str]:
     """Stems of the files that the journals call done."""
     ledger = Ledger(folder)
-    return {Path(ledger.sources[i].name).stem for i, place in ledger.places.items() if place}
+    return {Path(ledger.sources[i].name).stem for i, place in ledger.positions.items() if place}
 
 
 def in_journals(folder: Path, text: bytes) -> bool:
@@ -125,7 +125,7 @@ def test_killed_and_resumed_it_is_one_undisturbed_run(found, here):  # noqa: F81
 def test_an_interrupted_run_goes_on(found, here, monkeypatch, capsys):  # noqa: F811
     make_files()
     expected = contents(found("in", name="alone", **OPTIONS))
-    write, count = Results._write, []
+    write, count = ResultWriter._write, []
 
     def stopped(self, frame, boxes):
         count.append(frame)
@@ -133,7 +133,7 @@ def test_an_interrupted_run_goes_on(found, here, monkeypatch, capsys):  # noqa: 
             raise KeyboardInterrupt(signal.SIGTERM)
         write(self, frame, boxes)
 
-    monkeypatch.setattr(Results, "_write", stopped)
+    monkeypatch.setattr(ResultWriter, "_write", stopped)
     with pytest.raises(KeyboardInterrupt):
         found("in", name="stopped", **OPTIONS)
     folder = here / "out/stopped"
@@ -142,13 +142,13 @@ def test_an_interrupted_run_goes_on(found, here, monkeypatch, capsys):  # noqa: 
     journal = next((folder / HIDDEN).glob("journal-*"))
     journal.write_bytes(journal.read_bytes() + b'{"source": 5, "do')  # as a kill in the middle of a line leaves it
     (folder / ".p5.png.x1.part").write_bytes(b"half")
-    monkeypatch.setattr(Results, "_write", write)
+    monkeypatch.setattr(ResultWriter, "_write", write)
 
     with pytest.raises(ValueError, match=r"--conf-thres is 0.5, but the run in .* was begun with 0.25; leave the opti"):
         found(resume=folder, conf_thres=0.5)
     found(resume=folder, batch_size=2)
     assert contents(folder) == expected
-    with pytest.raises(ValueError, match="holds no unfinished run of detect; leave --resume out"):
+    with pytest.raises(ValueError, match="holds no unfinished run of detect; to begin a run, leave --resume out"):
         found(resume=folder)
 
 
@@ -177,7 +177,7 @@ def test_options_given_to_a_resumed_run_must_be_those_it_was_begun_with(
     says,
 ):
     make_files()
-    write, count = Results._write, []
+    write, count = ResultWriter._write, []
 
     def stopped(self, frame, boxes):
         count.append(frame)
@@ -186,7 +186,7 @@ def test_options_given_to_a_resumed_run_must_be_those_it_was_begun_with(
         write(self, frame, boxes)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Results, "_write", stopped)
+        patch.setattr(ResultWriter, "_write", stopped)
         found("in", **begun)
     if says:
         with pytest.raises(ValueError) as error:
@@ -209,16 +209,16 @@ def test_to_begin_a_run_in_a_folder_its_source_is_given(found, here):  # noqa: F
 
 def test_a_run_goes_on_where_it_was_begun(here, monkeypatch):  # noqa: F811
     (here / "out").mkdir()
-    Ledger.begin(here / "out", [Source("a.png", PICTURE), Source("b.png", PICTURE)], {}, alone=True)
+    Ledger.begin(here / "out", [Source("a.png", IMAGE), Source("b.png", IMAGE)], {}, alone=True)
     monkeypatch.chdir("out")
-    with pytest.raises(ValueError, match=r"go on where it was begun, in .*: there is a.png"):
+    with pytest.raises(ValueError, match=r"the paths of this run, such as a.png, start in .*; resume it there"):
         Ledger(here / "out")
 
 
 def test_the_first_to_begin_a_run_says_what_it_is(here):  # noqa: F811
-    first = Ledger.begin(here / "run", [Source("a.png", PICTURE)], {"imgsz": [64, 64]}, alone=False)
-    second = Ledger.begin(here / "run", [Source("b.png", PICTURE)], {"imgsz": [96, 96]}, alone=False)
-    assert second.sources == first.sources == [Source("a.png", PICTURE)] and second.options == {"imgsz": [64, 64]}
+    first = Ledger.begin(here / "run", [Source("a.png", IMAGE)], {"imgsz": [64, 64]}, alone=False)
+    second = Ledger.begin(here / "run", [Source("b.png", IMAGE)], {"imgsz": [96, 96]}, alone=False)
+    assert second.sources == first.sources == [Source("a.png", IMAGE)] and second.options == {"imgsz": [64, 64]}
     assert os.listdir(here) == ["run"]
 
 
@@ -239,7 +239,7 @@ def test_shares_are_disjoint_and_rows_come_in_order(processes, here):  # noqa: F
             if i != 5:  # its process was killed
                 worker.done(i)
         worker.close()
-    assert not ledger.complete() and set(ledger.places) == {0, 1, 2, 3, 4, 6}
+    assert not ledger.complete() and set(ledger.positions) == {0, 1, 2, 3, 4, 6}
     assert [Ledger(here / "run").todo(rank, 2) for rank in (0, 1)] == [[], [5]]
     rows = [(source, number, boxes.tolist()) for source, number, boxes in ledger.rows()]
     assert [row[:2] for row in rows] == [(i, n) for i in (0, 1, 2, 4, 6) for n in (1, 2)]
@@ -267,7 +267,7 @@ def test_files_of_which_none_can_be_read(found, here, monkeypatch):  # noqa: F81
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         if rank == "1":
-            with pytest.raises(ValueError, match="none of the 3 files can be read"):
+            with pytest.raises(ValueError, match="none of the 3 files of this run can be read"):
                 found("*.png", resume="run")
         else:
             found("*.png", resume="run")

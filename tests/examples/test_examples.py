@@ -18,7 +18,7 @@ from utils.data.letterbox import letterbox
 from utils.export.formats import Options
 from utils.export.graph import Decoded
 from utils.files import ROOT
-from utils.inference.finder import Finder
+from utils.inference.detector import Detector
 from utils.nms import non_max_suppression
 from utils.runtimes.base import Metadata
 
@@ -44,8 +44,8 @@ def export(model: torch.nn.Module, photograph: Path, folder: Path) -> tuple[Path
     metadata = Metadata(names=tuple(model.names), stride=32, imgsz=(SIZE, SIZE))
     onnx_file.write(Decoded(model), torch.zeros(1, 3, SIZE, SIZE), path, Options(metadata=metadata))
     suppression = {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 1000}
-    finder = Finder(Backend(path), (SIZE, SIZE), torch.device("cpu"), **suppression)
-    boxes = finder([cv2.imread(str(photograph))])[0][0].numpy()
+    detector = Detector(Backend(path), (SIZE, SIZE), torch.device("cpu"), **suppression)
+    boxes = detector([cv2.imread(str(photograph))])[0][0].numpy()
     assert len(boxes) > 3
     return path, boxes
 

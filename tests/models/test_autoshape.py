@@ -150,14 +150,14 @@ def test_grey_pictures(model):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ([], "the list is empty"),
-        (np.zeros((4, 5, 6, 7)), r"picture 0: expected an array \(H, W, 3\)"),
+        ([], "the list of images is empty"),
+        (np.zeros((4, 5, 6, 7)), r"image 0: expected an array \(H, W, 3\)"),
         (np.zeros((64, 64, 2), np.uint8), "expected an array"),
         (np.zeros((0, 64, 3), np.uint8), "expected an array"),
         (np.full((64, 64, 3), 0.5), "expected values 0-255, got float64 up to 0.5"),
         (np.full((64, 64, 3), 4000, np.uint16), "expected values 0-255, got uint16 up to 4000"),
         ([picture(), "text"], "no such file|No such file"),
-        (None, "picture 0: expected an array"),
+        (None, "image 0: expected an array"),
     ],
 )
 def test_what_is_no_picture(model, given, says):
@@ -183,7 +183,7 @@ def test_addresses_only_when_allowed(model, monkeypatch):
         "urllib.request.urlopen",
         lambda url, timeout: asked.append(url) or Body(cv2.imencode(".png", picture()[..., ::-1])[1].tobytes()),
     )
-    with pytest.raises(ValueError, match=r"only when allowed: set `model.download = True`"):
+    with pytest.raises(ValueError, match=r"not fetched unless allowed; set `model.download = True`"):
         model("https://example.com/a%20b.png?x=1")
     assert not asked
     model.download = True
@@ -267,8 +267,8 @@ def test_boxes_in_four_forms(found):
 def test_words(found, capsys):
     found.print()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "image 1/2: 64x96 1 rot, 1 weiß" and lines[1] == "image 2/2: 50x40 (nothing found)"
-    assert lines[2].endswith("per picture, shape (2, 3, 96, 96)") and str(found) == "\n".join(lines)
+    assert lines[0] == "image 1/2: 64x96 1 rot, 1 weiß" and lines[1] == "image 2/2: 50x40 (no detections)"
+    assert lines[2].endswith("at shape (2, 3, 96, 96)") and str(found) == "\n".join(lines)
 
 
 def test_one_by_one(found):

@@ -237,11 +237,11 @@ def test_nothing_found(shape):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"conf_thres": 1.1}, "confidence threshold must lie between 0 and 1, got 1.1"),
-        ({"iou_thres": -0.1}, "IoU threshold must lie between 0 and 1, got -0.1"),
+        ({"conf_thres": 1.1}, "confidence threshold must be between 0 and 1, got 1.1"),
+        ({"iou_thres": -0.1}, "IoU threshold must be between 0 and 1, got -0.1"),
         ({"decoded": torch.zeros(10, 8)}, r"got \(10, 8\)"),  # one image without its batch dimension
         ({"decoded": torch.zeros(1, 10, 5)}, r"got \(1, 10, 5\)"),  # no class
-        ({"labels": [torch.zeros(0, 5)]}, "each of the 2 images or not at all, got 1"),
+        ({"labels": [torch.zeros(0, 5)]}, "all of the 2 images or for none, got 1"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.drawing import write_image
 from utils.files import atomic_write
-from utils.inference.outputs import write_image
 
-MAPS = 32  # maximum number of maps of a layer that are drawn
+MAX_MAPS = 32  # maximum number of maps of a layer that are drawn
 COLUMNS = 8
-FAINT = 0.01  # a difference of gates that is drawn in full colour only if it is larger than this
-CELL = 160  # minimum length in pixels of the longer side of a drawn map
+MIN_CONTRAST = 0.01  # a difference of gates that is drawn in full colour only if it is larger than this
+MIN_MAP_SIDE = 160  # minimum length in pixels of the longer side of a drawn map
 
 
 class FeatureRecorder:
     """Writes the feature maps of a model's layers for the first image of each forward pass that runs inside `with`.
 
-    A layer i of class Module gives `stage<i>_<Module>_features.png`, at most 32 of its maps, each from its minimum
+    A layer i of class Module gives `stage<i>_<Module>_features.png`, up to 32 of its maps, each from its minimum
     (dark) to its maximum (bright), and `.npy` with all of them, float32 (C, h, w).
 
     Args:
@@ -48,7 +48,7 @@ class FeatureRecorder:
                 maps = output[0].float().cpu().numpy()
                 with atomic_write(self.folder / f"{name}_features.npy", sync=False) as file:
                     np.save(file, maps)
-                write_image(self.folder / f"{name}_features.png", draw_maps(maps[:MAPS]))
+                write_image(self.folder / f"{name}_features.png", draw_maps(maps[:MAX_MAPS]))
 
         return write
 
@@ -82,7 +82,7 @@ def draw_maps(maps: np.ndarray) -> np.ndarray:
     n, height, width = maps.shape
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     grey = ((maps - low) / np.maximum(high - low, 1e-12) * 255).astype(np.uint8)
-    scale = max(math.ceil(CELL / max(height, width)), 1)
+    scale = max(math.ceil(MIN_MAP_SIDE / max(height, width)), 1)
     rows, columns = math.ceil(n / COLUMNS), min(n, COLUMNS)
     gap = 4
     canvas = np.full((rows * (height * scale + gap) - gap, columns * (width * scale + gap) - gap, 3), 255, np.uint8)
@@ -117,7 +117,7 @@ def draw_emphasis(maps: np.ndarray, gate: np.ndarray, image: np.ndarray) -> np.n
     size = np.abs(maps)
     emphasis = np.einsum("c,chw->hw", gate, size) / np.maximum(size.sum(0), 1e-12)
     emphasis -= np.einsum("c,chw->", gate, size) / max(size.sum(), 1e-12)
-    emphasis /= max(np.abs(emphasis).max(), FAINT)
+    emphasis /= max(np.abs(emphasis).max(), MIN_CONTRAST)
     emphasis = cv2.resize(emphasis.astype(np.float32), image.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(-1, 1)
     colour = np.where(emphasis[..., None] > 0, np.float32([0, 0, 255]), np.float32([255, 0, 0]))
     strength = 0.75 * np.abs(emphasis)[..., None]

@@ -1,4 +1,4 @@
-"""How found boxes are written: names of result files, lines of label files, crops, the one-line summary."""
+"""How detections are written: names of result files, lines of label files, crops, the one-line summary."""
 
 import os
 import re
@@ -17,17 +17,17 @@ from utils.files import atomic_write, increment_path
 
 
 def result_stems(files: Sequence[str | Path]) -> list[str]:
-    """The name, without suffix, of each picture's results: its own where no other picture has it, and never one twice.
+    """Returns a unique name, without suffix, for the results of each file.
 
-    Pictures that share a name are told apart by their folders, below the one they share (`cam1/7.jpg` -> `cam1_7`), and
-    by a number where that does not help (`a.jpg`, `a.png` -> `a`, `a_2`). A video whose frames' names, `a_1`, another
-    file has is told apart by its suffix: `a.mp4` -> `a_mp4`.
+    It is the file's own name if no other file has it. Otherwise the folders below the common one come first
+    (`cam1/7.jpg` -> `cam1_7`), or a number follows (`a.jpg`, `a.png` -> `a`, `a_2`). Where another file has the name of
+    a video's frame, `a_1`, the video's suffix is added: `a.mp4` -> `a_mp4`.
     """
     files = _apart_from_frames([Path(file) for file in files])
     paths = [Path(os.path.abspath(file)) for file in files]
     columns = zip(*(path.parent.parts for path in paths))
     shared = max(sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, columns)), 1)
-    same = Counter(path.stem.lower() for path in paths)  # some file systems know no capitals
+    same = Counter(path.stem.lower() for path in paths)  # some file systems ignore case
     taken = {stem for stem, count in same.items() if count == 1}
     stems = []
     for path in paths:
@@ -54,9 +54,9 @@ def _apart_from_frames(files: list[Path]) -> list[Path]:
 
 
 def label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> list[str]:
-    """Lines of a label file: class x y w h [confidence] [track], 0-1 of the image, six digits each.
+    """Returns the lines of a label file: class x y w h [confidence] [track], 0-1 of the image, six digits each.
 
-    boxes: (n, 6 or 7): x1, y1, x2, y2 in pixels of an image of shape (height, width), confidence, class, track.
+    boxes: (n, 6 or 7): x1, y1, x2, y2 in pixels of an image of shape (height, width), confidence, class, track number.
     """
     boxes = boxes.cpu().double()
     confidence = boxes[:, 4:5] if save_conf else boxes[:, :0]
@@ -66,21 +66,21 @@ def label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = F
 
 
 def write_labels(path: str | Path, boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> None:
-    """Writes `label_lines` as a file; without boxes there is none."""
+    """Writes `label_lines` to a file; without boxes no file is written."""
     if len(boxes):
         with atomic_write(path, "w", sync=False) as file:
             file.writelines(label_lines(boxes, shape, save_conf))
 
 
 def summary(boxes: torch.Tensor, names: Sequence[str]) -> str:
-    """What was found, in words: `2 persons, 1 bus`. boxes: (n, 6) with the class last."""
+    """Returns the number of detections of each class: `2 persons, 1 bus`. boxes: (n, 6) with the class last."""
     counts = Counter(boxes[:, 5].int().tolist())
     plural = {c: "s" * (n > 1 and not names[c].endswith("s")) for c, n in counts.items()}
-    return ", ".join(f"{n} {names[c]}{plural[c]}" for c, n in sorted(counts.items())) or "(nothing found)"
+    return ", ".join(f"{n} {names[c]}{plural[c]}" for c, n in sorted(counts.items())) or "(no detections)"
 
 
 def crop(image: np.ndarray, box: torch.Tensor, gain: float = 1.02, margin: int = 10) -> np.ndarray:
-    """The part of a picture (H, W, 3) inside an xyxy box in pixels, enlarged by `gain` and by `margin` pixels."""
+    """Returns the part of an image (H, W, 3) in an xyxy box in pixels, enlarged by `gain` and by `margin` pixels."""
     x, y, w, h = xyxy_to_xywh(box.float())
     corners = xywh_to_xyxy(torch.stack((x, y, w * gain + margin, h * gain + margin))).trunc()
     x1, y1, x2, y2 = clip_boxes(corners, image.shape[:2]).int().tolist()
@@ -88,21 +88,21 @@ def crop(image: np.ndarray, box: torch.Tensor, gain: float = 1.02, margin: int =
 
 
 def crop_folder(folder: Path, class_name: str) -> Path:
-    """folder/<class>, to which the name of a class can not lead further than that."""
+    """Returns folder/<class>; characters of the class name that could lead elsewhere are replaced."""
     return folder / (re.sub(r"[^\w .()+-]", "_", class_name).strip(". ") or "_")
 
 
-def write_crop(folder: Path, class_name: str, stem: str, picture: np.ndarray) -> Path:
-    """Saves a crop as folder/<class>/<stem>.jpg, <stem>2.jpg ..., the first that is free."""
+def write_crop(folder: Path, class_name: str, stem: str, image: np.ndarray) -> Path:
+    """Writes a crop as the first of folder/<class>/<stem>.jpg, <stem>2.jpg ... that does not exist."""
     path = crop_folder(folder, class_name) / f"{stem}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_image(increment_path(path), picture)
+    return write_image(increment_path(path), image)
 
 
 class CropNames:
-    """Names for the crops of several sources that depend on nothing but their stems: a, a2, a3 ...
+    """The names of the crops of several sources, which depend on the stems of the sources only: a, a2, a3 ...
 
-    Where that could be mistaken for the name of another source, as frame1 and 2 for frame12, all are a, a-2, a-3.
+    Where such a name could belong to another source, as the second crop of frame1 to frame12, they are a, a-2, a-3 ...
     """
 
     def __init__(self, stems: Sequence[str]):
@@ -112,11 +112,11 @@ class CropNames:
             self._between += "-"
 
     def name(self, stem: str, number: int) -> str:
-        """Of the number-th crop of a class in a source, from 1."""
+        """Returns the name of the number-th crop, from 1, of a class in a source."""
         return stem if number == 1 else f"{stem}{self._between}{number}"
 
     def source_of(self, name: str) -> str | None:
-        """The stem, in small letters, of the source that a crop of this name is of; None for none of these."""
+        """Returns the stem, in lower case, of the source to which a crop of this name belongs, or None."""
         name = name.lower()
         digits = re.search(r"[0-9]*$", name)[0]
         for k in range(1, len(digits) + 1):

@@ -1,4 +1,4 @@
-"""What detect leaves behind: pictures, videos, label files, crops, one JSON or CSV file of all boxes, a window."""
+"""The results of detect: images, videos, label files, crops, one JSON or CSV file of all detections, a window."""
 
 import csv
 import json
@@ -30,12 +30,12 @@ from utils.inference.outputs import (
 from utils.inference.sources import VIDEO, Frame, Source
 from utils.log import LOGGER
 
-WINDOWS = ("darwin", "win32")  # systems that always have a display, as far as can be told
+HAVE_DISPLAY = ("darwin", "win32")  # systems that are assumed to have a display
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Which results, and how boxes are drawn. The names are those of detect's options."""
+class ResultOptions:
+    """Which results are written, and how boxes are drawn. The names are those of detect's options."""
 
     images: bool = True
     txt: bool = False
@@ -49,17 +49,18 @@ class Wanted:
     hide_conf: bool = False
 
 
-class Results:
+class ResultWriter:
     """Writes the results of frames in the order they come, in a thread of its own unless they are also shown.
 
-    Use it in a `with`: at its end, reached or not, videos and tables are closed, so that they can be read.
+    Use it in a `with`: at its end, also after an error, videos and tables are closed and can be read.
 
     Args:
-        folder: the run's folder; it is there.
-        sources: what the frames' numbers of sources stand for.
+        folder: the run's folder, which exists.
+        sources: the sources to which the frames' source numbers refer.
         names: of the classes.
-        ledger: is told what is done; then the tables are written at the end, by the process that finds all done.
-        lost: indices of sources that could not be read, by the end.
+        options: which results.
+        ledger: records what is done; then the process that does the last file writes the tables.
+        unreadable: indices of sources that could not be read; complete when the `with` ends.
     """
 
     def __init__(
@@ -67,38 +68,38 @@ class Results:
         folder: Path,
         sources: Sequence[Source],
         names: Sequence[str],
-        wanted: Wanted,
+        options: ResultOptions,
         ledger: Ledger | None = None,
-        lost: Sequence[int] = (),
+        unreadable: Sequence[int] = (),
     ):
-        self.folder, self.sources, self.names, self.wanted = folder, sources, names, wanted
-        self.ledger, self.lost = ledger, lost
+        self.folder, self.sources, self.names, self.options = folder, sources, names, options
+        self.ledger, self.unreadable = ledger, unreadable
         self.stems = result_stems([source.result for source in sources])
         self.crop_names = CropNames(self.stems)
         self.videos: dict[int, VideoFile] = {}
         self.tables = [] if ledger else self._open_tables(lambda name: folder / name)
         self._current: int | None = None  # the source of the last frame
-        self._crops: Counter[Path] = Counter()  # of it, by folder
-        if wanted.txt:
+        self._crops: Counter[Path] = Counter()  # number of crops of that source, by folder
+        if options.txt:
             (folder / "labels").mkdir(exist_ok=True)
         self.quit = False  # whether q was pressed in the window
-        self._worker = None if wanted.view else Worker(self._write, depth=8)
+        self._worker = None if options.view else Worker(self._write, depth=8)
 
     def _open_tables(self, path: Callable[[str], Path]) -> list:
-        wanted = {"predictions.json": (self.wanted.json, JsonTable), "predictions.csv": (self.wanted.csv, CsvTable)}
-        return [table(path(name)) for name, (on, table) in wanted.items() if on]
+        tables = {"predictions.json": (self.options.json, JsonTable), "predictions.csv": (self.options.csv, CsvTable)}
+        return [table(path(name)) for name, (on, table) in tables.items() if on]
 
     def add(self, frame: Frame, boxes: torch.Tensor) -> None:
-        """Takes the boxes (n, 6) found in a frame, in its pixels, confidence, class; a seventh column is the track.
+        """Adds the detections (n, 6) of a frame: xyxy in its pixels, confidence, class; a seventh column is the track.
 
-        Raises what went wrong in writing an earlier frame.
+        Raises the error of writing an earlier frame, if there was one.
         """
         if self._worker:
             self._worker.add(frame, boxes)
         else:
             self._write(frame, boxes)
 
-    def __enter__(self) -> "Results":
+    def __enter__(self) -> "ResultWriter":
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -108,20 +109,20 @@ class Results:
         finally:
             for closed in (*self.videos.values(), *self.tables):
                 closed.close()
-            if self.wanted.view:
+            if self.options.view:
                 cv2.destroyAllWindows()
             if self.ledger:
-                self._close_ledger(whole=kind is None and not self.quit)
+                self._close_ledger(finished=kind is None and not self.quit)
 
-    def _close_ledger(self, whole: bool) -> None:
-        """The last process writes the tables and ends the run; an interrupted one says how to go on.
+    def _close_ledger(self, finished: bool) -> None:
+        """Lets the last process write the tables and finish the run; an interrupted one logs how to resume it.
 
-        whole: nothing is left of this process's share.
+        finished: whether this process has done all its files.
         """
         ledger = self.ledger
-        if whole and self._current is not None and self.sources[self._current].kind == VIDEO:
+        if finished and self._current is not None and self.sources[self._current].kind == VIDEO:
             ledger.done(self._current)
-        for source in self.lost:
+        for source in self.unreadable:
             ledger.left_out(source)
         try:
             complete = ledger.complete()
@@ -129,20 +130,20 @@ class Results:
                 self._write_tables()
             if complete:
                 ledger.finish()
-                if not any(ledger.places.values()):
-                    raise ValueError(f"none of the {len(ledger.sources)} files can be read")
+                if not any(ledger.positions.values()):
+                    raise ValueError(f"{self.folder}: none of the {len(ledger.sources)} files of this run can be read")
         except FileNotFoundError:  # another process has finished at the same moment
             return
         finally:
             ledger.close()
-        if not whole:
-            LOGGER.warning(f"unfinished; to go on: python detect.py --resume '{self.folder}'")
+        if not finished:
+            LOGGER.warning(f"unfinished; to resume it: python detect.py --resume '{self.folder}'")
         elif not complete:
-            left = len(ledger.sources) - len(ledger.places)
-            LOGGER.info(f"this process's share is done; others have {left} of {len(ledger.sources)} files to go")
+            left = len(ledger.sources) - len(ledger.positions)
+            LOGGER.info(f"this process has done its files; {left} of {len(ledger.sources)} are left to other processes")
 
     def _write_tables(self) -> None:
-        """Tables of all that is done, by whatever process, whole."""
+        """Writes the tables of all files that are done, by whichever process."""
         paths: dict[str, Path] = {}
         tables = self._open_tables(lambda name: paths.setdefault(name, self.ledger.scratch(name)))
         try:
@@ -156,40 +157,40 @@ class Results:
             os.replace(path, self.folder / name)
 
     def stem(self, frame: Frame) -> str:
-        """The name of a frame's label file and crops."""
+        """Returns the name of a frame's label file and crops, without suffix."""
         return self._stem(frame.source, frame.number)
 
     def _stem(self, source: int, number: int | None) -> str:
         return self.stems[source] + ("" if number is None else f"_{number}")
 
     def _write(self, frame: Frame, boxes: torch.Tensor) -> None:
-        wanted, source, shape = self.wanted, self.sources[frame.source], frame.image.shape[:2]
+        options, source, shape = self.options, self.sources[frame.source], frame.image.shape[:2]
         self._begin(frame.source)
         for table in self.tables:
             table.add(source.title, self.stem(frame), frame.number, boxes, self.names)
-        if self.ledger and (wanted.json or wanted.csv) and len(boxes):
+        if self.ledger and (options.json or options.csv) and len(boxes):
             self.ledger.record(frame.source, frame.number, boxes)
-        # whole pixels, as the pictures and label files of v6.1 have them
+        # whole pixels, as in the images and label files of v6.1
         boxes = torch.cat((boxes[:, :4].round(), boxes[:, 4:]), 1)
-        if wanted.txt:
-            write_labels(self.folder / "labels" / f"{self.stem(frame)}.txt", boxes.flip(0), shape, wanted.conf)
-        if wanted.crop:
+        if options.txt:
+            write_labels(self.folder / "labels" / f"{self.stem(frame)}.txt", boxes.flip(0), shape, options.conf)
+        if options.crop:
             for box in boxes.flip(0):
-                picture = crop(frame.image, box[:4])
-                if picture.size:
-                    self._write_crop(self.names[int(box[5])], self.stems[frame.source], picture)
-        if wanted.images or wanted.view:
-            width = wanted.line_thickness or automatic_line_width(shape, usual=3)
-            drawn = draw_boxes(frame.image, boxes, self.names, width, wanted.hide_labels, wanted.hide_conf)
-            if wanted.images:
+                cropped = crop(frame.image, box[:4])
+                if cropped.size:
+                    self._write_crop(self.names[int(box[5])], self.stems[frame.source], cropped)
+        if options.images or options.view:
+            width = options.line_thickness or automatic_line_width(shape, usual=3)
+            drawn = draw_boxes(frame.image, boxes, self.names, width, options.hide_labels, options.hide_conf)
+            if options.images:
                 self._write_drawn(frame, source, drawn)
-            if wanted.view:
+            if options.view:
                 self.quit = show(source.title, drawn) or self.quit
         if self.ledger and source.kind != VIDEO:
             self.ledger.done(frame.source)
 
     def _begin(self, source: int) -> None:
-        """A frame of this source is written next. Files come one after another: with it the one before is done."""
+        """Notes that a frame of this source comes next; files come one after another, so the one before is done."""
         before, self._current = self._current, source
         if self.ledger and before not in (None, source):
             self._crops.clear()
@@ -197,15 +198,15 @@ class Results:
                 self.close_videos()
                 self.ledger.done(before)
 
-    def _write_crop(self, name: str, stem: str, picture: np.ndarray) -> None:
+    def _write_crop(self, name: str, stem: str, image: np.ndarray) -> None:
         if not self.ledger:
-            write_crop(self.folder / "crops", name, stem, picture)
+            write_crop(self.folder / "crops", name, stem, image)
             return
-        # not the first name that is free: a file that is done again must find its own
+        # not the first unused name: a file that is done again must overwrite its own crops
         folder = crop_folder(self.folder / "crops", name)
         folder.mkdir(parents=True, exist_ok=True)
         self._crops[folder] += 1
-        write_image(folder / f"{self.crop_names.name(stem, self._crops[folder])}.jpg", picture)
+        write_image(folder / f"{self.crop_names.name(stem, self._crops[folder])}.jpg", image)
 
     def _write_drawn(self, frame: Frame, source: Source, drawn: np.ndarray) -> None:
         stem = self.stems[frame.source]
@@ -219,13 +220,13 @@ class Results:
         self.videos[frame.source].add(drawn)
 
     def close_videos(self) -> None:
-        """Ends the videos that are being written."""
+        """Closes the videos that are being written."""
         while self.videos:
             self.videos.popitem()[1].close()
 
 
 class Worker:
-    """Does calls one after another in a thread, while at most `depth` more wait for it."""
+    """Makes calls one after another in a thread; at most `depth` calls wait."""
 
     def __init__(self, call: Callable, depth: int):
         self._call, self._waiting, self._error = call, queue.Queue(depth), None
@@ -233,13 +234,13 @@ class Worker:
         self._thread.start()
 
     def add(self, *arguments) -> None:
-        """Leaves a call to the thread. Raises what an earlier one raised."""
+        """Adds a call. Raises the error of an earlier one."""
         if self._error:
             raise self._error
         self._waiting.put(arguments)
 
     def close(self, quiet: bool = False) -> None:
-        """Waits until all is done. Raises what a call raised, unless `quiet`."""
+        """Waits for all calls. Raises the error of a call, unless `quiet`."""
         self._waiting.put(None)
         self._thread.join()
         if self._error and not quiet:
@@ -250,7 +251,7 @@ class Worker:
             try:
                 if self._error is None:
                     self._call(*arguments)
-            except BaseException as error:  # it belongs to the caller
+            except BaseException as error:  # whatever it is: add and close raise it in the caller's thread
                 self._error = error
 
 
@@ -258,9 +259,11 @@ class Worker:
 
 
 class VideoFile:
-    """An MP4 (codec mp4v) of pictures of one shape (height, width). It has its name once it is closed.
+    """An MP4 file (codec mp4v) of images of one shape (height, width), which has its final name once it is closed.
 
-    The codec has even sides only: of an odd one the last row or column is left out.
+    The codec takes even sides only: the last row or column of an odd side is left out.
+
+    Raises OSError where the file cannot be written.
     """
 
     def __init__(self, path: Path, fps: float, shape: tuple[int, int]):
@@ -268,29 +271,31 @@ class VideoFile:
         self._part = path.with_name(f".{path.stem}.part{path.suffix}")
         self._writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter_fourcc(*"mp4v"), fps, shape[::-1])
         if not self._writer.isOpened():
-            raise OSError(f"{path}: cannot be written as a video of {shape[1]} x {shape[0]} at {fps:g} frames a second")
+            raise OSError(
+                f"{path}: OpenCV cannot write a video of {shape[1]} x {shape[0]} at {fps:g} frames per second"
+            )
 
-    def add(self, picture: np.ndarray) -> None:
-        """The next picture, BGR uint8; one of another shape, as a camera that turns gives, is resized."""
-        if picture.shape[:2] != self.shape:
-            picture = cv2.resize(picture, self.shape[::-1], interpolation=cv2.INTER_AREA)
-        self._writer.write(picture)
+    def add(self, image: np.ndarray) -> None:
+        """Adds an image, BGR uint8. One of another shape, as a camera that is turned sends it, is resized."""
+        if image.shape[:2] != self.shape:
+            image = cv2.resize(image, self.shape[::-1], interpolation=cv2.INTER_AREA)
+        self._writer.write(image)
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._writer.release()
         os.replace(self._part, self.path)
 
 
 class JsonTable:
-    """A JSON array with an object per box: v6.1's and COCO's image_id, category_id, bbox, score; file, name, frame."""
+    """A JSON array of detections: COCO's image_id, category_id, bbox, score; and file, name, frame, track."""
 
     def __init__(self, path: Path):
         self._file = open(path, "w", encoding="utf-8")
         self._separator = "[\n"
 
     def add(self, title: str, stem: str, number: int | None, boxes: torch.Tensor, names: Sequence[str]) -> None:
-        """Rows for boxes (n, 6 or 7) in pixels of their picture."""
+        """Adds detections (n, 6 or 7) in pixels of their image."""
         corner_and_size = xyxy_to_xywh(boxes[:, :4].double())
         corner_and_size[:, :2] -= corner_and_size[:, 2:] / 2
         for box, (confidence, c, *track) in zip(corner_and_size.tolist(), boxes[:, 4:].tolist()):
@@ -308,13 +313,13 @@ class JsonTable:
             self._separator = ",\n"
 
     def close(self) -> None:
-        """Ends the array."""
+        """Closes the array and the file."""
         self._file.write("[]\n" if self._separator == "[\n" else "\n]\n")
         self._file.close()
 
 
 class CsvTable:
-    """A CSV file with a row per box: file, frame, class, name, confidence, xmin, ymin, xmax, ymax, track."""
+    """A CSV file of detections: file, frame, class, name, confidence, xmin, ymin, xmax, ymax, track."""
 
     COLUMNS = ("file", "frame", "class", "name", "confidence", "xmin", "ymin", "xmax", "ymax", "track")
 
@@ -324,14 +329,14 @@ class CsvTable:
         self._rows.writerow(self.COLUMNS)
 
     def add(self, title: str, stem: str, number: int | None, boxes: torch.Tensor, names: Sequence[str]) -> None:
-        """Rows for boxes (n, 6 or 7) in pixels of their picture."""
+        """Adds detections (n, 6 or 7) in pixels of their image."""
         for row in boxes.tolist():
             box, (confidence, c), track = row[:4], row[4:6], [int(v) or "" for v in row[6:]] or [""]
             start = [title, "" if number is None else number, int(c), names[int(c)], f"{confidence:.5f}"]
             self._rows.writerow([*start, *(f"{v:.3f}" for v in box), *track])
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._file.close()
 
 
@@ -339,9 +344,9 @@ class CsvTable:
 
 
 def has_display() -> bool:
-    """Whether a window can be opened: there is a screen, and OpenCV was built for it."""
-    # asked first, because without a screen OpenCV's Qt ends the whole process
-    if sys.platform not in WINDOWS and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    """Returns whether a window can be opened: there is a display, and OpenCV was built for it."""
+    # checked first, because without a display OpenCV's Qt ends the whole process
+    if sys.platform not in HAVE_DISPLAY and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return False
     try:
         cv2.namedWindow("test")
@@ -351,7 +356,7 @@ def has_display() -> bool:
     return True
 
 
-def show(title: str, picture: np.ndarray) -> bool:
-    """Shows a picture in the window of this title; True if q was pressed."""
-    cv2.imshow(title, picture)
+def show(title: str, image: np.ndarray) -> bool:
+    """Shows an image in the window of this title and returns whether q was pressed."""
+    cv2.imshow(title, image)
     return cv2.waitKey(1) & 0xFF == ord("q")

@@ -1,4 +1,4 @@
-"""Which box is the same object as in the frame before: ByteTrack (Zhang et al., ECCV 2022), by the package trackers."""
+"""Tracking of objects from frame to frame: ByteTrack (Zhang et al., ECCV 2022), from the package trackers."""
 
 import numpy as np
 import torch
@@ -6,16 +6,17 @@ import torch
 from utils.cli import require
 from utils.inference.sources import Frame
 
-SURE = 0.5  # boxes of at least this confidence are matched to tracks first, the others to what is left
-PICTURES = -1  # all pictures of a run are one sequence
+HIGH_CONFIDENCE = 0.5  # boxes from this confidence on are matched with tracks first, then the others
+ALL_IMAGES = -1  # key of the one sequence that all images of a run form
 
 
 class Tracking:
-    """Numbers the objects of each video and stream from 1; pictures, in their order, are taken for one video.
+    """Numbers the objects of each video and stream from 1. All images of a run count as the frames of one video.
 
-    An object has its number from the second frame on that it is seen in.
+    An object gets its number in the second frame in which it is detected.
 
-    conf_thres: 0-1. What is more confident may begin a track.
+    conf_thres: minimum confidence, 0-1, of a box that begins a track.
+
     Raises ValueError where the package is not installed.
     """
 
@@ -23,13 +24,13 @@ class Tracking:
         require("trackers", "--track")
         self.conf_thres = conf_thres
         self._trackers: dict[int, object] = {}
-        self._numbers: dict[int, dict[int, int]] = {}  # the package's, which may go on from one video to the next
+        self._numbers: dict[int, dict[int, int]] = {}  # by the package's numbers, which may continue over videos
 
     def __call__(self, frame: Frame, boxes: torch.Tensor) -> torch.Tensor:
-        """Boxes (n, 6) of the next frame of its source, in pixels -> (n, 7): the number of the track, 0 for none."""
+        """Returns the boxes (n, 6), in pixels, of a source's next frame with track numbers, 0 for none: (n, 7)."""
         from supervision import Detections
 
-        source = PICTURES if frame.number is None else frame.source
+        source = ALL_IMAGES if frame.number is None else frame.source
         if source not in self._trackers:
             self._trackers[source], self._numbers[source] = self._begin(frame.fps), {}
         rows = boxes.double().numpy()
@@ -40,7 +41,7 @@ class Tracking:
         numbers, tracks = self._numbers[source], torch.zeros(len(boxes), 1)
         if len(tracked):
             for row, track in zip(tracked.data["row"].tolist(), tracked.tracker_id.tolist()):
-                if track >= 0:  # otherwise it has none yet
+                if track >= 0:  # otherwise it has no number yet
                     tracks[row] = numbers.setdefault(track, len(numbers) + 1)
         return torch.cat((boxes, tracks), 1)
 
@@ -50,6 +51,6 @@ class Tracking:
         return ByteTrackTracker(
             frame_rate=fps,
             track_activation_threshold=self.conf_thres,
-            high_conf_det_threshold=SURE,
+            high_conf_det_threshold=HIGH_CONFIDENCE,
             minimum_consecutive_frames=1,
         )
