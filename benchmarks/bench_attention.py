@@ -28,7 +28,7 @@ from models.attention import CBAM, ECA, GCT, LSRAG, RLNL, Adapter, CoordAttentio
 from models.common import SE, SOCA
 from models.insert import parse_attention
 from models.yolo import Model
-from tools.costs import Timer, machine, peak_bytes, training_step
+from tools.costs import PairedTimer, machine, peak_bytes, training_step
 
 BLOCKS = {block.__name__: block for block in (SE, ECA, CBAM, CoordAttention, SimAM, GCT, Adapter, SOCA, RLNL, LSRAG)}
 MAPS = {"P2": (64, 160), "P3": (128, 80), "P4": (256, 40), "P5": (512, 20)}  # channels and side, yolov5s at 640 px
@@ -36,7 +36,7 @@ DETECTORS = ("none", "SE@C3", "SOCA@P5", "SOCA@C3")
 LIMIT = 2.0  # GiB of centring matrices that the usual way may have
 
 
-def bench_map(level: str, batch: int, device: torch.device, timer: Timer) -> list[str]:
+def bench_map(level: str, batch: int, device: torch.device, timer: PairedTimer) -> list[str]:
     """Rows of the first table: every block on one map."""
     C, side = MAPS[level]
     torch.manual_seed(0)
@@ -85,7 +85,7 @@ def one_detector(attention: str, batch: int, device: torch.device) -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
 
 
-def bench_detectors(batch: int, device: torch.device, timer: Timer, threads: int) -> list[str]:
+def bench_detectors(batch: int, device: torch.device, timer: PairedTimer, threads: int) -> list[str]:
     """Rows of the second table. Each peak is of a process of its own; times are taken in turn in this one."""
     peaks = {}
     for name in DETECTORS:
@@ -123,7 +123,7 @@ def main() -> None:
     if opt.peak:
         one_detector(opt.peak, opt.batch, device)
         return
-    timer = Timer(device, 3 if opt.quick else opt.rounds, opt.cpu_seconds)
+    timer = PairedTimer(device, 3 if opt.quick else opt.rounds, opt.cpu_seconds)
     clock = "CPU seconds" if opt.cpu_seconds else "wall clock"
     print(f"{machine(device)}, medians of {timer.rounds}, {clock}\n")
     tables = (opt.only,) if opt.only else ("maps",) if opt.quick else ("maps", "detectors")

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.common import SOCA
 from models.second_order import ITERATIONS, covariance, second_order_statistic
 from models.yolo import Model
-from tools.costs import Timer, inference, machine, peak_bytes, training_step
+from tools.costs import PairedTimer, inference, machine, peak_bytes, training_step
 
 SHAPES = [(16, 512, 20, 20), (2, 128, 80, 80), (1, 512, 20, 20), (1, 1024, 20, 20)]
 
@@ -120,7 +120,7 @@ def statistic64(x: torch.Tensor) -> torch.Tensor:
     return usual_root(covariance(x.double())).mean(1)
 
 
-def bench_module(shape: tuple[int, ...], device: torch.device, timer: Timer) -> list[str]:
+def bench_module(shape: tuple[int, ...], device: torch.device, timer: PairedTimer) -> list[str]:
     """Rows of the first table: each form at one shape."""
     N, C = shape[:2]
     generator = torch.Generator().manual_seed(0)
@@ -164,7 +164,7 @@ def bench_module(shape: tuple[int, ...], device: torch.device, timer: Timer) -> 
     return rows
 
 
-def bench_detectors(device: torch.device, timer: Timer) -> list[str]:
+def bench_detectors(device: torch.device, timer: PairedTimer) -> list[str]:
     """Rows of the second table."""
     rows = []
     for what, make, times in (
@@ -193,7 +193,7 @@ def main() -> None:
     torch.set_num_threads(opt.threads)
     logging.getLogger("yolov5").setLevel(logging.WARNING)  # no tables of layers
     device = torch.device(opt.device)
-    timer = Timer(device, 3 if opt.quick else opt.rounds, opt.cpu_seconds)
+    timer = PairedTimer(device, 3 if opt.quick else opt.rounds, opt.cpu_seconds)
 
     clock = "CPU seconds" if opt.cpu_seconds else "wall clock"
     print(f"{machine(device)}, medians of {timer.rounds}, {clock}\n")

@@ -17,48 +17,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.yolo import Model
-from tools.costs import HYP, Timer, machine
-from utils.activations import out_of_place
-from utils.training.ema import ModelEMA
-from utils.training.loss import ComputeLoss
-from utils.training.optimizer import build_optimizer
+from tools.costs import PairedTimer, machine, training_step
 
 CASES = [(8, 640), (16, 320)]  # batch, pixels
 CUDA_CASE = (64, 640)
 
 
 def make_step(name: str, device: torch.device, batch: int, size: int, ours: bool = True) -> Callable[[], None]:
-    """A function that takes one training step of a model YAML on fixed random images with eight boxes each.
-
-    ours: as train.py does it, channels last and activations out of place; else contiguous and in place.
-    """
-    memory_format = torch.channels_last if ours else torch.contiguous_format
+    """Returns a function that takes one training step of a model YAML, see `training_step`."""
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(batch, 3, size, size, generator=generator).to(device, memory_format=memory_format)
-    targets = torch.rand(batch * 8, 6, generator=generator)
-    targets[:, 0] = torch.arange(batch * 8) % batch
-    targets[:, 1] = (targets[:, 1] * 80).floor()
-    targets[:, 4:] = targets[:, 4:] * 0.3 + 0.02
-    targets = targets.to(device)
-    model = Model(name).to(device, memory_format=memory_format).train()
-    if ours:
-        out_of_place(model)
-    compute_loss, ema = ComputeLoss(model.model[-1], HYP), ModelEMA(model)
-    optimizer = build_optimizer(model, "SGD", 1e-4)
-    mixed = device.type == "cuda"
-    scaler = torch.amp.GradScaler(device.type, enabled=mixed)
-
-    def step() -> None:
-        with torch.autocast(device.type, enabled=mixed):
-            loss, _ = compute_loss(model(images), targets)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        ema.update(model)
-
-    return step
+    return training_step(Model(name), device, batch, size, channels_last=ours)
 
 
 def main() -> None:
@@ -71,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(opt.threads)
     logging.getLogger("yolov5").setLevel(logging.WARNING)
     device = torch.device(opt.device)
-    timer = Timer(device, opt.rounds, cpu_seconds=False)
+    timer = PairedTimer(device, opt.rounds, cpu_seconds=False)
 
     print(f"{machine(device)}, medians of {opt.rounds}\n")
     print("| model | batch, pixels | contiguous, ms | ours, ms | times faster |\n|---|---|--:|--:|--:|")

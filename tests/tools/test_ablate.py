@@ -19,7 +19,7 @@ from small_world import TINY, write_boxes, write_yaml
 import train
 from models.attention import Adapter
 from models.backend import load_checkpoint
-from tools import ablate
+from tools import ablate, ablate_runs
 from tools.ablate_report import Ablation, as_csv, as_html, as_markdown, as_picture, paired, t_quantile, verdicts
 from utils.files import ROOT
 
@@ -122,9 +122,9 @@ def test_page_and_picture(ablation):
 @pytest.mark.parametrize("arm", ["SOCA@P3+P4+P5", "SE@P5", "CBAM@P4+P5", "LSRAG@P5"])
 def test_the_plain_arm_is_as_large(arm, tmp_path):
     """As large to the last parameter where widths divide, else to the nearest hidden width of one block."""
-    arms = ablate.make_arms("yolov5n.yaml", f"none,SimAM@P5,{arm}", tmp_path)
+    arms = ablate_runs.make_arms("yolov5n.yaml", f"none,SimAM@P5,{arm}", tmp_path)
     assert [made.name for made in arms] == ["none", "SimAM@P5", arm, f"plain={arm}"]
-    named, plain = (ablate.parameters(made.model()) for made in arms[2:])
+    named, plain = (ablate_runs.parameters(made.model()) for made in arms[2:])
     blocks = [layer for layer in arms[3].model().model if isinstance(layer, Adapter)]
     assert len(blocks) == arm.count("P")
     assert abs(plain - named) <= (0 if arm.startswith("S") else sum(2 * block.up.out_channels + 1 for block in blocks))
@@ -139,19 +139,19 @@ def test_the_plain_arm_changes_nothing_at_first():
 
 
 def test_no_plain_arm_without_parameters(tmp_path):
-    arms = ablate.make_arms("yolov5n.yaml", "none,SimAM@P5", tmp_path)
+    arms = ablate_runs.make_arms("yolov5n.yaml", "none,SimAM@P5", tmp_path)
     assert [arm.name for arm in arms] == ["none", "SimAM@P5"]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--attention", "none"], "two arms or more"),
+        (["--attention", "none"], "at least two arms"),
         (["--attention", "none,SE@P5,SE@P5"], "'SE@P5' twice"),
         (["--attention", "none,SOKA@P5"], "did you mean 'SOCA'"),
         (["--attention", "none,SE@P9"], "no map of stride 512"),
         (["--seeds", "0"], "--seeds must be at least 1"),
-        (["--seed", "3"], "--seed is set for each run"),
+        (["--seed", "3"], "--seed cannot be passed on to train.py"),
         (["--epochs", "-1"], "--epochs must be at least 0"),
     ],
 )
@@ -212,7 +212,7 @@ def test_killed_and_started_again(tmp_path, no_pictures, monkeypatch):
     costs = json.loads((out / "costs.json").read_text())["costs"]
     assert all(costs[arm][key] > 0 for arm in ("none", "SOCA@P4") for key in ("memory", "step", "inference"))
 
-    monkeypatch.setattr(ablate, "do_run", None)  # which would fail
+    monkeypatch.setattr(ablate_runs, "do_run", None)  # which would fail
     ablate.main(ablate.parse_options(words))
     with pytest.raises(ValueError, match="runs of another recipe"):
         ablate.main(ablate.parse_options([*words, "--fraction", "0.5"]))
@@ -222,7 +222,7 @@ def test_a_run_that_another_process_has_is_left_to_it(tmp_path):
     folder = tmp_path / "runs/none-seed0"
     folder.mkdir(parents=True)
     with FileLock(folder / "lock"):
-        ablate.do_run(tmp_path, ablate.Arm("none", "no such file", ""), 0, "no such file", [], ["val"])
+        ablate_runs.do_run(tmp_path, ablate_runs.Arm("none", "no such file", ""), 0, "no such file", [], ["val"])
     assert sorted(file.name for file in folder.iterdir()) == ["lock"]
 
 
