@@ -252,9 +252,7 @@ def finish(run: Run) -> None:
         content["training"]["state"]["finished"] = True
         checkpoint.save(last, {**checkpoint.stripped(content), "training": content["training"]})
     names = [f"best/{name.partition('/')[2]}" for name in COLUMNS[4:8]]
-    run.loggers.log_pictures(
-        sorted([*run.save_dir.glob("*.png"), *run.save_dir.glob("*.jpg")]), max(run.state.epoch, 0)
-    )
+    run.loggers.log_images(sorted([*run.save_dir.glob("*.png"), *run.save_dir.glob("*.jpg")]), max(run.state.epoch, 0))
     run.loggers.finish({"best/epoch": run.stopper.best_epoch, **dict(zip(names, run.state.results))})
     LOGGER.info(f"{run.state.epoch + 1} epochs in {clock(run.pace.seconds_so_far())}; results in {run.save_dir}")
 

@@ -134,7 +134,7 @@ def check_image_size(size: int | list[int], stride: int = 32, floor: int = 0) ->
     rounded = [max(round_up(s, stride), floor) for s in sizes]
     result = rounded[0] if isinstance(size, int) else rounded
     rules = [f"not a multiple of the model's stride {stride}"] if any(s % stride for s in sizes) else []
-    rules += [f"less than the minimum of {floor}, {floor // stride} times the stride"] if min(sizes) < floor else []
+    rules += [f"less than {floor}, {floor // stride} times the stride"] if min(sizes) < floor else []
     if rules:
         LOGGER.warning(f"image size {size} is {' and '.join(rules)}; using {result}")
     return result

@@ -516,7 +516,7 @@ def test_undisturbed():
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ("weight", "the loss is [nan, nan, nan] in epoch 2, batch 0: model.1.conv.weight is not finite any more"),
+        ("weight", "the loss is [nan, nan, nan] in epoch 2, batch 0: model.1.conv.weight is not finite"),
         ("pictures", "in epoch 2, batch 0: the first layer whose output is not finite is model.1.conv (Conv2d)"),
         ("after", "model.1.conv.weight is not finite after epoch 2; try a lower lr0. last.pt is of the epoch before"),
     ],

@@ -133,16 +133,17 @@ def test_check_image_size_as_recorded(recorded):
 @pytest.mark.parametrize(
     ("size", "says"),
     [
-        (50, "image size 50 is not a multiple of the model's stride 32 and less than the minimum of 64; using 64"),
-        (32, "image size 32 is less than the minimum of 64; using 64"),
-        (100, "image size 100 is not a multiple of the model's stride 32; using 128"),
-        ([96, 100], "image size [96, 100] is not a multiple of the model's stride 32; using [96, 128]"),
-        (64, ""),
+        (50, "50 is not a multiple of the model's stride 32 and less than 64, 2 times the stride; using 64"),
+        (32, "32 is less than 64, 2 times the stride; using 64"),
+        (100, "100 is not a multiple of the model's stride 32; using 128"),
+        ([96, 100], "[96, 100] is not a multiple of the model's stride 32; using [96, 128]"),
     ],
-)  # fmt: skip
+)
 def test_a_changed_size_is_explained(size, says, capsys):
     B.check_image_size(size, 32, floor=64)
-    assert capsys.readouterr().err.strip().replace(", 2 times the stride", "") == says
+    assert capsys.readouterr().err == f"image size {says}\n"
+    B.check_image_size(128, 32, floor=64)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("size", [0, -32, [640, 0]])

@@ -1,4 +1,4 @@
-"""Do the anchors suit the data set? If not, better ones: k-means on box sizes, refined by random mutation."""
+"""Checks whether the anchors suit a data set, and fits better ones: k-means on box sizes, refined by mutation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,41 +9,43 @@ import numpy as np
 from utils.files import write_yaml
 from utils.log import LOGGER
 
-GOOD_RECALL = 0.98  # anchors that reach this share of the boxes are kept
-MAX_BOXES = 20_000  # fitting looks at a random sample of this many; the shares hardly move beyond it
+GOOD_RECALL = 0.98  # anchors with a best possible recall above this are kept
+MAX_BOXES = 20_000  # fitting uses a random sample of this many boxes; more hardly change the result
 
 
 class AnchorFit(NamedTuple):
-    """How well anchors suit boxes, under the loss's rule that both sides differ by less than a factor `threshold`."""
+    """How well anchors suit boxes. An anchor matches a box if both sides differ by less than a factor `threshold`."""
 
-    recall: float  # best possible recall: share of boxes that some anchor matches
+    recall: float  # best possible recall: part of the boxes that at least one anchor matches
     matches: float  # mean number of anchors that match a box
     fitness: float  # mean side ratio (0-1) of a box and its best anchor, 0 for a box that no anchor matches
 
 
 class AnchorReport(NamedTuple):
-    current: AnchorFit | None  # None when there are no boxes
-    fitted: AnchorFit | None  # of new anchors, when they were sought and found
+    """What `check_anchors` measured and did."""
+
+    current: AnchorFit | None  # of the given anchors; None where there are no boxes
+    fitted: AnchorFit | None  # of new anchors; None where none were fitted
     replaced: bool
 
 
 def anchor_fit(wh: np.ndarray, anchors: np.ndarray, threshold: float) -> AnchorFit:
-    """Compares box sizes (N, 2) with anchor sizes (K, 2), both in pixels; N at least 1, threshold above 1."""
+    """Returns how well anchors (K, 2) suit boxes (N, 2), both in pixels; N at least 1, threshold above 1."""
     boxes = np.ascontiguousarray(wh.T, np.float32)[:, None, :]  # (2, 1, N), laid out for speed
     anchors = np.ascontiguousarray(anchors.T, np.float32)[:, :, None]  # (2, K, 1)
-    tiny = np.finfo(np.float32).tiny  # for boxes and anchors of no width: placeholders have some
+    tiny = np.finfo(np.float32).tiny  # boxes and placeholder anchors may have no width
     ratio = np.minimum(boxes, anchors) / np.maximum(np.maximum(boxes, anchors), tiny)
     ratio = ratio.min(0)  # (K, N), 1 is a perfect match
     matched = ratio > 1 / threshold
     best = ratio.max(0)
-    found = best > 1 / threshold
-    return AnchorFit(float(found.mean()), float(matched.sum(0).mean()), float((best * found).mean()))
+    reached = best > 1 / threshold
+    return AnchorFit(float(reached.mean()), float(matched.sum(0).mean()), float((best * reached).mean()))
 
 
 def boxes_in_pixels(
     shapes: np.ndarray, labels: Sequence[np.ndarray], image_size: int, scale: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """Box sizes (N, 2) in pixels once every image is resized so that its longer side is image_size.
+    """Returns the box sizes (N, 2) in pixels of images whose longer side is resized to image_size.
 
     Args:
         shapes: (images, 2) width, height.
@@ -57,10 +59,10 @@ def boxes_in_pixels(
 
 
 def order_anchors(anchors: np.ndarray, strides: Sequence[float]) -> np.ndarray:
-    """Anchors (levels, A, 2) in pixels, with the levels reversed unless their areas rise or fall as the strides do.
+    """Returns anchors (levels, A, 2) in pixels, with the levels reversed unless areas and strides rise together.
 
-    Compared are the very first anchor and the very last. Not in cells: there, anchors that grow more slowly than the
-    stride would seem to shrink.
+    The areas of the first anchor and the last one are compared in pixels. In cells, anchors that grow more slowly than
+    the stride would seem to shrink.
     """
     rise = anchors[-1, -1].prod() - anchors[0, 0].prod()
     agrees = np.sign(rise) == np.sign(strides[-1] - strides[0])
@@ -71,9 +73,10 @@ def order_anchors(anchors: np.ndarray, strides: Sequence[float]) -> np.ndarray:
 
 
 def kmeans(points: np.ndarray, k: int, rng: np.random.Generator, restarts: int = 10, steps: int = 100) -> np.ndarray:
-    """Centres (k, D) of points (N, D), N >= k: the best of several runs of Lloyd's algorithm.
+    """Returns the centres (k, D) of points (N, D), N >= k: the best of several runs of Lloyd's algorithm.
 
-    Each starts from k-means++ seeds (Arthur and Vassilvitskii, SODA 2007) and runs until no point changes sides.
+    Each run starts from k-means++ seeds (Arthur and Vassilvitskii, SODA 2007), and ends when no point changes its
+    centre.
     """
     best, best_distance = points[:k], np.inf
     for _ in range(restarts):
@@ -86,8 +89,8 @@ def kmeans(points: np.ndarray, k: int, rng: np.random.Generator, restarts: int =
                 break
             counts = np.bincount(owner, minlength=k)
             sums = np.stack([np.bincount(owner, weights=column, minlength=k) for column in points.T], 1)
-            taken = counts > 0  # a centre without points stays where it is
-            centres[taken] = sums[taken] / counts[taken, None]
+            used = counts > 0  # a centre without points stays where it is
+            centres[used] = sums[used] / counts[used, None]
         distance = _squared_distances(points, centres).min(1).sum()
         if distance < best_distance:
             best, best_distance = centres, distance
@@ -95,7 +98,7 @@ def kmeans(points: np.ndarray, k: int, rng: np.random.Generator, restarts: int =
 
 
 def _seed_centres(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """k of the points, each drawn in proportion to its squared distance from those drawn before it."""
+    """Draws k of the points, each in proportion to its squared distance from those drawn before it."""
     centres = points[[rng.integers(len(points))]]
     while len(centres) < k:
         distance = _squared_distances(points, centres).min(1)
@@ -106,12 +109,12 @@ def _seed_centres(points: np.ndarray, k: int, rng: np.random.Generator) -> np.nd
 
 
 def _squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(N, k), axis by axis: summing over a last axis of two numbers would be several times slower."""
+    """Returns (N, k), added up axis by axis: a sum over a last axis of two numbers is several times slower."""
     return sum((p[:, None] - c[None]) ** 2 for p, c in zip(points.T, centres.T))
 
 
 def _mutations(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Random factors 0.3-3, most near 1, not all of them 1."""
+    """Draws random factors of 0.3-3, most of them near 1, not all of them 1."""
     while True:
         chosen = rng.random(shape) < 0.9
         factors = (chosen * rng.random() * rng.standard_normal(shape) * 0.1 + 1).clip(0.3, 3.0)
@@ -122,11 +125,11 @@ def _mutations(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 def fit_anchors(
     wh: np.ndarray, n: int, threshold: float, rng: np.random.Generator, generations: int = 1000
 ) -> np.ndarray:
-    """n anchors (n, 2) in pixels for boxes wh (N, 2) in pixels, smallest area first.
+    """Fits n anchors (n, 2) in pixels to boxes wh (N, 2) in pixels; the smallest area comes first.
 
     k-means on sizes divided by their standard deviation, then `generations` mutations, each kept if it raises the
-    fitness of `anchor_fit`. Of fewer different sizes than n some are taken twice. Boxes with both sides below 2 pixels
-    are left out. Raises ValueError if no box is left.
+    fitness of `anchor_fit`. Where there are fewer different sizes than n, some are used twice. Boxes with both sides
+    below 2 pixels are left out. Raises ValueError if no box is left.
     """
     wh = wh[(wh >= 2).any(1)].astype(np.float64)
     if not len(wh):
@@ -139,7 +142,7 @@ def fit_anchors(
         spread = wh.std(0)
         spread[spread == 0] = 1
         anchors = kmeans(wh / spread, n, rng) * spread
-    else:  # too few different sizes to give each anchor its own: some get the same
+    else:  # fewer different sizes than anchors: some anchors are the same
         anchors = np.resize(sizes, (n, 2)).clip(2.0)
 
     fitness = anchor_fit(wh, anchors, threshold).fitness
@@ -161,7 +164,7 @@ def check_anchors(
     rng: np.random.Generator,
     generations: int = 1000,
 ) -> tuple[np.ndarray, AnchorReport]:
-    """The anchors to train with: the given ones if they suit the boxes, else fitted ones if those suit them better.
+    """Returns the anchors to train with: the given ones if they suit the boxes, else fitted ones if they are better.
 
     Args:
         shapes: (images, 2) width, height in pixels.
@@ -172,7 +175,7 @@ def check_anchors(
         threshold: hyper-parameter anchor_t.
 
     Returns:
-        anchors (levels, A, 2) in pixels, a new array, and what was found.
+        The anchors (levels, A, 2) in pixels as a new array, and what was measured.
     """
     scale = rng.uniform(0.9, 1.1, size=(len(shapes), 1))
     wh = boxes_in_pixels(shapes, labels, image_size, scale)
@@ -181,12 +184,12 @@ def check_anchors(
         return anchors.copy(), AnchorReport(None, None, False)
 
     current = anchor_fit(wh, anchors.reshape(-1, 2), threshold)
-    found = f"AutoAnchor: {current.matches:.2f} anchors per box, best possible recall {current.recall:.3f}"
+    measured = f"AutoAnchor: {current.matches:.2f} anchors per box, best possible recall {current.recall:.3f}"
     if current.recall > GOOD_RECALL:
-        LOGGER.info(f"{found}; keeping the anchors")
+        LOGGER.info(f"{measured}; keeping the anchors")
         return anchors.copy(), AnchorReport(current, None, False)
 
-    LOGGER.info(f"{found}; fitting new anchors")
+    LOGGER.info(f"{measured}; fitting new anchors")
     exact = boxes_in_pixels(shapes, labels, image_size)
     if tiny := int((exact < 3).any(1).sum()):
         LOGGER.warning(f"AutoAnchor: {tiny} of {len(exact)} boxes have a side below 3 pixels at size {image_size}")
@@ -208,7 +211,7 @@ def check_anchors(
 
 
 def save_anchors(file: str | Path, anchors: np.ndarray, report: AnchorReport) -> None:
-    """Writes what `check_anchors` returned as YAML. Its entry `anchors` can be put into a model's YAML as it is."""
+    """Writes what `check_anchors` returned as YAML. The entry `anchors` can be copied into the YAML of a model."""
     fit = report.fitted if report.replaced else report.current
     content = {"anchors": [[round(float(side), 2) for side in level.ravel()] for level in anchors]}
     content["origin"] = "fitted to the data set" if report.replaced else "those of the model"

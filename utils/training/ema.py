@@ -1,4 +1,4 @@
-"""A running average of the weights, which is what gets validated and saved."""
+"""The moving average of the weights, which is validated and saved."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,37 +8,37 @@ from typing import Any
 import torch
 from torch import nn
 
-TAU = 2000.0  # optimizer steps in which the average comes into force
+TAU = 2000.0  # optimizer steps over which the decay rises
 
-# What the training verb hangs on the model during a run, and a saved average has to carry
+# Set on the model in training, and saved with its average
 ATTRIBUTES = ("yaml", "nc", "hyp", "names", "stride", "class_weights")
 
 
 def ema_decay(updates: int, decay: float = 0.9999, tau: float = TAU) -> float:
-    """Share of the old average that update number `updates` (from 1) keeps: small at first, `decay` in the end."""
+    """Returns the weight of the old average in update number `updates` (from 1): small at first, `decay` in the end."""
     return decay * (1 - math.exp(-updates / tau))
 
 
 def ema_tau(hyp: Mapping[str, float | str], steps: int) -> float:
-    """The tau for a run of so many optimizer steps: v6.1's 2000, or a recipe's `ema_share` of the run if that is less.
+    """Returns tau for a run of that many optimizer steps: v6.1's 2000, or the recipe's `ema_share` of them if less.
 
-    Near the end of n steps the average is over about exp(n / tau) of them: no average at all where tau is longer than
-    the run, 55 steps with a share of 0.25.
+    At the end of n steps the average covers about the last exp(n / tau) of them: 55 with a share of 0.25, and hardly
+    any where tau is longer than the run.
     """
     return min(TAU, hyp["ema_share"] * max(steps, 1)) if "ema_share" in hyp else TAU
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model itself, out of torch.compile and of training on several devices."""
+    """Returns the model inside the wrappers of torch.compile and of training on several devices."""
     model = getattr(model, "_orig_mod", model)
     parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
     return model.module if isinstance(model, parallel) else model
 
 
 class ModelEMA:
-    """Exponential moving average of everything floating in a model's state: weights and batch-norm statistics.
+    """The exponential moving average of all floating-point tensors of a model: weights and batch-norm statistics.
 
-    Integer buffers keep the value they had at the start. The average is never held in half precision, where the small
+    Integer buffers keep the value they had at the start. The average is never kept in half precision, where the small
     steps towards the model would round to nothing.
 
     Attributes:
@@ -56,7 +56,7 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """average <- d * average + (1 - d) * model, with d of `ema_decay`."""
+        """Updates the average: d * average + (1 - d) * model, with d of `ema_decay`."""
         self.updates += 1
         d = ema_decay(self.updates, self.decay, self.tau)
         current = unwrap(model).state_dict()
@@ -67,15 +67,17 @@ class ModelEMA:
         torch._foreach_add_(averages, torch._foreach_mul(values, 1 - d))
 
     def copy_attributes(self, model: nn.Module, names: Iterable[str] = ATTRIBUTES) -> None:
-        """Gives the average the model's current attributes, those that it has."""
+        """Copies these attributes of the model, where it has them, to the average."""
         model = unwrap(model)
         for name in names:
             if hasattr(model, name):
                 setattr(self.model, name, getattr(model, name))
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns all that a resumed run needs."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]

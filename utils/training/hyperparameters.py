@@ -1,4 +1,4 @@
-"""Hyper-parameter files: reading, checking, and scaling to the model and batch at hand."""
+"""Hyper-parameter files: they are read, checked, and scaled to the model and the batch size."""
 
 import difflib
 import math
@@ -8,17 +8,16 @@ from pathlib import Path
 from utils.cli import Range
 from utils.files import ROOT, parse_yaml, read_text
 
-NOMINAL_BATCH = 64  # gradients are gathered over about this many images; weight decay is stated for this batch
-WARMUP_FLOOR = 1000  # v6.1 warms up for as many iterations at least
-SHORT_RUN = 3 * WARMUP_FLOOR  # iterations; in a shorter run a third and more would be warm-up
+NOMINAL_BATCH = 64  # an optimizer step uses the gradients of about this many images; weight decay is stated for them
+WARMUP_FLOOR = 1000  # v6.1 warms up for at least this many iterations
+SHORT_RUN = 3 * WARMUP_FLOOR  # iterations; of a shorter run the warm-up would take more than a third
 
 
-# Wide on purpose: the ranges stop mistakes, not experiments
 _POSITIVE = Range(0, open_low=True)
 _NOT_NEGATIVE = Range(0)
-_FRACTION = Range(0, 1)  # and probabilities
+_FRACTION = Range(0, 1)  # of fractions and probabilities
 
-# In the order of the files, which is the column order of evolve.csv
+# Wide on purpose: they stop mistakes, not experiments. In the order of the files and of the columns of evolve.csv
 RANGES = {
     "lr0": _POSITIVE,
     "lrf": _NOT_NEGATIVE,
@@ -33,7 +32,7 @@ RANGES = {
     "obj": _NOT_NEGATIVE,
     "obj_pw": _POSITIVE,
     "iou_t": _FRACTION,
-    "anchor_t": Range(1, open_low=True),  # at 1 no object would match any anchor
+    "anchor_t": Range(1, open_low=True),  # with 1 no object would match any anchor
     "anchors": _NOT_NEGATIVE,
     "fl_gamma": _NOT_NEGATIVE,
     "hsv_h": _FRACTION,
@@ -43,7 +42,7 @@ RANGES = {
     "translate": _FRACTION,
     "scale": _FRACTION,
     "shear": Range(0, 90, open_high=True),
-    "perspective": Range(0, 0.01),  # 1 / pixel: beyond this the horizon lies inside the picture
+    "perspective": Range(0, 0.01),  # 1 / pixel; above this the horizon lies inside the image
     "flipud": _FRACTION,
     "fliplr": _FRACTION,
     "mosaic": _FRACTION,
@@ -56,14 +55,14 @@ RANGES = {
     "nominal_batch": Range(1),
     "ema_share": Range(0, 1, open_low=True),
 }
-# Optional entries that are no numbers
+# Optional entries that are not numbers
 CHOICES = {
     "optimizer": ("SGD", "Adam", "AdamW"),
-    "cos_lr": (True, False),  # the learning rate falls as a cosine, not in a line
-    "scale_cls": (True, False),  # cls is stated for 80 classes, and scaled to those of the data set
+    "cos_lr": (True, False),  # the learning rate falls as a cosine, not as a line
+    "scale_cls": (True, False),  # cls is stated for 80 classes, and scaled to the number of classes of the data set
 }
-# Label smoothing, optimizer and cosine normally come from the command line; the others are v6.1's unless a file says
-# otherwise: 1000 iterations, a batch of 64, no share, cls scaled, mosaics of four, no Albumentations
+# Label smoothing, optimizer and cosine usually come from the command line. The defaults of the others are v6.1's: 1000
+# iterations of warm-up, a nominal batch of 64, no ema_share, cls scaled, mosaics of four images, no Albumentations
 OPTIONAL = (
     "anchors",
     "mosaic9",
@@ -77,16 +76,16 @@ OPTIONAL = (
 
 
 def choose_hyp(images: int, epochs: int, batch_size: int, optimizer: str | None = None) -> tuple[Path, str]:
-    """The hyper-parameter file for a run that names none, and why in a few words.
+    """Returns the hyper-parameter file for a run without --hyp, and the reason in a few words.
 
-    v6.1's schedule warms up for 1000 iterations and averages the weights over thousands of steps of 64 images. A run of
-    fewer than 3000 iterations would be warm-up in good part, and is over before it has learned anything: it gets
-    hyp.short.yaml. Every other run gets v6.1's hyp.scratch-low.yaml.
+    v6.1's schedule warms up for 1000 iterations and averages the weights over thousands of steps of 64 images. For a
+    run of fewer than 3000 iterations the warm-up is too long, so it gets hyp.short.yaml. Every other run gets v6.1's
+    hyp.scratch-low.yaml.
 
     Args:
         images: in the training split.
         batch_size: images per iteration over all processes.
-        optimizer: one that the user asked for. The rates of the short recipe suit AdamW only.
+        optimizer: the one that the user gave, or None. The learning rates of hyp.short.yaml suit AdamW only.
     """
     iterations = math.ceil(images / batch_size) * epochs
     steps = f"{iterations:,} iterations"
@@ -103,12 +102,12 @@ def choose_hyp(images: int, epochs: int, batch_size: int, optimizer: str | None 
 
 
 def load_hyp(path: str | Path) -> dict[str, float | str]:
-    """The hyper-parameters of a YAML file, in the file's own order. Numbers, and the words and switches of CHOICES.
+    """Reads the hyper-parameters of a YAML file, in the order of the file: numbers, and the entries of CHOICES.
 
-    Raises FileNotFoundError, or one ValueError that lists everything wrong with the file: text that is not YAML,
-    missing and unknown keys, values of the wrong kind or out of range, each with its line.
+    Raises FileNotFoundError, or one ValueError that lists all faults of the file, each with its line: text that is not
+    YAML, missing and unknown keys, values of the wrong type or out of their range.
     """
-    text = read_text(path)  # once: it may be a pipe
+    text = read_text(path)  # read once: it may be a pipe
     hyp = parse_yaml(text, path)
     lines = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -119,7 +118,7 @@ def load_hyp(path: str | Path) -> dict[str, float | str]:
 
 
 def check_hyp(hyp: dict[str, float | str], source: str = "hyp", lines: dict[str, int] | None = None) -> None:
-    """Raises a ValueError that lists every problem of `hyp`; `source` and `lines` (key -> line) say where they are."""
+    """Raises one ValueError that lists all faults of `hyp`, each with its place: `source` and `lines`, key -> line."""
     lines = lines or {}
     missing = [key for key in RANGES if key not in hyp and key not in OPTIONAL]
     problems = [f"{source}: missing key '{key}'" for key in missing]
@@ -132,7 +131,7 @@ def check_hyp(hyp: dict[str, float | str], source: str = "hyp", lines: dict[str,
 
 
 def _problem(key: str, value: object, missing: list[str]) -> str | None:
-    """What is wrong with one entry, or None. An unknown key is compared with the missing ones first: a likely typo."""
+    """Returns the fault of one entry, or None. An unknown key is compared first with those that are missing."""
     if key in CHOICES:
         known = any(value == choice and type(value) is type(choice) for choice in CHOICES[key])
         return None if known else f"{key} must be {_listed(CHOICES[key])}, got {_shown(value)}"
@@ -141,7 +140,9 @@ def _problem(key: str, value: object, missing: list[str]) -> str | None:
         close = close or difflib.get_close_matches(str(key), [*RANGES, *CHOICES], 1)
         return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
     if isinstance(value, str):
-        hint = "; leave out quotes, and write 1.0e-3 for 1e-3, which YAML takes for text" if _is_number(value) else ""
+        hint = (
+            "; write it without quotes, and 1e-3 as 1.0e-3, since YAML reads 1e-3 as text" if _is_number(value) else ""
+        )
         return f"{key} must be a number, got the text '{value}'{hint}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"{key} must be a number, got {value!r}"
@@ -151,12 +152,13 @@ def _problem(key: str, value: object, missing: list[str]) -> str | None:
 
 
 def _listed(choices: tuple) -> str:
+    """Returns `a, b or c`."""
     *others, last = map(_shown, choices)
     return f"{', '.join(others)} or {last}"
 
 
 def _shown(value: object) -> str:
-    """As YAML writes it."""
+    """Returns a value as YAML writes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -170,7 +172,7 @@ def _is_number(text: str) -> bool:
 def scale_hyp(
     hyp: dict[str, float | str], nl: int, nc: int, image_size: int, label_smoothing: float = 0.0
 ) -> dict[str, float | str]:
-    """A copy of `hyp` whose loss weights suit nl detection levels, nc classes and an image side in pixels.
+    """Returns a copy of `hyp` with its loss weights scaled to nl detection levels, nc classes and the image size.
 
     The files state them for 3 levels, 80 classes and 640 pixels; with `scale_cls: false` for any number of classes.
     """
@@ -185,10 +187,10 @@ def scale_hyp(
 
 
 def accumulation(batch_size: int, nominal_batch: int = NOMINAL_BATCH) -> int:
-    """Batches per optimizer step, at least 1, that bring the images per step nearest to the nominal batch."""
+    """Returns the batches per optimizer step, at least 1: nominal_batch / batch_size, rounded."""
     return max(round(nominal_batch / batch_size), 1)
 
 
 def scale_weight_decay(weight_decay: float, batch_size: int, nominal_batch: int = NOMINAL_BATCH) -> float:
-    """Weight decay for the images that one optimizer step really sees."""
+    """Returns the weight decay scaled from nominal_batch to the images of one optimizer step."""
     return weight_decay * batch_size * accumulation(batch_size, nominal_batch) / nominal_batch

@@ -1,6 +1,6 @@
-"""Experiment trackers beside results.csv, where `--log` asks for them: TensorBoard, W&B, MLflow.
+"""Loggers beside results.csv, named by `--log`: TensorBoard, W&B, MLflow.
 
-A tracker is a guest: whatever it raises, it is dropped with one warning and training goes on.
+A logger that raises an error is dropped with one warning, and training goes on.
 """
 
 import difflib
@@ -18,23 +18,23 @@ from utils.data.images import read_image
 from utils.files import atomic_write
 from utils.log import LOGGER
 
-RUN_IDS = "loggers.json"  # in the run's folder: the run of each tracker, for a resumed training to continue
-LOGIN_SECONDS = 30  # that W&B may wait for an answer
+RUN_IDS = "loggers.json"  # in the folder of the run: the run of each tracker, which a resumed training continues
+LOGIN_SECONDS = 30  # for which W&B may wait for an answer
 
 
 def parse_loggers(names: str) -> list[str]:
-    """The trackers named in a comma list such as "tensorboard,wandb"; none for "".
+    """Returns the trackers that a list such as "tensorboard,wandb" names; none for "".
 
-    Raises ValueError for a name that is not known, and for a tracker that is not installed. Imports none of them.
+    Raises ValueError for an unknown name, and for a tracker that is not installed. Imports none of them.
     """
-    wanted = list(dict.fromkeys(name.strip().lower() for name in names.split(",") if name.strip()))
-    for name in wanted:
+    parsed = list(dict.fromkeys(name.strip().lower() for name in names.split(",") if name.strip()))
+    for name in parsed:
         if name not in TRACKERS:
             close = difflib.get_close_matches(name, TRACKERS, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"--log must name loggers of {', '.join(TRACKERS)}, got {name!r}{hint}")
         cli.require(name, f"--log {name}")
-    return wanted
+    return parsed
 
 
 def create_loggers(
@@ -44,14 +44,13 @@ def create_loggers(
     hyp: Mapping[str, float],
     resume: bool = False,
 ) -> "Loggers":
-    """Starts the trackers of a comma list (see `parse_loggers` for its errors). Call it in the main process alone.
+    """Starts the trackers that `names` lists (see `parse_loggers` for errors). To be called in the first process only.
 
     Args:
         save_dir: folder of the run, which exists.
-        options: the command line. Of it `project`, `name` and, for W&B, `entity` say where the run appears; all of it
-            is stored as the run's configuration.
+        options: of the command line. `project` and `name` say where the run appears; all are stored with it.
         hyp: hyper-parameters, stored too.
-        resume: continue the runs that the training in this folder began, as far as it had them.
+        resume: continue the runs that the training in this folder began.
     """
     save_dir = Path(save_dir)
     file = save_dir / RUN_IDS
@@ -67,50 +66,51 @@ def create_loggers(
 
 
 def project_name(options: Mapping[str, Any]) -> str:
-    """The project at a tracker: the last part of --project, or YOLOv5 where that was not changed."""
+    """Returns the project at a tracker: the last part of --project, or YOLOv5 for the default."""
     project = Path(str(options["project"]))
     return "YOLOv5" if project == Path("runs/train") else project.name
 
 
 def run_name(options: Mapping[str, Any]) -> str | None:
-    """The run at a tracker: --name, or None, a name of the tracker's own choice, where that was not changed."""
+    """Returns the name of the run at a tracker: --name, or None for the default: the tracker then chooses one."""
     return None if options["name"] == "exp" else str(options["name"])
 
 
 class Loggers:
-    """Passes everything on to each tracker that still works."""
+    """The trackers of a run. Each call goes to all of them; one that raises an error is dropped."""
 
     def __init__(self, trackers: Sequence["Tracker"] = ()):
         self.trackers = list(trackers)
 
     def start(self) -> None:
+        """Connects to each tracker."""
         self._each("start")
 
     def log_metrics(self, values: Mapping[str, float], epoch: int) -> None:
-        """Numbers of one epoch, by the names of results.csv."""
+        """Logs the numbers of one epoch, by the names of results.csv."""
         self._each("log_metrics", dict(values), epoch)
 
     @property
     def wants_histograms(self) -> bool:
-        """Whether any of them does something with `log_histograms`."""
+        """Whether any tracker shows histograms."""
         return any(type(tracker).log_histograms is not Tracker.log_histograms for tracker in self.trackers)
 
     def log_histograms(self, values: Mapping[str, np.ndarray], epoch: int) -> None:
-        """Many numbers of one epoch under each name, of any shape, to be shown by how they are spread."""
+        """Logs many numbers of one epoch under each name, arrays of any shape, to be shown as histograms."""
         self._each("log_histograms", dict(values), epoch)
 
-    def log_pictures(self, paths: Sequence[str | Path], epoch: int) -> None:
-        """Picture files, each under its name without suffix. Those that are not there are left out."""
-        self._each("log_pictures", [path for path in map(Path, paths) if path.is_file()], epoch)
+    def log_images(self, paths: Sequence[str | Path], epoch: int) -> None:
+        """Logs image files, each under its name without suffix. Files that do not exist are left out."""
+        self._each("log_images", [path for path in map(Path, paths) if path.is_file()], epoch)
 
     def finish(self, summary: Mapping[str, float]) -> None:
-        """The end of the training, with the numbers that characterise it, such as best/epoch and best/mAP_0.5."""
+        """Ends the runs with the numbers that sum them up, such as best/epoch and best/mAP_0.5."""
         self._each("finish", dict(summary))
 
-    def _each(self, act: str, *arguments) -> None:
+    def _each(self, method: str, *arguments) -> None:
         for tracker in list(self.trackers):
             try:
-                getattr(tracker, act)(*arguments)
+                getattr(tracker, method)(*arguments)
             except Exception as error:  # foreign code and its network must not end hours of training
                 reason = str(error).strip() or type(error).__name__
                 LOGGER.warning(f"--log {tracker.name} failed and is dropped, training goes on: {reason}")
@@ -121,7 +121,7 @@ class Loggers:
 
 
 class Tracker:
-    """One run at a tracker. `run_id` is what a resumed training needs to continue it, None where nothing is needed."""
+    """One run at a tracker. A resumed training needs `run_id` to continue it; None where it needs nothing."""
 
     name = ""
 
@@ -137,13 +137,13 @@ class Tracker:
 
     def log_histograms(self, values: dict[str, np.ndarray], epoch: int) -> None: ...
 
-    def log_pictures(self, paths: list[Path], epoch: int) -> None: ...
+    def log_images(self, paths: list[Path], epoch: int) -> None: ...
 
     def finish(self, summary: dict[str, float]) -> None: ...
 
 
 class TensorBoard(Tracker):
-    """Event files in the run's folder: `tensorboard --logdir runs/train`."""
+    """Event files in the folder of the run, shown by `tensorboard --logdir runs/train`."""
 
     name = "tensorboard"
 
@@ -154,7 +154,7 @@ class TensorBoard(Tracker):
         self.writer = None
 
     def _writer(self, epoch: int):
-        """The writer. Epochs from its first one on replace those that a training cut short may have left behind."""
+        """Returns the writer. Its epochs replace later ones that a stopped training may have left."""
         if self.writer is None:
             self.writer = self.open(str(self.save_dir), purge_step=epoch)
         return self.writer
@@ -169,7 +169,7 @@ class TensorBoard(Tracker):
         for name, value in values.items():
             self._writer(epoch).add_histogram(name, value, epoch)
 
-    def log_pictures(self, paths: list[Path], epoch: int) -> None:
+    def log_images(self, paths: list[Path], epoch: int) -> None:
         for path in paths:
             self._writer(epoch).add_image(path.stem, read_image(path)[:, :, ::-1], epoch, dataformats="HWC")
 
@@ -179,7 +179,7 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """Weights & Biases. Neither code nor the state of a git repository is sent."""
+    """A run at Weights & Biases. Neither code nor the state of a git repository is sent."""
 
     name = "wandb"
 
@@ -189,7 +189,6 @@ class WandB(Tracker):
         self.run = wandb.init(
             project=project_name(self.options),
             name=run_name(self.options),
-            entity=self.options.get("entity"),
             config={**_plain(self.options), "hyp": self.hyp},
             dir=str(self.save_dir),
             id=self.run_id,
@@ -203,7 +202,7 @@ class WandB(Tracker):
     def log_metrics(self, values: dict[str, float], epoch: int) -> None:
         self.run.log(values, step=epoch)
 
-    def log_pictures(self, paths: list[Path], epoch: int) -> None:
+    def log_images(self, paths: list[Path], epoch: int) -> None:
         import wandb
 
         self.run.log({"Results": [wandb.Image(str(path), caption=path.name) for path in paths]}, step=epoch)
@@ -214,7 +213,7 @@ class WandB(Tracker):
 
 
 class MLflow(Tracker):
-    """MLflow, at the place that its own environment variable MLFLOW_TRACKING_URI names."""
+    """A run at the MLflow server that the environment variable MLFLOW_TRACKING_URI names."""
 
     name = "mlflow"
 
@@ -240,7 +239,7 @@ class MLflow(Tracker):
         metrics = [Metric(_legal(name), float(value), now, epoch) for name, value in values.items()]
         self.client.log_batch(self.run_id, metrics=metrics)
 
-    def log_pictures(self, paths: list[Path], epoch: int) -> None:
+    def log_images(self, paths: list[Path], epoch: int) -> None:
         for path in paths:
             self.client.log_artifact(self.run_id, str(path))
 
@@ -256,10 +255,10 @@ TRACKERS = {tracker.name: tracker for tracker in (TensorBoard, WandB, MLflow)}
 
 
 def _legal(name: str) -> str:
-    """A name as MLflow allows it: letters, digits, and _ - . / or space."""
+    """Returns a name as MLflow allows it: letters, digits, and _ - . / or space."""
     return re.sub(r"[^\w\-./ ]", "-", name)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Paths, and what else trackers cannot store, as text."""
+    """Returns the options with paths, and all else that trackers cannot store, as text."""
     return {k: v if isinstance(v, int | float | list | None) else str(v) for k, v in options.items()}

@@ -1,4 +1,4 @@
-"""The detection loss: how far boxes, objectness and classes are from the truth."""
+"""The detection loss of boxes, objectness and classes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -17,7 +17,7 @@ class BCE(nn.Module):
     """Binary cross entropy on logits.
 
     Args:
-        pos_weight: multiplies the part of the loss that belongs to target 1.
+        pos_weight: weight of the part of the loss that belongs to target 1.
         reduction: "mean", "sum" or "none".
 
     Shape: logits and targets (*), targets 0-1 and possibly soft -> (), or (*) without reduction.
@@ -31,11 +31,12 @@ class BCE(nn.Module):
         self.reduction = reduction
 
     def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The loss of each element (*)."""
+        """Returns the loss of each element (*)."""
         pos_weight = None if self.pos_weight == 1 else logits.new_tensor([self.pos_weight])
         return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction="none")
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the loss, reduced."""
         loss = self.elements(logits, targets)
         if self.reduction == "none":
             return loss
@@ -43,7 +44,7 @@ class BCE(nn.Module):
 
 
 class FocalLoss(BCE):
-    """BCE times alpha_t (1 - p_t)^gamma, which quiets what is already right (Lin et al., ICCV 2017).
+    """BCE times alpha_t (1 - p_t)^gamma, which lowers the loss of what is already right (Lin et al., ICCV 2017).
 
     p_t = y p + (1 - y)(1 - p) and alpha_t = y alpha + (1 - y)(1 - alpha), for soft targets y too.
     """
@@ -54,13 +55,13 @@ class FocalLoss(BCE):
         self.alpha = alpha
 
     def distance(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """1 - p_t, from a sigmoid on each side so that it keeps its digits near 0."""
+        """Returns 1 - p_t, from two sigmoids, so that it is exact near 0."""
         return targets * torch.sigmoid(-logits) + (1 - targets) * torch.sigmoid(logits)
 
     def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         alpha_t = targets * self.alpha + (1 - targets) * (1 - self.alpha)
         distance = self.distance(logits, targets)
-        # for gamma < 1 the power has an infinite slope at 0, and infinity times zero is no gradient
+        # for gamma < 1 the power has an infinite slope at 0, and infinity times zero is not a number
         distance = distance.clamp(min=torch.finfo(distance.dtype).tiny)
         return super().elements(logits, targets) * alpha_t * distance**self.gamma
 
@@ -73,7 +74,10 @@ class QFocalLoss(FocalLoss):
 
 
 class BlurredBCE(BCE):
-    """BCE that forgives confident finds where no label is: times 1 - exp((p - y - 1) / (alpha + 1e-4))."""
+    """BCE times 1 - exp((p - y - 1) / (alpha + 1e-4)), which lowers the loss of confident false alarms.
+
+    They may be objects without a label.
+    """
 
     def __init__(self, alpha: float = 0.05, pos_weight: float = 1.0, reduction: str = "mean"):
         super().__init__(pos_weight, reduction)
@@ -85,7 +89,7 @@ class BlurredBCE(BCE):
 
 
 def smooth_labels(eps: float) -> tuple[float, float]:
-    """Targets for the true class and for the others under label smoothing; eps is not shared among the classes."""
+    """Returns the targets of the true class and of the others under label smoothing with eps, 0-1."""
     return 1 - eps / 2, eps / 2
 
 
@@ -93,7 +97,7 @@ def smooth_labels(eps: float) -> tuple[float, float]:
 
 
 class Head(Protocol):
-    """What the loss needs to know about the detection layer."""
+    """The attributes of the detection layer that the loss uses."""
 
     nl: int  # levels
     na: int  # anchors per level
@@ -103,18 +107,18 @@ class Head(Protocol):
 
 
 class ComputeLoss:
-    """Box, objectness and class loss of raw predictions.
+    """Computes the box, objectness and class loss of raw predictions.
 
     Args:
         detect: the detection layer, already on its device.
         hyp: weights box, obj, cls (scaled to this model, see `scale_hyp`), positive weights cls_pw, obj_pw, the
             anchor ratio anchor_t, fl_gamma (above 0: focal loss) and, optionally, label_smoothing.
-        autobalance: adapt the levels' shares of the objectness loss to how well each does.
-        gr: how far a positive's objectness target follows its IoU; 0 makes every target 1.
-        sort_obj_iou: among positives that share a cell the highest IoU wins, not the last one.
-        average: the mean of a tensor over the processes that train together (`utils.dist.Group.average`). Box and class
-            loss are then means over the positives of all processes, so that the gradients of these, averaged and times
-            their number, are those of one process with the whole batch.
+        autobalance: adapt the weights of the levels in the objectness loss to the loss of each.
+        gr: how much the objectness target of a positive follows its IoU: 1 fully; with 0 every target is 1.
+        sort_obj_iou: among positives that share a cell the highest IoU counts, not the last one.
+        average: returns the mean of a tensor over the processes that train together (`utils.dist.Group.average`). Box
+            and class loss are then means over the positives of all processes, so that the gradients, averaged and
+            multiplied by the number of processes, are those of one process with the whole batch.
     """
 
     def __init__(
@@ -143,17 +147,17 @@ class ComputeLoss:
         self.class_criterion = criterion(hyp["cls_pw"])
         self.object_criterion = criterion(hyp["obj_pw"])
 
-        # Shares of the levels in the objectness loss: the finer, the larger
+        # Weights of the levels in the objectness loss: the finer the level, the larger
         self.balance = [4.0, 1.0, 0.4] if detect.nl == 3 else [4.0, 1.0, 0.25, 0.06, 0.02][: detect.nl]
         self.autobalance = autobalance
         if autobalance:
             strides = [int(s) for s in detect.stride]
             if 16 not in strides:
-                raise ValueError(f"autobalance measures the levels against stride 16, but the model has {strides}")
+                raise ValueError(f"autobalance needs a level of stride 16, but the model has strides {strides}")
             self.reference = strides.index(16)
 
     def __call__(self, raw: Sequence[torch.Tensor], targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of a batch.
+        """Returns the loss of a batch.
 
         Args:
             raw: per level (B, A, rows, columns, 5 + nc) logits; any floating type.
@@ -164,19 +168,19 @@ class ComputeLoss:
             items (3,): the weighted parts box, obj, cls; not times B, detached.
         """
         if len(raw) != len(self.anchors):
-            raise ValueError(f"the loss was made for {len(self.anchors)} levels, but got {len(raw)} prediction maps")
+            raise ValueError(f"the loss needs predictions of {len(self.anchors)} levels, got {len(raw)}")
         targets = targets.to(raw[0].device)
         grids = [(level.shape[2], level.shape[3]) for level in raw]
         levels = build_targets(targets, self.anchors, grids, self.anchor_t)
 
         box, obj, cls = zip(*(self._level_loss(*level) for level in zip(raw, levels)))
         if self.average:
-            shares = self._shares(levels, raw[0].device)
-            box, cls = ([share * loss for share, loss in zip(shares, part)] for part in (box, cls))
+            factors = self._positives_over_mean(levels, raw[0].device)
+            box, cls = ([factor * loss for factor, loss in zip(factors, part)] for part in (box, cls))
         weighted = torch.stack(
             [
                 self.weights["box"] * sum(box),
-                self.weights["obj"] * sum(share * loss for share, loss in zip(self.balance, obj)),
+                self.weights["obj"] * sum(weight * loss for weight, loss in zip(self.balance, obj)),
                 self.weights["cls"] * sum(cls),
             ]
         )
@@ -187,7 +191,7 @@ class ComputeLoss:
     def _level_loss(
         self, predictions: torch.Tensor, positives: LevelTargets
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Unweighted box, objectness and class loss of one level: scalars, in float32 at least."""
+        """Returns the unweighted box, objectness and class loss of one level: scalars, in float32 at least."""
         dtype = torch.promote_types(predictions.dtype, torch.float32)
         object_logits = predictions[..., 4].to(dtype)  # (B, A, rows, columns)
         if not len(positives.image):
@@ -209,27 +213,27 @@ class ComputeLoss:
             cls = self.class_criterion(chosen[:, 5:], class_targets)
         return (1 - iou).mean(), self.object_criterion(object_logits, object_targets), cls
 
-    def _shares(self, levels: Sequence[LevelTargets], device: torch.device) -> torch.Tensor:
-        """Per level, this process's positives as a multiple of the mean over all processes."""
+    def _positives_over_mean(self, levels: Sequence[LevelTargets], device: torch.device) -> torch.Tensor:
+        """Returns, per level, the number of positives of this process over the mean of all processes."""
         here = torch.tensor([len(level.image) for level in levels], dtype=torch.float32, device=device)
         return here / self.average(here).clamp(min=torch.finfo(here.dtype).tiny)
 
     def _object_targets(self, shape: torch.Size, positives: LevelTargets, scores: torch.Tensor) -> torch.Tensor:
-        """A map (B, A, rows, columns) with the scores (P,) of the positives in their cells, 0 elsewhere.
+        """Returns a map (B, A, rows, columns) with the scores (P,) of the positives in their cells, 0 elsewhere.
 
-        Where several share a cell the last one counts. Indexed assignment leaves that order open on an accelerator;
-        the maximum of their positions does not.
+        Where several share a cell the last one counts. Indexed assignment does not fix that order on an accelerator;
+        the maximum of their positions does.
         """
         _, A, rows, columns = shape
         cell = ((positives.image * A + positives.anchor) * rows + positives.row) * columns + positives.column
         if self.sort_obj_iou:
             order = scores.argsort()
             cell, scores = cell[order], scores[order]
-        position = torch.arange(1, len(cell) + 1, device=cell.device)  # 0 is for cells without a positive
+        position = torch.arange(1, len(cell) + 1, device=cell.device)  # 0: cells without a positive
         last = cell.new_zeros(shape.numel()).scatter_reduce_(0, cell, position, "amax")
         return torch.cat([scores.new_zeros(1), scores])[last].view(shape)
 
     def _rebalance(self, losses: list[float]) -> None:
-        """Moves the shares slowly towards 1 / loss, then scales them so that the stride-16 level keeps 1."""
-        shares = [0.9999 * share + 0.0001 / loss for share, loss in zip(self.balance, losses)]
-        self.balance = [share / shares[self.reference] for share in shares]
+        """Moves the weights of the levels slowly towards 1 / loss, then scales them to 1 for the level of stride 16."""
+        weights = [0.9999 * weight + 0.0001 / loss for weight, loss in zip(self.balance, losses)]
+        self.balance = [weight / weights[self.reference] for weight in weights]

@@ -1,27 +1,27 @@
-"""Parameter groups and the optimizers that v6.1 offers."""
+"""The optimizers of v6.1 and their parameter groups."""
 
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-ADAMW_DECAY = 0.01  # torch's own default, which v6.1 leaves on the groups it gives no decay
+ADAMW_DECAY = 0.01  # torch's default, which v6.1 keeps for the groups that have no weight decay otherwise
 
 
 class ParameterGroups(NamedTuple):
-    """Parameters by full name. The order of the groups is part of v6.1's optimizer state."""
+    """The parameters by full name. The order of the groups is part of v6.1's optimizer state."""
 
-    norms: dict[str, nn.Parameter]  # weights of 2-d batch norm, and bare parameters: no decay
-    weights: dict[str, nn.Parameter]  # every other weight, those of other norm layers too: decay
-    biases: dict[str, nn.Parameter]  # no decay; a warm-up of their own
+    norms: dict[str, nn.Parameter]  # weights of 2-d batch norm, and parameters of other names: no decay
+    weights: dict[str, nn.Parameter]  # all other weights, also those of other norm layers: decay
+    biases: dict[str, nn.Parameter]  # no decay; their own warm-up
 
 
 def parameter_groups(model: nn.Module, weight_and_bias_only: bool = False) -> ParameterGroups:
-    """Every parameter of the model in exactly one group, frozen ones too, so that freezing leaves the state's layout.
+    """Puts every parameter of the model into exactly one group, also frozen ones, so that the state keeps its layout.
 
-    v6.1 knows the names `weight` and `bias` alone, and so never trains `in_proj_weight` and `in_proj_bias` of attention
-    or the bare tensors of Sum and ACON. Here a name that contains "weight" or "bias" goes where that word says, any
-    other one to the first group. `weight_and_bias_only` gives v6.1's groups.
+    v6.1 uses the names `weight` and `bias` only, and so never trains `in_proj_weight` and `in_proj_bias` of attention
+    or the parameters of Sum and ACON. Here a name that contains "weight" or "bias" decides the group; parameters of
+    other names are in the first group. With `weight_and_bias_only` the groups are v6.1's.
     """
     groups = ParameterGroups({}, {}, {})
     for name, parameter in model.named_parameters():
@@ -52,14 +52,16 @@ def build_optimizer(
     other_decay: float | None = None,
     weight_and_bias_only: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimizer with three groups: norm weights, weights, biases. A group may be empty.
+    """Returns an optimizer with three groups: norm weights, weights, biases. A group may be empty.
 
     Args:
         name: "SGD" (Nesterov), "Adam" or "AdamW".
-        momentum: of SGD; the first beta of the others.
+        momentum: of SGD; the first beta of Adam and AdamW.
         weight_decay: of the weights, already scaled to the batch (`scale_weight_decay`).
-        other_decay: of norm weights and biases. None is v6.1: 0, but 0.01 under AdamW; give 0 for none there too.
-        weight_and_bias_only: leave out, as v6.1 does, parameters of other names.
+        other_decay: of norm weights and biases. None is v6.1's value: 0, but 0.01 with AdamW.
+        weight_and_bias_only: leave out parameters of other names, as v6.1 does.
+
+    Raises ValueError for another name.
     """
     if other_decay is None:
         other_decay = ADAMW_DECAY if name == "AdamW" else 0.0

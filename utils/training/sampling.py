@@ -1,4 +1,4 @@
-"""Weights by which hard images are drawn more often (`--image-weights`); the loader's sampler draws by them."""
+"""Weights by which the sampler of the loader draws hard images more often (`--image-weights`)."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def class_weights(labels: Sequence[np.ndarray], nc: int) -> np.ndarray:
-    """Inverse frequency of each class, summing to 1: (nc,).
+    """Returns the inverse frequency of each class, with a sum of 1: (nc,).
 
-    labels: per image (n, 5) rows with the class first. A class without an object counts as having one.
+    labels: per image (n, 5) rows with the class first. A class without objects counts as one with one object.
     """
     classes = np.concatenate([image[:, 0] for image in labels]).astype(int) if len(labels) else np.zeros(0, int)
     inverse = 1 / np.maximum(np.bincount(classes, minlength=nc), 1)
@@ -16,7 +16,7 @@ def class_weights(labels: Sequence[np.ndarray], nc: int) -> np.ndarray:
 
 
 def image_weights(labels: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """The weights (nc,) of an image's objects added up, for every image: (images,).
+    """Returns for every image the sum of the class weights (nc,) of its objects: (images,).
 
     During training weights = class_weights * (1 - mAP of the class)^2.
     """

@@ -1,6 +1,6 @@
-"""What changes while training goes on: learning rates, momentum, batches per step, and when to stop.
+"""The schedule of a run: learning rates, momentum and batches per step by iteration, and when to stop.
 
-Everything is a function of the iteration, so nothing has to be saved for a resumed run.
+The schedule is a function of the iteration, so a resumed run needs nothing saved of it.
 """
 
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def lr_factor(epoch: int, epochs: int, lrf: float, cosine: bool = False) -> float:
-    """Share of the initial learning rate in an epoch: from 1 at epoch 0 down to lrf at `epochs`, straight or cosine."""
+    """Returns the factor of the initial learning rate in an epoch: 1 at epoch 0, lrf at `epochs`, linear or cosine."""
     x = epoch / epochs
     if cosine:
         return (1 - math.cos(math.pi * x)) / 2 * (lrf - 1) + 1
@@ -25,23 +25,23 @@ def lr_factor(epoch: int, epochs: int, lrf: float, cosine: bool = False) -> floa
 
 
 def warmup_iterations(hyp: Mapping[str, float], batches: int, floor: int = WARMUP_FLOOR) -> int:
-    """Length of the warm-up in iterations, for so many batches an epoch.
+    """Returns the length of the warm-up in iterations, for `batches` per epoch.
 
-    v6.1 warms up for 1000 iterations at least, even when warmup_epochs is 0; `floor=0` turns that off.
+    v6.1 warms up for at least 1000 iterations, even if warmup_epochs is 0; `floor=0` turns that off.
     """
     return max(round(hyp["warmup_epochs"] * batches), floor)
 
 
 def factor_epoch(epoch: int, batches: int, warmup_length: int) -> int:
-    """The epoch whose `lr_factor` is in force: its own during the warm-up, the one before it afterwards.
+    """Returns the epoch whose `lr_factor` is used: the current one in the warm-up, the one before it afterwards.
 
-    v6.1's scheduler runs one epoch behind, which nobody sees until the warm-up no longer overwrites the rates.
+    v6.1's scheduler is one epoch late; the warm-up, which sets the rates itself, hides that.
     """
     return epoch if epoch * batches <= warmup_length else epoch - 1
 
 
 class Settings(NamedTuple):
-    """What is in force during one iteration."""
+    """The settings of one iteration."""
 
     learning_rates: tuple[float, float, float]  # norm weights, weights, biases
     momentum: float
@@ -56,7 +56,7 @@ def warmup(
     batch_size: int,
     nominal_batch: int = NOMINAL_BATCH,
 ) -> Settings:
-    """The settings of an iteration, during the warm-up and after it.
+    """Returns the settings of an iteration, during the warm-up and after it.
 
     Learning rates rise from 0 (biases fall from warmup_bias_lr), momentum from warmup_momentum and the batches per
     step from 1, each in a straight line to its final value.
@@ -64,7 +64,7 @@ def warmup(
     Args:
         iteration: counted from the start of training, over all epochs.
         length: of the warm-up, see `warmup_iterations`.
-        factor: what the final learning rate is of lr0.
+        factor: the final learning rate over lr0.
         batch_size: images per iteration over all processes.
     """
 
@@ -81,7 +81,7 @@ def warmup(
 
 @dataclass(frozen=True)
 class Schedule:
-    """v6.1's schedule of a whole run: `schedule.at(iteration)`.
+    """The schedule of a whole run, as in v6.1: `schedule.at(iteration)`.
 
     Two optional hyper-parameters adapt it to short runs: warmup_floor (1000 iterations in v6.1) and nominal_batch (64).
     """
@@ -94,11 +94,11 @@ class Schedule:
 
     @property
     def warmup(self) -> int:
-        """Length of the warm-up in iterations."""
+        """The length of the warm-up in iterations."""
         return warmup_iterations(self.hyp, self.batches, self.hyp.get("warmup_floor", WARMUP_FLOOR))
 
     def at(self, iteration: int) -> Settings:
-        """The settings in force in an iteration, counted from the start of training."""
+        """Returns the settings of an iteration, counted from the start of training."""
         length = self.warmup
         epoch = factor_epoch(iteration // self.batches, self.batches, length)
         factor = lr_factor(epoch, self.epochs, self.hyp["lrf"], self.cosine)
@@ -107,7 +107,7 @@ class Schedule:
 
 
 def apply_settings(optimizer: "Optimizer", settings: Settings) -> None:
-    """Writes the settings into the three groups of `build_optimizer`. Adam's betas stay, as in v6.1."""
+    """Sets learning rates and momentum of the three groups of `build_optimizer`. Adam's betas stay, as in v6.1."""
     for group, rate in zip(optimizer.param_groups, settings.learning_rates):
         group["lr"] = rate
         if "momentum" in group:
@@ -115,9 +115,9 @@ def apply_settings(optimizer: "Optimizer", settings: Settings) -> None:
 
 
 class EarlyStopping:
-    """Stops training once fitness has not improved for `patience` epochs; 0 never stops.
+    """Decides to stop once fitness has not improved for `patience` epochs; with 0 it never stops.
 
-    An epoch as fit as the best becomes the best.
+    An epoch with the same fitness as the best one becomes the best one.
     """
 
     def __init__(self, patience: int = 100):
@@ -127,7 +127,7 @@ class EarlyStopping:
         self.possible_stop = False  # the next epoch may be the last
 
     def __call__(self, epoch: int, fitness: float) -> bool:
-        """Takes in the fitness of an epoch; True when training should stop."""
+        """Records the fitness of an epoch; returns True when training should stop."""
         if fitness >= self.best_fitness:
             self.best_epoch = epoch
             self.best_fitness = float(fitness)
@@ -136,11 +136,12 @@ class EarlyStopping:
         return waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the patience, which a resumed run may change."""
+        """Returns everything except the patience, which a resumed run may change."""
         names = ("best_fitness", "best_epoch", "possible_stop")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self.best_fitness = state["best_fitness"]
         self.best_epoch = state["best_epoch"]
         self.possible_stop = state["possible_stop"]

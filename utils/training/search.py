@@ -1,7 +1,7 @@
-"""Hyper-parameters found by training again and again (`--evolve`), with Optuna.
+"""Searches for hyper-parameters by training many times (`--evolve`), with Optuna.
 
-The trials live in a database: a search that stopped goes on where it was, and any number of processes and machines that
-name the same database share one search. The files in the run's folder are made anew from it after each trial.
+The trials are in a database: a search that stopped continues where it was, and processes and machines that name the
+same database share one search. After each trial the files in the folder of the run are written anew from it.
 """
 
 import math
@@ -19,12 +19,13 @@ import yaml
 from utils import cli
 from utils.files import atomic_write
 from utils.log import LOGGER
+from utils.training.records import COLUMNS
 
 if TYPE_CHECKING:
     import optuna
     import sqlalchemy
 
-# Lowest and highest value of each hyper-parameter that is searched, as in v6.1. The others stay as they are.
+# Minimum and maximum of each hyper-parameter that is searched, as in v6.1. The others keep their values.
 LIMITS = {
     "lr0": (1e-5, 0.1), "lrf": (0.01, 1.0), "momentum": (0.6, 0.98), "weight_decay": (0.0, 0.001),
     "warmup_epochs": (0.0, 5.0), "warmup_momentum": (0.0, 0.95), "warmup_bias_lr": (0.0, 0.2),
@@ -34,18 +35,15 @@ LIMITS = {
     "degrees": (0.0, 45.0), "translate": (0.0, 0.9), "scale": (0.0, 0.9), "shear": (0.0, 10.0),
     "flipud": (0.0, 1.0), "mosaic": (0.0, 1.0), "mixup": (0.0, 1.0), "copy_paste": (0.0, 1.0),
 }  # fmt: skip
-GAINS = {"momentum": 0.3, "anchors": 2.0}  # how strongly a value mutates; 1 where not said
-ANCHORS = 3  # per level, where the hyp file does not say
+GAINS = {"momentum": 0.3, "anchors": 2.0}  # how strongly a value mutates; 1 for the others
+ANCHORS = 3  # per level, where the hyp file has no value
 
-RESULTS = (
-    "metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95",
-    "val/box_loss", "val/obj_loss", "val/cls_loss",
-)  # fmt: skip
+RESULTS = COLUMNS[4:11]  # precision, recall, mAP50, mAP50-95 and the three losses on the val split
 
-PARENTS = 5  # the fittest trials, of which each new one descends from one
+PARENTS = 5  # number of the fittest trials, one of which is the parent of a new one
 FAILURES = (FloatingPointError, torch.OutOfMemoryError)  # of one trial; any other error ends the search
-UNPRUNED_TRIALS = 5  # so many run to their end before any is cut short
-HEARTBEAT, GRACE = 60, 300  # seconds between signs of life of a trial, and until a silent one counts as dead
+UNPRUNED_TRIALS = 5  # number of trials that must be complete before any is stopped early
+HEARTBEAT, GRACE = 60, 300  # seconds between two heartbeats of a trial, and after which one without counts as failed
 
 # Trains with these hyper-parameters, calls report(epoch, fitness) after each epoch, and returns the seven RESULTS
 Objective = Callable[[dict[str, float], Callable[[int, float], None]], Sequence[float]]
@@ -65,26 +63,26 @@ def search(
 ) -> dict[str, float]:
     """Trains until the study has `generations` trials; returns the hyper-parameters of the fittest.
 
-    The first trial is `hyp` itself, moved into LIMITS; each later one is a mutated copy of one of the five fittest, as
-    in v6.1. A value of 0 stays 0: what a hyp file switches off is not searched. A trial whose fitness falls behind the
-    median of the others at the same epoch is cut short. One that ends in a FloatingPointError or without GPU memory is
-    recorded as failed, and the search goes on.
+    The first trial is `hyp` itself, with its values limited to LIMITS; each later one is a mutated copy of one of the
+    five fittest, as in v6.1. A value of 0 stays 0: what a hyp file switches off is not searched. A trial whose fitness
+    is below the median of the others at the same epoch is stopped early. One that ends in a FloatingPointError or
+    without GPU memory is recorded as failed, and the search goes on.
 
-    After each trial it writes evolve.csv (RESULTS and hyper-parameters of all trials that ran to their end) and
-    hyp_evolve.yaml (the best of them, for --hyp) into save_dir.
+    After each trial it writes evolve.csv (RESULTS and hyper-parameters of all complete trials) and hyp_evolve.yaml (the
+    best of them, for --hyp) into save_dir.
 
     Args:
-        objective: trains once. What `report` raises must pass through it.
+        objective: trains once. It must not catch what `report` raises.
         fitness: results (n, 7) -> (n,), the higher the better.
-        epochs: of one training; in the first third of them none is cut short.
+        epochs: of one training; in the first third of them no trial is stopped early.
         storage: database URL of Optuna, by default a file evolve.db in save_dir.
         study_name: of the search within that database.
-        seed: of the search. One process alone finds the same trials again, also when stopped between two of them.
-        autoanchor: anchors per level, 3 unless `hyp` says otherwise, are searched too.
+        seed: of the search. With one process the trials are the same again, also if it is stopped between two of them.
+        autoanchor: search the anchors per level too, from 3 where `hyp` has no value.
 
     Raises:
         ValueError: Optuna is missing, the database cannot be used, or its study keeps other hyper-parameters fixed.
-        FloatingPointError: not one trial ran to its end.
+        FloatingPointError: no trial is complete.
     """
     cli.require("optuna", "--evolve")
     save_dir = Path(save_dir)
@@ -97,7 +95,7 @@ def search(
     if not any(_counts(trial) or trial.state.name == "WAITING" for trial in study.get_trials(deepcopy=False)):
         study.enqueue_trial(start)
 
-    train_once = partial(_run, objective=objective, hyp=hyp, genes=genes, fitness=fitness)
+    train_once = partial(_train_once, objective=objective, hyp=hyp, genes=genes, fitness=fitness)
     while _spent(study) < generations:
         study.optimize(train_once, 1, catch=FAILURES, gc_after_trial=True)
         write_results(study, save_dir)
@@ -105,9 +103,9 @@ def search(
 
     write_results(study, save_dir)
     if not _completed(study):
-        raise FloatingPointError(f"none of the {_spent(study)} trials of --evolve ran to its end; see above why")
+        raise FloatingPointError(f"all {_spent(study)} trials of --evolve failed; the reasons are above")
     LOGGER.info(
-        f"{len(_completed(study))} full trials; the best hyper-parameters are in {save_dir / 'hyp_evolve.yaml'}"
+        f"{len(_completed(study))} complete trials; the best hyper-parameters are in {save_dir / 'hyp_evolve.yaml'}"
     )
     return study.best_trial.user_attrs["hyp"]
 
@@ -116,20 +114,25 @@ def search(
 
 
 def _starting_point(hyp: Mapping[str, float], genes: Sequence[str]) -> dict[str, float]:
+    """Returns the searched values of `hyp`, limited to LIMITS, with a warning for each that was changed."""
     start = {name: _limit(name, hyp[name]) for name in genes}
     for name in genes:
         if start[name] != hyp[name]:
-            LOGGER.warning(f"--evolve: {name} {hyp[name]:g} is outside its limits, starting from {start[name]:g}")
+            low, high = LIMITS[name]
+            LOGGER.warning(
+                f"--evolve searches {name} from {low:g} to {high:g}; it starts with {start[name]:g}, not {hyp[name]:g}"
+            )
     return start
 
 
 def _propose(trial: "optuna.Trial", hyp: Mapping[str, float], genes: Sequence[str]) -> dict[str, float]:
-    """The hyper-parameters of a trial, in the order of `hyp`, to the five digits that evolve.csv will show."""
+    """Returns the hyper-parameters of a trial, in the order of `hyp`, to the five digits that evolve.csv shows."""
     drawn = {name: trial.suggest_float(name, *LIMITS[name]) for name in genes}
     return {name: float(f"{drawn[name]:.5g}") if name in drawn else value for name, value in hyp.items()}
 
 
-def _run(trial: "optuna.Trial", objective: Objective, hyp, genes, fitness) -> float:
+def _train_once(trial: "optuna.Trial", objective: Objective, hyp, genes, fitness) -> float:
+    """Trains with the hyper-parameters of a trial, and returns its fitness."""
     import optuna
 
     values = _propose(trial, hyp, genes)
@@ -139,7 +142,7 @@ def _run(trial: "optuna.Trial", objective: Objective, hyp, genes, fitness) -> fl
     def report(epoch: int, value: float) -> None:
         trial.report(value, epoch)
         if trial.should_prune():
-            LOGGER.info(f"trial {trial.number} falls behind the others and is cut short in epoch {epoch}")
+            LOGGER.info(f"trial {trial.number} is below the median of the others and is stopped in epoch {epoch}")
             raise optuna.TrialPruned
 
     try:
@@ -162,7 +165,7 @@ def _run(trial: "optuna.Trial", objective: Objective, hyp, genes, fitness) -> fl
 def _open_study(url: str, name: str, sampler: "optuna.samplers.BaseSampler", epochs: int) -> "optuna.Study":
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search says itself what happens
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the search logs what happens
     return optuna.create_study(
         storage=_open_storage(url),
         study_name=name,
@@ -177,30 +180,30 @@ def _open_storage(url: str, attempts: int = 2) -> "optuna.storages.RDBStorage":
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
-    waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # for others that write
+    waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}  # while another process writes
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             storage = optuna.storages.RDBStorage(url, waiting, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
     except (ImportError, SQLAlchemyError) as error:  # ImportError: the driver of that kind of database
-        if attempts > 1:  # of processes that begin at once only one can make the tables; the others look again
+        if attempts > 1:  # if processes start at once only one can make the tables; the others try again
             time.sleep(1)
             return _open_storage(url, attempts - 1)
-        raise ValueError(f"--evolve: the database {url} cannot be opened: {error}") from None
+        raise ValueError(f"--evolve-storage: the database {url} cannot be opened: {error}") from None
     if waiting:
         _lock_before_reading(storage.engine)
     return storage
 
 
 def _lock_before_reading(engine: "sqlalchemy.Engine") -> None:
-    """Lets transactions of SQLite begin by locking the database, as SQLAlchemy's manual says how.
+    """Makes each transaction of SQLite lock the database when it begins, by the recipe of SQLAlchemy's manual.
 
-    Otherwise two processes that look for a waiting trial at the same moment both see it, and both take it.
+    Otherwise two processes that look for a waiting trial at the same moment would both take it.
     """
     from sqlalchemy import event
 
     @event.listens_for(engine, "connect")
-    def no_begin_of_its_own(connection, _) -> None:
+    def stop_automatic_begin(connection, _) -> None:
         connection.isolation_level = None
 
     @event.listens_for(engine, "begin")
@@ -211,10 +214,10 @@ def _lock_before_reading(engine: "sqlalchemy.Engine") -> None:
 
 
 def _evolution(start: dict[str, float], seed: int) -> "optuna.samplers.BaseSampler":
-    """v6.1's evolution as a sampler: each trial is a mutated copy of one of the fittest.
+    """Returns v6.1's evolution as a sampler: each trial is a mutated copy of one of the fittest.
 
-    Where the hyp file is a good one already, it gains more in tens or a few hundred trials than Optuna's own samplers,
-    which first look everywhere. Seeded by (seed, number of the trial), so that no two processes draw the same.
+    From a good hyp file it improves more in tens or a few hundred trials than Optuna's own samplers, which first search
+    the whole space. Seeded by (seed, number of the trial), so that no two processes draw the same.
     """
     import optuna
 
@@ -234,14 +237,14 @@ def _evolution(start: dict[str, float], seed: int) -> "optuna.samplers.BaseSampl
 
 
 def draw_parent(parents: Sequence[tuple[dict[str, float], float]], rng: np.random.Generator) -> dict[str, float]:
-    """One of these (values, fitness), the more probable the further its fitness is above the lowest."""
+    """Draws the values of one of these (values, fitness), in proportion to its fitness above the minimum."""
     weights = np.array([fitness for _, fitness in parents])
     weights = weights - weights.min() + 1e-6
     return parents[rng.choice(len(parents), p=weights / weights.sum())][0]
 
 
 def mutate(values: Mapping[str, float], rng: np.random.Generator) -> dict[str, float]:
-    """Most values times a random factor of 0.3-3, mostly near 1, and moved into LIMITS; some factor is not 1."""
+    """Multiplies most values by a random factor of 0.3-3, mostly near 1, and limits them; some factor is not 1."""
     gains = np.array([GAINS.get(name, 1.0) for name in values])
     factors = np.ones(len(values))
     while len(values) and (factors == 1).all():
@@ -256,23 +259,27 @@ def _limit(name: str, value: float) -> float:
 
 
 def _check_fixed(study: "optuna.Study", fixed: dict[str, float]) -> None:
-    """Every process must search the same space around the same values."""
+    """Raises ValueError unless this process searches the same space, with the same fixed values, as the study."""
     known = study.user_attrs.get("fixed", fixed)
     if known != fixed:
         names = sorted(name for name in {**known, **fixed} if known.get(name) != fixed.get(name))
         raise ValueError(
-            f"--evolve: the study '{study.study_name}' differs from the hyp file in {', '.join(names)}, which it does "
-            "not search; give the hyp file that it began with, or begin another study"
+            f"--evolve: the study '{study.study_name}' keeps other values of {', '.join(names)} than the hyp file; "
+            "give the hyp file that it began with, or begin another study"
         )
     study.set_user_attr("fixed", fixed)
 
 
 def _counts(trial: "optuna.trial.FrozenTrial") -> bool:
-    """True for a trial under way or at its end; one that was interrupted, or whose machine died, is made up for."""
+    """Returns whether a trial counts: one that runs, is complete, was stopped early or failed with a known error.
+
+    One that was interrupted does not count, so another takes its place.
+    """
     return trial.state.name in ("RUNNING", "COMPLETE", "PRUNED") or "error" in trial.user_attrs
 
 
 def _spent(study: "optuna.Study") -> int:
+    """Returns the number of trials that count, after those of dead processes are marked as failed."""
     import optuna
 
     with warnings.catch_warnings():
@@ -289,9 +296,9 @@ def _completed(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
 
 
 def write_results(study: "optuna.Study", save_dir: Path) -> None:
-    """evolve.csv and hyp_evolve.yaml from the completed trials; nothing while there are none."""
+    """Writes evolve.csv and hyp_evolve.yaml from the complete trials; nothing while there are none."""
     written = 0
-    while len(trials := _completed(study)) > written:  # once more if another process added one meanwhile
+    while len(trials := _completed(study)) > written:  # again if another process has added one meanwhile
         _write_csv(trials, save_dir / "evolve.csv")
         _write_best(trials, save_dir / "hyp_evolve.yaml")
         written = len(trials)

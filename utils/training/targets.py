@@ -1,17 +1,17 @@
-"""Which cells of which levels answer for an object, and what they should say."""
+"""Assigns objects to the cells and anchors that should predict them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-# A positive cell is the object's own or one of its four neighbours; in this order (x, y), own cell first.
-# Half a cell is taken off the centre: truncating what is left gives the left, upper, right and lower neighbour.
+# Subtracted from the centre (x, y) of an object, in cells. The integer part of the result is then its own cell, or the
+# left, upper, right or lower neighbour, in this order.
 _SHIFTS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
 
 
 class LevelTargets(NamedTuple):
-    """The P positives of one detection level. Several may share a cell."""
+    """The P positives of one detection level: pairs of an object and an anchor in a cell. Several may share a cell."""
 
     image: torch.Tensor  # (P,) int64, index in the batch
     anchor: torch.Tensor  # (P,) int64, index in the level
@@ -28,17 +28,17 @@ def build_targets(
     """Assigns objects to anchors and cells, level by level.
 
     An object matches every anchor, on any level, whose width and height both differ from its own by a factor below
-    `anchor_t`. On each match it takes its own cell and the nearer neighbour in x and in y, where the grid has one:
-    up to three positives, so a centre may lie (-0.5, 1.5) cells from the corner of its cell.
+    `anchor_t`. With each such anchor its own cell and the nearer neighbours in x and in y, where the grid has them,
+    become positives: up to three, so a centre may lie (-0.5, 1.5) cells from the corner of its cell.
 
     Args:
         targets: (T, 6) image index, class, x, y, w, h; centre form, 0-1 of the image.
         anchors: (levels, A, 2) widths and heights in cells of their level.
         grids: (rows, columns) of each level.
-        anchor_t: greatest ratio of sides, excluded.
+        anchor_t: ratio of sides that is the first not to match.
 
     Returns:
-        One LevelTargets per level, ordered by neighbour (own, left, upper, right, lower), anchor, object.
+        One LevelTargets per level, ordered by cell (own, left, upper, right, lower), anchor, object.
     """
     return [_build_level(targets, wh, grid, anchor_t) for wh, grid in zip(anchors, grids)]
 
@@ -51,14 +51,14 @@ def _build_level(targets: torch.Tensor, anchors: torch.Tensor, grid: tuple[int, 
     ratio = wh[None] / anchors[:, None]  # (A, T, 2)
     matches = torch.maximum(ratio, 1 / ratio).amax(2) < anchor_t  # (A, T)
 
-    # A neighbour is taken on the side where the centre lies nearer than half a cell, unless that is outside the grid
+    # A neighbour is used where the centre is less than half a cell from it and the grid has it
     from_end = size - centre
     left, upper = ((centre % 1 < 0.5) & (centre > 1)).T
     right, lower = ((from_end % 1 < 0.5) & (from_end > 1)).T
-    takes = torch.stack([torch.ones_like(left), left, upper, right, lower])  # (5, T)
+    used = torch.stack([torch.ones_like(left), left, upper, right, lower])  # (5, T)
 
-    # nonzero is the one point where the host waits for the device; its order is the order of the result
-    neighbour, anchor, target = (takes[:, None] & matches).nonzero(as_tuple=True)  # (P,) each, of (5, A, T)
+    # only nonzero makes the host wait for the device; its order is the order of the result
+    neighbour, anchor, target = (used[:, None] & matches).nonzero(as_tuple=True)  # (P,) each, of (5, A, T)
 
     cell = (centre[target] - centre.new_tensor(_SHIFTS)[neighbour]).long()
     column, row = cell[:, 0].clamp(0, columns - 1), cell[:, 1].clamp(0, rows - 1)

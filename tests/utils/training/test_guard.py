@@ -37,7 +37,7 @@ def network() -> Network:
 
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-FINE = "all layers give finite outputs, so it is the loss itself"
+FINE = "the outputs of all layers are finite, so it is the loss"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -53,7 +53,7 @@ def test_of_several_the_first_is_named_and_whole_numbers_are_none(network):
     network.second[0].bias.data[0] = torch.inf
     network.first.bn.num_batches_tracked.fill_(2**62)
     assert weights_not_finite(network) == "second.0.bias"
-    assert first_not_finite(network, IMAGES) == "second.0.bias is not finite any more"
+    assert first_not_finite(network, IMAGES) == "second.0.bias is not finite"
     assert weights_not_finite(nn.ReLU()) is None
 
 

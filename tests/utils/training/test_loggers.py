@@ -9,7 +9,7 @@ import pytest
 
 from utils.training.loggers import create_loggers, parse_loggers, project_name, run_name
 
-OPTIONS = {"project": "runs/train", "name": "exp", "epochs": 3, "freeze": [0], "entity": None}
+OPTIONS = {"project": "runs/train", "name": "exp", "epochs": 3, "freeze": [0]}
 HYP = {"lr0": 0.01, "mosaic": 1.0}
 VALUES = {"train/box_loss": 0.5, "metrics/mAP_0.5:0.95": 0.25}
 
@@ -145,7 +145,7 @@ def test_tensorboard_reads_back(tmp_path, picture):
     loggers = create_loggers("tensorboard", tmp_path, OPTIONS, HYP)
     for epoch in range(2):
         loggers.log_metrics({"train/box_loss": 0.5 - epoch / 4, "metrics/mAP_0.5:0.95": 0.25}, epoch)
-    loggers.log_pictures([picture, tmp_path / "not_there.png"], 1)
+    loggers.log_images([picture, tmp_path / "not_there.png"], 1)
     loggers.finish({"best/epoch": 1})
     assert [tracker.name for tracker in loggers.trackers] == ["tensorboard"]
     scalars, images = read_events(tmp_path)
@@ -186,7 +186,7 @@ def test_wandb_gets_configuration_numbers_pictures_and_summary(tmp_path, fake, p
     wandb = fake("wandb")
     loggers = create_loggers("wandb", tmp_path, OPTIONS, HYP)
     loggers.log_metrics(VALUES, 0)
-    loggers.log_pictures([picture], 0)
+    loggers.log_images([picture], 0)
     loggers.finish({"best/epoch": 0})
     (_, init), *rest = wandb.calls
     assert (init["project"], init["name"], init["id"], init["dir"]) == ("YOLOv5", None, None, str(tmp_path))
@@ -221,7 +221,7 @@ def test_mlflow_gets_parameters_metrics_and_files(tmp_path, fake, picture):
     (tmp_path / "results.csv").write_text("epoch\n")
     loggers = create_loggers("mlflow", tmp_path, {**OPTIONS, "name": "large"}, HYP)
     loggers.log_metrics(VALUES, 4)
-    loggers.log_pictures([picture], 4)
+    loggers.log_images([picture], 4)
     loggers.finish({"best/epoch": 4})
     assert mlflow.experiments == {"YOLOv5": "number 0"}
     run, options, hyp, metrics, *files, summary, results, end = mlflow.calls

@@ -275,12 +275,12 @@ def test_one_pass_over_many_positives_of_one_cell_is_the_loop():
 
 
 def test_autobalance_needs_stride_16():
-    with pytest.raises(ValueError, match=r"stride 16, but the model has \[8, 32, 64\]"):
+    with pytest.raises(ValueError, match=r"stride 16, but the model has strides \[8, 32, 64\]"):
         ComputeLoss(make_head(strides=(8, 32, 64)), HYP, autobalance=True)
 
 
 def test_wrong_number_of_levels():
-    with pytest.raises(ValueError, match="3 levels, but got 1"):
+    with pytest.raises(ValueError, match="3 levels, got 1"):
         ComputeLoss(make_head(), HYP)(golden_raw()[:1], TARGETS)
 
 
