@@ -1,9 +1,9 @@
-"""What the command lines share: options that are stated once, and errors that a user can act on.
+"""What the command lines share: options that are stated once, errors as one message, and signals.
 
 An option is stated in the parser of its verb: name, type, range, default, help. `parse` reads a command line with it,
 `options` the keyword arguments of the verb's `run`; both give the same `Options`.
 
-Imports nothing heavy: `--help` must answer before torch is loaded.
+It imports nothing slow, so that `--help` answers before torch is loaded.
 """
 
 import argparse
@@ -25,11 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DATA = "data/shapes.yaml"  # the data set that the project draws itself
-WEIGHTS = "yolov5s.pt"
-
-
-class Default(str):
-    """A string option that the user did not give. argparse keeps the object where no `type` is set."""
+WEIGHTS = "yolov5s.pt"  # official weights, where no others are given
 
 
 def add_run_folder(parser: argparse.ArgumentParser, project: str) -> None:
@@ -316,16 +312,6 @@ def installed(package: str) -> bool:
     except ModuleNotFoundError:  # the package of which it is a part
         return False
     return spec is not None and spec.origin is not None  # else it is only a folder of that name, such as wandb's runs
-
-
-def override(opt: Options, values: dict) -> Options:
-    """Options as keyword arguments, as `run(**kwargs)` of a verb takes them; an unknown name is a TypeError."""
-    unknown = set(values) - set(vars(opt))
-    if unknown:
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}; known: {', '.join(sorted(vars(opt)))}")
-    vars(opt).update(values)
-    opt.given |= set(values)
-    return opt
 
 
 def describe(verb: str, opt: argparse.Namespace) -> str:

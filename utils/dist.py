@@ -1,4 +1,4 @@
-"""The processes of a torchrun launch: who am I, and what do we agree on. torchrun says it in environment variables."""
+"""The processes of a torchrun launch: their numbers, from environment variables, and what they share."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,53 +10,53 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-FOREVER = timedelta(days=30)  # waiting for the first process: a scan or a validation may take long
+FOREVER = timedelta(days=30)  # how long processes wait for the first one, whose scan or validation may take long
 
 
 def rank() -> int:
-    """Number of this process over all machines; -1 outside torchrun."""
+    """Returns the number of this process among those of all machines; -1 outside torchrun."""
     return int(os.environ.get("RANK", -1))
 
 
 def local_rank() -> int:
-    """Number of this process on its machine; -1 outside torchrun."""
+    """Returns the number of this process among those of its machine; -1 outside torchrun."""
     return int(os.environ.get("LOCAL_RANK", -1))
 
 
 def world_size() -> int:
-    """Number of processes over all machines."""
+    """Returns the number of processes on all machines."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
-    """True in the one process that writes files and logs."""
+    """Returns True in the first process, the only one that writes files and logs."""
     return rank() in (-1, 0)
 
 
-# --- several processes that share work, and need no group for it ------------------------------------------------------
+# --- processes that share work without a group ------------------------------------------------------------------------
 
 
 def agree(value: Callable[[], str]) -> str:
-    """What `value` gives the first process of a torchrun launch, on all of them, once all have heard it.
+    """Returns on every process of a torchrun launch what `value` returns on the first one, once all have received it.
 
-    Raises ValueError where nothing says how the processes reach each other.
+    Raises ValueError where no environment variables say how the processes reach each other.
     """
-    store, rank, processes = _meeting()
+    store, rank, processes = _rendezvous()
     if rank == 0:
         store.set("agreed", value())
     agreed = store.get("agreed").decode()
-    if store.add("heard", 1) == processes:
-        store.set("all heard", "")
-    store.wait(["all heard"])  # the first process may keep the store
+    if store.add("received", 1) == processes:
+        store.set("all received", "")
+    store.wait(["all received"])  # the first process may hold the store, so it must not end before
     return agreed
 
 
-@cache  # kept to the end of the process: others may be about to ask
-def _meeting():
+@cache  # kept until the process ends: others may still need it
+def _rendezvous():
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise ValueError(
-            f"{world_size()} processes, but {' and '.join(missing)} do not say where they meet: start them with "
-            "torchrun, or give them all the same --resume FOLDER"
+            f"{world_size()} processes need {' and '.join(missing)} in the environment to reach each other: start them "
+            "with torchrun, or give all of them the same --resume FOLDER"
         )
     import torch.distributed as dist
 
@@ -65,14 +65,14 @@ def _meeting():
     return store, rank, processes
 
 
-# --- several processes that train together ----------------------------------------------------------------------------
+# --- processes that train together ------------------------------------------------------------------------------------
 
 
 class Group:
-    """The processes of a torchrun launch: gradients go through torch.distributed, decisions through its store.
+    """The processes of a torchrun launch. They share gradients through torch.distributed, decisions through its store.
 
-    A value in the store is waited for without a collective held open, so no timeout of the backend runs meanwhile.
-    Where a process fails, torchrun ends the others.
+    Waiting for a value in the store is not a collective operation, so no timeout of the backend runs meanwhile. Where
+    a process fails, torchrun ends the others.
     """
 
     def __init__(self, backend: str):
@@ -85,14 +85,14 @@ class Group:
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size)
 
     def decide(self, key: str, value: str = "") -> str:
-        """The first process's value of `key` on every process; others wait for it. A key is used once."""
+        """Returns the first process's value of `key` on every process; the others wait for it. A key is used once."""
         if self.rank == 0:
             self._store.set(key, value)
         return self._store.get(key).decode()
 
     @contextmanager
     def first_on_each_machine(self, key: str) -> Iterator[None]:
-        """The block runs in the first process of each machine before it runs in the others."""
+        """Runs the block in the first process of each machine before the others run it."""
         key = f"{key}/{self.node}"
         if local_rank() != 0:
             self._store.wait([key], FOREVER)
@@ -101,7 +101,7 @@ class Group:
             self._store.set(key, "done")
 
     def average(self, values: "torch.Tensor") -> "torch.Tensor":
-        """The mean of `values` over all processes, in a new tensor."""
+        """Returns the mean of `values` over all processes, as a new tensor."""
         import torch.distributed as dist
 
         total = values.clone()
@@ -109,7 +109,7 @@ class Group:
         return total / self.world_size
 
     def close(self) -> None:
-        """Leaves the group once all have come this far."""
+        """Leaves the group once all processes call this."""
         import torch.distributed as dist
 
         dist.barrier()

@@ -281,9 +281,9 @@ def test_the_first_process_tells_the_others_through_the_store(monkeypatch):
         port = free.getsockname()[1]
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 1}.items():
         monkeypatch.setenv(name, str(value))
-    dist._meeting.cache_clear()
+    dist._rendezvous.cache_clear()
     assert dist.agree(lambda: "runs/detect/exp7") == "runs/detect/exp7"
-    dist._meeting.cache_clear()
+    dist._rendezvous.cache_clear()
 
 
 @pytest.mark.parametrize(
