@@ -255,7 +255,7 @@ def test_what_cannot_be_shared(found, here, monkeypatch):  # noqa: F811
         found("0")
     with pytest.raises(ValueError, match="--track follows objects from image to image"):
         found("in", track=True)
-    with pytest.raises(ValueError, match="start them with torchrun, or give them all the same --resume FOLDER"):
+    with pytest.raises(ValueError, match="start them with torchrun, or give all of them the same --resume FOLDER"):
         found("in")
     assert sorted(os.listdir(here)) == ["in"]
 
