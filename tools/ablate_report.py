@@ -1,13 +1,17 @@
 """What an ablation found: paired intervals over seeds, and CSV, Markdown, a picture and an HTML page of them."""
 
-import base64
 import csv
-import html
 import io
 import math
 import statistics
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools import page
 
 LEVEL = 0.95  # of the intervals
 METRICS = ("P", "R", "mAP50", "mAP50-95")  # of a split, in the order of a result
@@ -301,37 +305,16 @@ def _draw_costs(axis, ablation: Ablation, arms: list[str]) -> None:
 
 
 def as_html(ablation: Ablation, picture: bytes) -> str:
-    """One page that needs no other file: picture, tables, words, every run."""
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1180px;padding:0 1em;color:#222}"
-        "h2{margin:1.6em 0 .3em}table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}"
-        "td,th{padding:3px 10px;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}"
-        "td:first-child,th:first-child{text-align:left}img{max-width:100%}p.note{color:#555;font-size:13px}"
-        "pre{background:#f4f4f4;padding:.7em;white-space:pre-wrap}li{font-size:14px}em{font-weight:600}"
-    )
-    say = html.escape
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{say(ablation.title)}</title>"]
-    parts.append(f"<style>{style}</style><h1>{say(ablation.title)}</h1><p>{say(how_far(ablation))}")
-    data = base64.b64encode(picture).decode()
-    parts.append(f"<p><img alt='differences with intervals, and costs' src='data:image/png;base64,{data}'>")
+    """One page that needs no other file: the drawn differences and costs, tables, words, every run."""
+    parts = [
+        page.paragraph(how_far(ablation)),
+        page.figure(picture, "Differences with their intervals, and costs", "png"),
+    ]
     for table in tables(ablation):
-        parts += [f"<h2>{say(table.title)}</h2>", _html_table(table.heads, table.rows)]
-        parts.append(f"<p class=note>{_emphasis(say(table.note))}")
+        parts += [page.heading(table.title), page.table(table.heads, table.rows), page.paragraph(table.note, note=True)]
     if said := verdicts(ablation):
-        parts += ["<h2>In words</h2><ul>", *(f"<li>{say(line)}" for line in said), "</ul>"]
+        parts += [page.heading("In words"), page.bullets(said)]
     heads, *rows = csv.reader(io.StringIO(as_csv(ablation)))
-    parts += ["<h2>Every run</h2>", _html_table(heads, rows)]
-    parts.append(f"<h2>Command</h2><pre>{say(ablation.command)}</pre>")
-    return "\n".join(parts) + "\n"
-
-
-def _html_table(heads: list[str], rows: list[list[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{html.escape(head)}" for head in heads)]
-    lines += ["<tr>" + "".join(f"<td>{_emphasis(html.escape(cell))}" for cell in row) for row in rows]
-    return "<table>" + "\n".join(lines) + "</table>"
-
-
-def _emphasis(text: str) -> str:
-    for word in ("better", "worse"):
-        text = text.replace(f"*{word}*", f"<em>{word}</em>")
-    return text
+    parts += [page.heading("Every run"), page.table(heads, rows)]
+    parts += [page.heading("Command"), page.preformatted(ablation.command)]
+    return page.page(ablation.title, parts)

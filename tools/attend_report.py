@@ -1,41 +1,35 @@
 """What tools/attend.py knows how to say: the text and the HTML page of what attention did with a picture."""
 
-import base64
-import html
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.attention_view import Spectrum
+from tools import page
 from utils.drawing import class_name, draw_boxes
 from utils.inference.features import draw_emphasis, draw_heat, draw_maps
 
-CHANNELS = 4  # most raised, and most lowered, that are shown
+CHANNELS = 4  # number of channels shown with the highest gates, and with the lowest
+DETECTIONS = 20  # rows of a table of detections
 COLOURS = ("#0072b2", "#d55e00")  # of the first and the second curve: blue and vermilion of Okabe and Ito
 FLOOR = 1e-9  # eigenvalues below it are rounding of the float32 map
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1180px;padding:0 1em;color:#222}
-h1{line-height:1.25;overflow-wrap:anywhere}h2{margin:2em 0 0;border-top:1px solid #ccc;padding-top:.6em}
-h3{margin:.8em 0 0;overflow-wrap:anywhere}h4{margin:1.2em 0 0}p{margin:.4em 0;max-width:75ch}
+h2{margin:2em 0 0;border-top:1px solid #ccc;padding-top:.6em}p{max-width:75ch}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:0 2em}.pair>div{min-width:0}
 .row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,200px),1fr));gap:8px}
 .maps{display:grid;grid-template-columns:repeat(4,1fr);gap:6px;max-width:640px}.one{max-width:640px}
-figure{margin:.4em 0}figure img{width:100%;display:block;border:1px solid #ccc;box-sizing:border-box}
-.maps img{image-rendering:pixelated}figcaption{font-size:12px;overflow-wrap:anywhere}
+.maps img{image-rendering:pixelated}
 .plot{display:flex;gap:6px;height:150px}.plot svg{flex:1;min-width:0;height:100%;border:1px solid #ccc;background:#fff}
 .ticks{display:flex;flex-direction:column;justify-content:space-between;font-size:11px;text-align:right;min-width:4.2em}
 .x{display:flex;justify-content:space-between;font-size:11px;margin-left:calc(4.2em + 6px)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px}td,th{padding:1px 10px 1px 0;text-align:right}
-td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}.note{color:#555;font-size:13px}
 """
 
 
@@ -116,136 +110,151 @@ def _five_steps(block: Block) -> str:
 
 
 def as_html(models: Sequence[Explained], picture: str, without: str, confidence: float) -> str:
-    """One page that needs no other file. without: in words, what stood for the gates; confidence: the lowest shown."""
-    title = f"What attention did with {picture}"
+    """One page that needs no other file. without: in words, what replaces the gates; confidence: the lowest shown."""
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width,initial-scale=1'>",
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
-        f"<p>Without the gate means: in place of every gate stands {html.escape(without)}. Nothing was trained again, "
-        "so this shows what the network does with its gate, not how good it would have become without one. How far the "
-        "picture moves a gate of SOCA or SE is told from what its small network makes of a statistic of zeros: a gate "
-        "that no picture moves is a constant, which the layer behind it could hold as well.",
-        f"<h2>Detections</h2><p class=note>Boxes of confidence {confidence:g} and more. In the tables: what "
-        "the same prediction scores without the gate, and the stride of the map that made it.<div class=pair>",
-        *(_detections(one) for one in models),
-        "</div>",
+        page.paragraph(
+            f"Without the gate means: every gate is replaced by {without}. Nothing was trained again, so this shows "
+            "what the network does with its gate, not how good it would have become without one. How much the image "
+            "changes a gate of SOCA or SE is measured against the gate that its small network computes from a "
+            "statistic of zeros: a gate that no image changes is a constant, which the next layer could learn as well."
+        ),
+        page.heading("Detections"),
+        page.paragraph(
+            f"Boxes of confidence {confidence:g} or more. The tables give the confidence of the same prediction "
+            "without the gate, and the stride of the map that predicted it.",
+            note=True,
+        ),
+        page.group("pair", (_detections(one) for one in models)),
     ]
     for same_place in zip_longest(*(one.blocks for one in models)):
         there = [(one, block) for one, block in zip(models, same_place) if block]
-        parts.append(f"<h2>{html.escape(' beside '.join(dict.fromkeys(block.name for _, block in there)))}</h2>")
+        parts.append(page.heading(" beside ".join(dict.fromkeys(block.name for _, block in there))))
         if len(there) > 1:
             parts.append(_sorted_gates(there))
-        parts += ["<div class=pair>", *(_block(one, block) for one, block in there), "</div>"]
-    return "\n".join(parts)
+        parts.append(page.group("pair", (_block(one, block) for one, block in there)))
+    return page.page(f"What attention did with {picture}", parts, STYLE)
 
 
 def _detections(one: Explained) -> str:
     boxes = np.array([f.box for f in one.found]).reshape(-1, 6)
-    rows = "".join(
-        f"<tr><td>{i}<td>{html.escape(class_name(one.names, int(f.box[5])))}<td>{f.box[4]:.3f}<td>{f.without:.3f}"
-        f"<td>{f.stride}"
-        for i, f in enumerate(one.found[:20], 1)
-    )
-    more = f"<p class=note>... and {len(one.found) - 20} more." if len(one.found) > 20 else ""
-    table = (
-        f"<div class=scroll><table><tr><th>no.<th>class<th>confidence<th>without<th>stride{rows}</table></div>{more}"
-    )
-    return (
-        f"<div><h3>{html.escape(one.title)}</h3><div class=row>"
-        f"{_picture(_drawn(one, boxes), f'with the gate: {len(boxes)}')}"
-        f"{_picture(_drawn(one, one.without), f'without: {len(one.without)}')}</div>"
-        f"{table if rows else '<p>Nothing is found with the gate.'}</div>"
-    )
+    images = [
+        page.figure(_drawn(one, boxes), f"with the gate: {len(boxes)}"),
+        page.figure(_drawn(one, one.without), f"without the gate: {len(one.without)}"),
+    ]
+    parts = [page.heading(one.title, 3), page.group("row", images)]
+    rows = [
+        [str(i), class_name(one.names, int(f.box[5])), f"{f.box[4]:.3f}", f"{f.without:.3f}", str(f.stride)]
+        for i, f in enumerate(one.found[:DETECTIONS], 1)
+    ]
+    if rows:
+        parts.append(page.table(["no.", "class", "confidence", "without", "stride"], rows, left=2))
+    else:
+        parts.append(page.paragraph("No detections with the gate."))
+    if len(one.found) > DETECTIONS:
+        parts.append(page.paragraph(f"... and {len(one.found) - DETECTIONS} more.", note=True))
+    return page.group("model", parts)
 
 
 def _sorted_gates(there: Sequence[tuple[Explained, Block]]) -> str:
-    """The gates of both models from most to least, in one chart."""
+    """The gates of both models in falling order, in one chart."""
     series = [(f"{block.name}, {one.title}", np.sort(block.gate)[::-1]) for one, block in there]
     note = (
-        "<p class=note>Channel k of one model and channel k of the other mean the same only in so far as both were "
-        "trained from the same weights."
+        "Channel k of one model corresponds to channel k of the other only if both were trained from the same weights."
     )
-    return _lines("gates, each from most to least", series, "channels, sorted") + note
+    return _lines("gates, each in falling order", series, "channels, sorted") + page.paragraph(note, note=True)
 
 
 def _block(one: Explained, block: Block) -> str:
+    emphasis = draw_emphasis(block.maps, block.gate, one.frame)
+    caption = "red: the channels that are strong here have a gate above the mean; blue: below"
     parts = [
-        f"<div><h3>{html.escape(block.name)}, {html.escape(one.title)}</h3><p>{_summary(block)}.",
+        page.heading(f"{block.name}, {one.title}", 3),
+        page.paragraph(f"{_summary(block)}."),
         _bars("gate of each channel, drawn from their mean", block.gate),
-        f"<h4>Most raised</h4>{_channels(block, block.order[:CHANNELS])}",
-        f"<h4>Most lowered</h4>{_channels(block, block.order[::-1][:CHANNELS])}",
-        "<h4>Where lies what it favours</h4>",
-        "<div class=one>",
-        _picture(
-            draw_emphasis(block.maps, block.gate, one.frame),
-            "red: channels that are strong here are let through more than the mean; blue: less",
-        ),
-        "</div>",
+        page.heading("Highest gates", 4),
+        _channels(block, block.order[:CHANNELS]),
+        page.heading("Lowest gates", 4),
+        _channels(block, block.order[::-1][:CHANNELS]),
+        page.heading("Regions that the gate raises and lowers", 4),
+        page.group("one", [page.figure(emphasis, caption)]),
         _grad_cam(one, block),
     ]
     if block.spectrum:
         parts.append(_spectrum(block))
     elif block.name.endswith("-SOCA"):
-        parts.append("<p>This map does not vary, so there is no covariance: the gate is the small network at 0.")
-    return "\n".join([*parts, "</div>"])
+        parts.append(
+            page.paragraph("This map is constant, so there is no covariance: the gate is the small network at 0.")
+        )
+    return page.group("block", parts)
 
 
 def _channels(block: Block, channels: np.ndarray) -> str:
     energy = np.square(block.maps.astype(np.float64)).sum((1, 2))
     share = 100 * energy / max(energy.sum(), 1e-300)
     figures = (
-        _picture(draw_maps(block.maps[[c]]), f"channel {c}: {block.gate[c]:.3f}; {share[c]:.1f} % of the map", "png")
+        page.figure(draw_maps(block.maps[[c]]), f"channel {c}: {block.gate[c]:.3f}; {share[c]:.1f} % of the map", "png")
         for c in channels
     )
-    return f"<div class=maps>{''.join(figures)}</div>"
+    return page.group("maps", figures)
 
 
 def _grad_cam(one: Explained, block: Block) -> str:
     parts = [
-        "<h4>What speaks for a detection (Grad-CAM at this block's output)</h4>",
-        "<p class=note>Where the features stand that raise objectness times class score, bright for most. A block "
-        "right before Detect is asked by the detection's own cell alone; the rest of the overlay shows where else in "
-        "the picture the same features are.",
+        page.heading("Features that support a detection (Grad-CAM at this block's output)", 4),
+        page.paragraph(
+            "Bright: the features there raise objectness times class score most. At a block directly before Detect, "
+            "only the cell of the detection itself contributes; the rest of the overlay shows where else in the image "
+            "the same features are.",
+            note=True,
+        ),
     ]
     if not block.heat:
-        parts.append("<p>No detection, nothing to show.")
+        parts.append(page.paragraph("No detections, so nothing to show."))
     unreached = []
     for i, heats in zip(one.shown, block.heat):
         finding = one.found[i]
         if all(heat is None for heat in heats):
             unreached.append(f"{i + 1} (stride {finding.stride})")
             continue
-        most = max(float(heat.max()) for heat in heats if heat is not None)
-        name = class_name(one.names, int(finding.box[5]))
-        parts.append("<div class=row>")
-        for heat, when, score in zip(heats, ("with the gate", "without"), (finding.box[4], finding.without)):
-            words = f"{i + 1}, {name}: {score:.3f} {when}" + (
-                "" if heat is not None and heat.any() else "; nothing does"
-            )
-            heat = np.zeros((1, 1)) if heat is None else heat / max(most, 1e-30)
-            drawn = draw_heat(heat, one.frame)
-            parts.append(_picture(_drawn(one, finding.box[None], drawn, hide_labels=True), words))
-        parts.append("</div>")
+        parts.append(page.group("row", _heat_figures(one, i, heats)))
     if unreached:
-        parts.append(f"<p>This block has no say in detection {', '.join(unreached)}: its map does not lead there.")
+        parts.append(
+            page.paragraph(f"This block does not affect detection {', '.join(unreached)}: its map does not lead there.")
+        )
     return "\n".join(parts)
+
+
+def _heat_figures(one: Explained, number: int, heats: tuple) -> list[str]:
+    """Detection `number` with the gate and without, on the same scale of brightness."""
+    finding = one.found[number]
+    name = class_name(one.names, int(finding.box[5]))
+    brightest = max(float(heat.max()) for heat in heats if heat is not None)
+    figures = []
+    for heat, when, score in zip(heats, ("with the gate", "without the gate"), (finding.box[4], finding.without)):
+        words = f"{number + 1}, {name}: {score:.3f} {when}"
+        if heat is None or not heat.any():
+            words += "; no feature here supports it"
+        heat = np.zeros((1, 1)) if heat is None else heat / max(brightest, 1e-30)
+        drawn = _drawn(one, finding.box[None], draw_heat(heat, one.frame), hide_labels=True)
+        figures.append(page.figure(drawn, words))
+    return figures
 
 
 def _spectrum(block: Block) -> str:
     s = block.spectrum
     order = np.argsort(-s.s_root, kind="stable")
     rank = max(int((s.eigenvalues > FLOOR).sum()), 1)
+    steps = _five_steps(block)
     return "\n".join([
-        "<h4>Covariance of the channels, and its root</h4>",
-        f"<p>{_five_steps(block)[0].upper()}{_five_steps(block)[1:]}. The trained weights know five steps; the "
-        "distance is no fault of theirs.",
+        page.heading("Covariance of the channels, and its root", 4),
+        page.paragraph(f"{steps[0].upper()}{steps[1:]}. The weights were trained with five steps, so the distance is "
+        "not an error."),
         _lines(
             f"eigenvalues a of A = S / trace(S), the {rank} above {FLOOR:g}; their sum is 1",
             [("a", s.eigenvalues[:rank])], "eigenvalues, sorted", log=True,
         ),
         _lines(
-            "the root of each, and what five steps make of it",
+            "the root of each, and the result of five steps",
             [("root of a", s.root[:rank]), ("f(a), five steps", s.five[:rank])], "eigenvalues, sorted", log=True,
         ),
         _lines(
@@ -255,19 +264,12 @@ def _spectrum(block: Block) -> str:
     ])  # fmt: skip
 
 
-# --- pictures and charts ----------------------------------------------------------------------------------------------
+# --- images and charts ----------------------------------------------------------------------------------------------
 
 
 def _drawn(one: Explained, boxes: np.ndarray, on: np.ndarray | None = None, hide_labels: bool = False) -> np.ndarray:
     frame = one.frame if on is None else on
     return draw_boxes(frame, torch.from_numpy(np.asarray(boxes)), one.names, hide_labels=hide_labels)
-
-
-def _picture(picture: np.ndarray, caption: str, kind: str = "jpg") -> str:
-    data = base64.b64encode(cv2.imencode(f".{kind}", picture)[1]).decode()
-    mime = {"jpg": "jpeg"}.get(kind, kind)
-    words = html.escape(caption)
-    return f"<figure><img alt='{words}' src='data:image/{mime};base64,{data}'><figcaption>{words}</figcaption></figure>"
 
 
 def _bars(title: str, values: np.ndarray) -> str:
@@ -293,7 +295,7 @@ def _lines(title: str, series: Sequence[tuple[str, np.ndarray]], x: str, log: bo
             f"<polyline points='{points}' fill=none stroke='{colour}' stroke-width=2 "
             "vector-effect=non-scaling-stroke />"
         )
-        words.append(f"<span style='color:{colour}'>&#9644; {html.escape(name)}</span>")
+        words.append(f"<span style='color:{colour}'>&#9644; {page.escape(name)}</span>")
     ticks = [f"{10**v:.1e}" if log else f"{v:.3g}" for v in (high, (low + high) / 2, low)]
     legend = f": {', '.join(words)}" if len(words) > 1 else ""
     return _chart(title, "".join(paths), max(len(v) for _, v in series), ticks, x, legend)
@@ -310,7 +312,7 @@ def _chart(title: str, paths: str, count: int, ticks: Sequence[str], x: str, leg
     """A figure whose curves stretch with the page while its words do not. paths: in count x 100, y downwards."""
     ladder = "".join(f"<span>{tick}</span>" for tick in ticks)
     return (
-        f"<figure><figcaption>{html.escape(title)}{legend}</figcaption><div class=plot><div class=ticks>{ladder}</div>"
-        f"<svg role=img aria-label='{html.escape(title)}' viewBox='0 0 {count} 100' preserveAspectRatio=none>{paths}"
-        f"</svg></div><div class=x><span>0</span><span>{html.escape(x)}</span><span>{count - 1}</span></div></figure>"
+        f"<figure><figcaption>{page.escape(title)}{legend}</figcaption><div class=plot><div class=ticks>{ladder}</div>"
+        f"<svg role=img aria-label='{page.escape(title)}' viewBox='0 0 {count} 100' preserveAspectRatio=none>{paths}"
+        f"</svg></div><div class=x><span>0</span><span>{page.escape(x)}</span><span>{count - 1}</span></div></figure>"
     )

@@ -1,7 +1,5 @@
-"""What the data set doctor knows how to say: its kinds of findings, and a table, JSON or an HTML page of them."""
+"""What the data set doctor prints of its findings: text, JSON, or an HTML page."""
 
-import base64
-import html
 import json
 import os
 import sys
@@ -12,31 +10,40 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.page import bullets, figure, group, heading, page, paragraph
 from utils.data.checks import KINDS, Contents, Finding
 from utils.data.images import read_image
 
-SHOWN = 12  # pictures per finding of the HTML page
+SHOWN = 12  # images and lines per finding of the HTML page
+STYLE = """
+.fault{color:#b00020}.hint{color:#8a5a00}li{font-size:12px}.images{display:flex;flex-wrap:wrap;gap:8px}
+.images figure{width:280px;margin:0}@media(max-width:620px){.images figure{width:100%}}
+"""
 
 
 def as_text(contents: Contents, findings: list[Finding], examples: int = 3) -> str:
-    """The table, and under each finding why, what to do, and the first places."""
-    counts = ", ".join(f"{contents.splits.count(split)} {split}" for split in dict.fromkeys(contents.splits))
-    lines = [f"{counts} images, {len(contents.labels)} boxes, {len(contents.names)} classes"]
+    """The findings as text: what was found, why it matters, what to do, and the first locations of each."""
+    lines = [_summary(contents)]
     if not findings:
         return lines[0] + "\nnothing found: no fault, no hint"
     width = max(len(finding.kind) for finding in findings)
     for finding in findings:
-        severity, what, why, advice = KINDS[finding.kind]
-        lines += ["", f"{severity:6}{finding.kind:{width + 2}}{finding.count:6}  {what}"]
-        lines += [f"      why: {why}", f"      do:  {advice}"]
-        lines += [f"      - {place}" for place in finding.locations[:examples]]
+        kind = KINDS[finding.kind]
+        lines += ["", f"{kind.severity:6}{finding.kind:{width + 2}}{finding.count:6}  {kind.what}"]
+        lines += [f"      why: {kind.why}", f"      do:  {kind.advice}"]
+        lines += [f"      - {location}" for location in finding.locations[:examples]]
         if finding.count > examples and len(finding.locations) > examples:
             lines.append(f"      - ... and {len(finding.locations) - examples} more (--json lists all)")
     return "\n".join(lines)
 
 
+def _summary(contents: Contents) -> str:
+    counts = ", ".join(f"{contents.splits.count(split)} {split}" for split in dict.fromkeys(contents.splits))
+    return f"{counts} images, {len(contents.labels)} boxes, {len(contents.names)} classes"
+
+
 def as_json(contents: Contents, findings: list[Finding]) -> str:
-    """All findings with all their places."""
+    """The findings as JSON, with all their locations."""
     told = [
         dict(zip(("severity", "what", "why", "do"), KINDS[f.kind]), kind=f.kind, count=f.count, places=f.locations)
         for f in findings
@@ -46,31 +53,25 @@ def as_json(contents: Contents, findings: list[Finding]) -> str:
 
 
 def as_html(contents: Contents, findings: list[Finding], title: str) -> str:
-    """One page that needs no other file: the text, and the worst places drawn."""
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1180px;padding:0 1em;color:#222}"
-        "h2{margin:1.6em 0 0}.fault{color:#b00020}.hint{color:#8a5a00}figure{display:inline-block;margin:8px 8px 0 0;"
-        "width:280px;vertical-align:top}figure img{max-width:280px;max-height:280px;border:1px solid #ccc}"
-        "figcaption,li{font-size:12px;overflow-wrap:anywhere}"
-    )
-    parts = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{style}</style>"]
-    parts += [f"<h1>{html.escape(title)}</h1><p>{html.escape(as_text(contents, findings).splitlines()[0])}"]
+    """The findings as a page that needs no other file, with the worst ones drawn."""
+    parts = [paragraph(_summary(contents))]
     for finding in findings:
-        severity, what, why, advice = (html.escape(text) for text in KINDS[finding.kind])
-        parts.append(f"<h2><span class={severity}>{severity}</span> {what}: {finding.count}</h2>")
-        parts.append(f"<p><b>Why:</b> {why}. <b>Do:</b> {advice}.<ul>")
-        parts += [f"<li>{html.escape(place)}" for place in finding.locations[:SHOWN]]
-        parts.append("</ul>")
-        for image, rows in finding.views[:SHOWN]:
-            data = base64.b64encode(draw(contents, image, rows)).decode()
-            caption = f"{contents.splits[image]}: {os.path.basename(contents.images[image])}"
-            caption = html.escape(caption + (f", lines {sorted(contents.lines[rows].tolist())}" if rows else ""))
-            parts.append(
-                f"<figure><img src='data:image/jpeg;base64,{data}'><figcaption>{caption}</figcaption></figure>"
-            )
+        kind = KINDS[finding.kind]
+        parts.append(heading(f"{kind.what}: {finding.count}", label=kind.severity))
+        parts.append(paragraph(f"*Why:* {kind.why}. *Do:* {kind.advice}."))
+        parts.append(bullets(finding.locations[:SHOWN]))
+        views = (_view(contents, image, rows) for image, rows in finding.views[:SHOWN])
+        parts.append(group("images", views) if finding.views else "")
     if not findings:
-        parts.append("<p>Nothing found: no fault, no hint.")
-    return "\n".join(parts)
+        parts.append(paragraph("Nothing found: no fault, no hint."))
+    return page(title, parts, STYLE)
+
+
+def _view(contents: Contents, image: int, rows: list[int]) -> str:
+    caption = f"{contents.splits[image]}: {os.path.basename(contents.images[image])}"
+    if rows:
+        caption += f", {'lines' if len(rows) > 1 else 'line'} {', '.join(map(str, sorted(contents.lines[rows])))}"
+    return figure(draw(contents, image, rows), caption)
 
 
 def draw(contents: Contents, image: int, rows: list[int], side: int = 560) -> bytes:

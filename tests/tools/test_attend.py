@@ -97,7 +97,7 @@ def test_two_models_side_by_side(tmp_path, photo, run):
     code, out, err = run(photo, "--weights", one, two, "--img", 96, "--html", page, "--without", "one")
     assert code == 0, err
     text = page.read_text(encoding="utf-8")
-    assert "5-SOCA beside 5-SE" in text and "gates, each from most to least" in text
+    assert "5-SOCA beside 5-SE" in text and "gates, each in falling order" in text
     assert "8-SOCA" in text  # which the second model has no counterpart of
     assert "1, as if the block were not there" in text
     # the head's finer map has the first block alone before it
@@ -119,7 +119,7 @@ def test_nothing_found_is_said(tmp_path, photo, run):
     code, _, err = run(photo, "--weights", weights, "--img", 64, "--html", page)
     assert code == 0, err
     text = page.read_text(encoding="utf-8")
-    assert "Nothing is found with the gate." in text and "No detection, nothing to show." in text
+    assert "No detections with the gate." in text and "No detections, so nothing to show." in text
 
 
 def test_bad_input_is_one_message_and_no_page(tmp_path, photo, run):
@@ -165,8 +165,11 @@ def test_what_the_page_says_of_given_numbers():
              ((2, "1.000", 41.9), (0, "0.500", 20.9), (1, "0.250", 37.2))]  # fmt: skip
     assert order == sorted(order)
     assert "<td>1<td>dog<td>0.750<td>0.500<td>8" in text
-    assert "1, dog: 0.750 with the gate</figcaption>" in text and "1, dog: 0.500 without; nothing does" in text
-    assert "This block has no say in detection 1 (stride 8)" in text
+    assert (
+        "1, dog: 0.750 with the gate</figcaption>" in text
+        and "1, dog: 0.500 without the gate; no feature here supports it" in text
+    )
+    assert "This block does not affect detection 1 (stride 8)" in text
     assert as_text(one).splitlines() == [
         "a.pt, 64 x 32 px: detections: 1 with the gate, 1 without",
         "  3-SE: 3 channels on a map of 4 x 2; gate 0.250 to 1.000, mean 0.583, standard deviation 0.3118; "

@@ -1,0 +1,85 @@
+"""Writes an HTML page that needs no other file. Every function takes plain text, escapes it, and returns HTML."""
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+
+escape = html.escape
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1180px;padding:0 1em;color:#222}
+h1{line-height:1.25;overflow-wrap:anywhere}h2{margin:1.8em 0 .3em;overflow-wrap:anywhere}h3,h4{margin:1em 0 0}
+h3{overflow-wrap:anywhere}p{margin:.4em 0}.note{color:#555;font-size:13px;max-width:90ch}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px}
+td,th{padding:3px 16px 3px 0;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}
+.left1 tr>:nth-child(-n+1),.left2 tr>:nth-child(-n+2){text-align:left}em{font-weight:600;font-style:normal}
+figure{margin:.4em 0}figure img{width:100%;display:block;border:1px solid #ccc;box-sizing:border-box}
+figcaption{font-size:12px;overflow-wrap:anywhere}li{font-size:14px;overflow-wrap:anywhere}ul{padding-left:1.4em}
+pre{background:#f4f4f4;padding:.7em;white-space:pre-wrap;overflow-wrap:anywhere}
+"""
+
+
+def page(title: str, body: Iterable[str], style: str = "") -> str:
+    """The whole page. body: HTML, piece by piece; style: CSS beyond STYLE."""
+    head = (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width,initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style><h1>{escape(title)}</h1>"
+    )
+    return "\n".join([head, *body]) + "\n"
+
+
+def heading(text: str, level: int = 2, label: str = "") -> str:
+    """A heading; a label before it stands in a class of its own name, so that it can have a colour."""
+    before = f"<span class={escape(label)}>{escape(label)}</span> " if label else ""
+    return f"<h{level}>{before}{escape(text)}</h{level}>"
+
+
+def paragraph(text: str, note: bool = False) -> str:
+    """A paragraph; a note is smaller and grey."""
+    return f"<p{' class=note' if note else ''}>{emphasised(text)}</p>"
+
+
+def emphasised(text: str) -> str:
+    """Escaped text in which *better*, *worse*, *Why:* and *Do:* are emphasised."""
+    text = escape(text)
+    for word in ("better", "worse", "Why:", "Do:"):
+        text = text.replace(f"*{word}*", f"<em>{word}</em>")
+    return text
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list of lines."""
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table that scrolls where it is wider than the page. left: columns of words, 1 or 2; the others are numbers."""
+    lines = ["<tr>" + "".join(f"<th>{escape(head)}" for head in heads)]
+    lines += ["<tr>" + "".join(f"<td>{emphasised(cell)}" for cell in row) for row in rows]
+    return f"<div class=scroll><table class=left{left}>" + "\n".join(lines) + "</table></div>"
+
+
+def preformatted(text: str) -> str:
+    """Text as it stands, such as a command."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def group(name: str, parts: Iterable[str]) -> str:
+    """Parts side by side or one below the other, as the style of the class `name` says."""
+    return f"<div class={name}>{''.join(parts)}</div>"
+
+
+def figure(image: np.ndarray | bytes, caption: str, kind: str = "jpg") -> str:
+    """An embedded image with a caption, which is its description too.
+
+    image: BGR uint8 (h, w, 3), or the bytes of a file of the kind jpg or png.
+    """
+    if not isinstance(image, bytes):
+        image = cv2.imencode(f".{kind}", image)[1].tobytes()
+    data, words = base64.b64encode(image).decode(), escape(caption)
+    source = f"data:image/{'jpeg' if kind == 'jpg' else kind};base64,{data}"
+    return f"<figure><img alt='{words}' src='{source}'><figcaption>{words}</figcaption></figure>"
