@@ -67,7 +67,7 @@ class Run:
     loggers: Loggers = field(default_factory=Loggers)
 
 
-def describe(run: Run) -> None:
+def log_summary(run: Run) -> None:
     """Logs what is about to be trained, on what and how."""
     opt, schedule, dataset = run.opt, run.schedule, run.train_loader.dataset
     run.model.info(run.image_size)

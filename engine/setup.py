@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.run import Run, anchors_in_pixels, describe, plain, restore, run_folder, save_checkpoints
+from engine.run import Run, anchors_in_pixels, log_summary, plain, restore, run_folder, save_checkpoints
 from models.backend import find_weights, load_checkpoint
 from models.insert import parse_attention
 from models.transfer import transfer
@@ -86,7 +86,7 @@ def prepare(
         train_loader, val_loader = make_loaders(opt, hyp, data, image_size, stride, group)
     anchor_report = None
     if not (opt.noautoanchor or resumed):
-        anchor_report = fit_anchors(model, train_loader.dataset, image_size, hyp["anchor_t"], opt.seed)
+        anchor_report = replace_anchors(model, train_loader.dataset, image_size, hyp["anchor_t"], opt.seed)
     accumulated = accumulation(opt.batch_size, hyp.get("nominal_batch", NOMINAL_BATCH))
     optimizer, losses = attach(model, opt, hyp, data["names"], image_size, train_loader.dataset, group)
 
@@ -117,7 +117,7 @@ def prepare(
     run.network = wrap(model, opt, group)
     if dist.is_main():
         open_folder(run, resumed)
-        describe(run)
+        log_summary(run)
     return run
 
 
@@ -248,7 +248,7 @@ def freeze(model: Model, what: list[int | str]) -> None:
         LOGGER.info(f"frozen: {frozen} of {len(names)} parameters, by {', '.join(map(str, what))}")
 
 
-def fit_anchors(model: Model, dataset, image_size: int, threshold: float, seed: int) -> AnchorReport:
+def replace_anchors(model: Model, dataset, image_size: int, threshold: float, seed: int) -> AnchorReport:
     """Replaces the model's anchors where they do not suit the boxes of the data set."""
     head = model.model[-1]
     labels = [dataset.labels_of(i) for i in range(len(dataset))]

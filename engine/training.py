@@ -212,7 +212,7 @@ def fit_in_time(run: Run, epoch: int) -> int:
     return min(run.opt.epochs, epoch + 1 + max(int(left), 0))
 
 
-def validate(run: Run, model: Model, observers=()):
+def evaluate_on_val(run: Run, model: Model, observers=()):
     """Measures a model on the val split."""
     return evaluate(
         model.eval(), run.val_loader, run.names, run.device, settings=EvaluationSettings(single_cls=run.opt.single_cls),
@@ -223,9 +223,9 @@ def validate(run: Run, model: Model, observers=()):
 def validate_average(run: Run, epoch: int):
     """Measures the averaged model; a logger of histograms gets the gates of all channels for all images of val."""
     if not run.loggers.wants_histograms:
-        return validate(run, run.ema.model)
+        return evaluate_on_val(run, run.ema.model)
     with GateRecorder(run.ema.model) as recorder:
-        evaluation = validate(run, run.ema.model)
+        evaluation = evaluate_on_val(run, run.ema.model)
     run.loggers.log_histograms({f"gate/{name}": gates for name, gates in recorder.gates.items()}, epoch)
     return evaluation
 
@@ -240,7 +240,7 @@ def finish(run: Run) -> None:
         checkpoint.strip(best, classes=checkpoint_classes())
         model = load_model(best, run.device).to(memory_format=torch.channels_last)
         LOGGER.info(f"\nvalidating {best}")
-        evaluation = validate(run, model, observers=[mosaic_writer(run.save_dir, run.names)])
+        evaluation = evaluate_on_val(run, model, observers=[mosaic_writer(run.save_dir, run.names)])
         log_evaluation(evaluation)
         write_figures(evaluation, run.save_dir)
         run.state.results = evaluation.results

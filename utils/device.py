@@ -8,6 +8,8 @@ import torch
 from utils.dist import local_rank
 from utils.log import LOGGER
 
+GIB = 2**30  # bytes
+
 
 def select_device(name: str = "", batch_size: int = 0) -> torch.device:
     """Returns the device that `--device` names. A CUDA GPU also becomes the current one of torch.
@@ -33,7 +35,7 @@ def select_device(name: str = "", batch_size: int = 0) -> torch.device:
     detail = f"{torch.get_num_threads()} threads"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        detail = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
     LOGGER.info(f"torch {torch.__version__}, {device} ({detail})")
     return device
 

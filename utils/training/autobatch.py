@@ -6,12 +6,12 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from utils.device import GIB
 from utils.log import LOGGER
 
 SIZES = (1, 2, 4, 8, 16)  # batch sizes that are measured
 USABLE = 0.9  # part of the free memory that a batch may take
 DEFAULT = 16  # batch size where there is no GPU to measure
-GIB = 2**30
 
 
 def auto_batch_size(

@@ -16,19 +16,14 @@ from utils.training.targets import LevelTargets, build_targets
 class BCE(nn.Module):
     """Binary cross entropy on logits.
 
-    Args:
-        pos_weight: weight of the part of the loss that belongs to target 1.
-        reduction: "mean", "sum" or "none".
+    pos_weight: weight of the part of the loss that belongs to target 1.
 
-    Shape: logits and targets (*), targets 0-1 and possibly soft -> (), or (*) without reduction.
+    Shape: logits and targets (*), targets 0-1 and possibly soft -> (), the mean.
     """
 
-    def __init__(self, pos_weight: float = 1.0, reduction: str = "mean"):
+    def __init__(self, pos_weight: float = 1.0):
         super().__init__()
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
         self.pos_weight = pos_weight
-        self.reduction = reduction
 
     def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Returns the loss of each element (*)."""
@@ -36,11 +31,8 @@ class BCE(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction="none")
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Returns the loss, reduced."""
-        loss = self.elements(logits, targets)
-        if self.reduction == "none":
-            return loss
-        return loss.mean() if self.reduction == "mean" else loss.sum()
+        """Returns the mean loss ()."""
+        return self.elements(logits, targets).mean()
 
 
 class FocalLoss(BCE):
@@ -49,43 +41,19 @@ class FocalLoss(BCE):
     p_t = y p + (1 - y)(1 - p) and alpha_t = y alpha + (1 - y)(1 - alpha), for soft targets y too.
     """
 
-    def __init__(self, gamma: float = 1.5, alpha: float = 0.25, pos_weight: float = 1.0, reduction: str = "mean"):
-        super().__init__(pos_weight, reduction)
+    def __init__(self, gamma: float = 1.5, alpha: float = 0.25, pos_weight: float = 1.0):
+        super().__init__(pos_weight)
         self.gamma = gamma
         self.alpha = alpha
 
-    def distance(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Returns 1 - p_t, from two sigmoids, so that it is exact near 0."""
-        return targets * torch.sigmoid(-logits) + (1 - targets) * torch.sigmoid(logits)
-
     def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the loss of each element (*)."""
         alpha_t = targets * self.alpha + (1 - targets) * (1 - self.alpha)
-        distance = self.distance(logits, targets)
-        # for gamma < 1 the power has an infinite slope at 0, and infinity times zero is not a number
+        # 1 - p_t, from two sigmoids so that it is exact near 0. There, for gamma < 1, the power has an infinite slope,
+        # and infinity times zero is not a number
+        distance = targets * torch.sigmoid(-logits) + (1 - targets) * torch.sigmoid(logits)
         distance = distance.clamp(min=torch.finfo(distance.dtype).tiny)
         return super().elements(logits, targets) * alpha_t * distance**self.gamma
-
-
-class QFocalLoss(FocalLoss):
-    """Focal loss for soft targets: BCE times alpha_t |y - p|^gamma (Li et al., NeurIPS 2020)."""
-
-    def distance(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return (targets - torch.sigmoid(logits)).abs()
-
-
-class BlurredBCE(BCE):
-    """BCE times 1 - exp((p - y - 1) / (alpha + 1e-4)), which lowers the loss of confident false alarms.
-
-    They may be objects without a label.
-    """
-
-    def __init__(self, alpha: float = 0.05, pos_weight: float = 1.0, reduction: str = "mean"):
-        super().__init__(pos_weight, reduction)
-        self.alpha = alpha
-
-    def elements(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        excess = torch.sigmoid(logits) - targets
-        return super().elements(logits, targets) * (1 - torch.exp((excess - 1) / (self.alpha + 1e-4)))
 
 
 def smooth_labels(eps: float) -> tuple[float, float]:
