@@ -1,4 +1,6 @@
-"""The main job on the embedded data set: train SOCA, validate it, detect with it. Five to six minutes on two cores.
+"""Trains SOCA on the data set that the project draws itself, validates it and detects with it.
+
+It takes five to six minutes on two cores.
 
 python tools/demo.py                 (or: make demo)
 """
@@ -10,38 +12,48 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import cli
+from utils.files import ROOT
+
 IMAGE_SIZE = "96"
 
 
-def main() -> None:
-    """Command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """States the options of demo.py."""
     parser = argparse.ArgumentParser(description="Train, validate and detect on the data set that the project draws.")
-    parser.add_argument("--epochs", type=int, default=19, help="passes over the training images (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=cli.whole(1), default=19, help="passes over the training images (default: %(default)s)"
+    )
     parser.add_argument("--project", default="runs/demo", help="folder of results (default: %(default)s)")
-    opt = parser.parse_args()
+    return parser
+
+
+def main(opt: argparse.Namespace) -> None:
+    """Runs the command line."""
     start = time.time()
     project = Path(opt.project).resolve()
     folder = project / time.strftime("%Y%m%d-%H%M%S")
     common = ["--project", str(folder), "--exist-ok"]
 
-    step("1/3  training models/SOCA.yaml from scratch on drawn scenes of four shapes")
+    announce("1/3  training models/SOCA.yaml from scratch on drawn images of four shapes")
     verb(
         "train.py", "--cfg", "models/SOCA.yaml", "--weights", "", "--hyp", "data/hyps/hyp.demo.yaml",
         "--img", IMAGE_SIZE, "--epochs", str(opt.epochs), "--batch-size", "16", "--optimizer", "AdamW", "--cos-lr",
         "--noval", "--nosave", "--cache", "--workers", "1", "--name", "train", *common,
     )  # fmt: skip
     best = folder / "train" / "weights" / "best.pt"
-    step("2/3  validating on scenes it never saw")
+    announce("2/3  validating on images that were not used in training")
     verb("val.py", "--weights", str(best), "--task", "test", "--img", IMAGE_SIZE, "--name", "val", *common)
-    step("3/3  detecting in data/images")
+    announce("3/3  detecting in data/images")
     verb("detect.py", "--weights", str(best), "--img", IMAGE_SIZE, "--name", "detect", *common)
 
     print(f"\ndone in {(time.time() - start) / 60:.1f} minutes. Look at:")
     for name, what in (
-        ("detect", "pictures with the boxes that were found"),
-        ("val/val_batch0_pred.jpg", "unseen scenes with predictions (labels beside it)"),
-        ("train/results.png", "how training went"),
+        ("detect", "images with the detections"),
+        ("val/val_batch0_pred.jpg", "test images with the detections (beside it those with the labels)"),
+        ("train/results.png", "losses and metrics of each epoch"),
         ("train/weights/best.pt", "the trained detector"),
     ):
         print(f"  {folder / name}  {what}")
@@ -50,16 +62,16 @@ def main() -> None:
 def verb(*arguments: str) -> None:
     """Runs a command of the project with this interpreter; ends the demo if it fails."""
     print("$ python " + " ".join(a or "''" for a in arguments), flush=True)
-    # threads that spin while they wait make each other slow where the machine does other work too
+    # waiting threads must not spin: on a machine that does other work too they slow each other down
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     if code := subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment).returncode:
         sys.exit(code)
 
 
-def step(title: str) -> None:
-    """Announces what comes next."""
+def announce(title: str) -> None:
+    """Prints the title of the next step."""
     print(f"\n=== {title}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, lambda: cli.parse(make_parser()), "demo.py")

@@ -1,29 +1,26 @@
-"""Prints a model YAML as a table, and draws it: what comes from where, how wide, at which stride, at what cost.
+"""Prints the layers of a model YAML as a table, and draws them: inputs, channels, stride and cost of each.
 
 python tools/explain.py SOCA.yaml
 python tools/explain.py yolov5n.yaml --attention SOCA@P3+P4+P5 --picture network.png
 
-FLOPs are those of one image, a multiply-add counted as two, by torch.utils.flop_counter: it sees every convolution and
-matrix product that runs, also those inside SOCA's own autograd function (28 products of the map or its covariance with
-a vector) and those of RLNL's scores. Sums, activations and pooling are not counted, by it or by any published table.
+FLOPs are those of one image by torch.utils.flop_counter; a multiply-add counts as two. It counts every convolution and
+matrix product that runs, also those inside SOCA's autograd function (28 products of the map or its covariance with a
+vector) and those of RLNL's scores. It does not count sums, activations and pooling, and nor do published tables.
 """
 
 import argparse
 import math
 import sys
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.insert import parse_attention
 from models.registry import keeps_channels, lookup
-from models.yolo import Model, flop_counter
 from utils import cli
-from utils.boxes import check_image_size
-from utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from models.yolo import Model
 
 COLOURS = {"attention": "#e4572e", "join": "#b8c4d0", "detect": "#3d405b", "layer": "#7fb7be"}
 
@@ -32,26 +29,34 @@ class Line(NamedTuple):
     """One layer of a model, as the table shows it."""
 
     row: int
-    sources: int | list[int]  # -1 is the layer before
+    sources: int | list[int]  # -1 for the previous layer
     module: str
-    channels: int | None  # None for Detect, whose output is no single map
+    channels: int | None  # None for Detect, whose output is not a single map
     stride: int | None  # image side over map side, to the nearest power of two
     parameters: int
     flops: int
 
 
-def parse_options() -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """States the options of explain.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cfg", help="model YAML")
-    parser.add_argument("--attention", default="", metavar="BLOCK@PLACE", help="put blocks in, as in train.py")
-    parser.add_argument("--imgsz", "--img", type=int, default=640, help="side of the image in pixels")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the network, as .png, .svg or .pdf")
-    return parser.parse_args()
+    parser.add_argument("--attention", default="", metavar="BLOCK@PLACE", help="insert attention, as in train.py")
+    parser.add_argument(
+        "--imgsz", "--img", type=cli.whole(32), default=640, help="side of the image in pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also draw the network into a .png, .svg or .pdf file"
+    )
+    return parser
 
 
-@torch.no_grad()
-def explain(model: Model, image_size: int = 640) -> list[Line]:
-    """A line per layer, by one forward pass of an image of zeros (1, ch, image_size, image_size)."""
+def explain(model: "Model", image_size: int = 640) -> list[Line]:
+    """Returns a line per layer, by one forward pass of an image of zeros (1, ch, image_size, image_size)."""
+    import torch
+
+    from models.yolo import flop_counter
+
     was_training, lines = model.training, []
     reached = 0
 
@@ -68,7 +73,7 @@ def explain(model: Model, image_size: int = 640) -> list[Line]:
         reached = counter.get_total_flops()
 
     hooks = [layer.register_forward_hook(after) for layer in model.model]
-    with flop_counter() as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model.eval()(torch.zeros(1, model.yaml["ch"], image_size, image_size))
     for hook in hooks:
         hook.remove()
@@ -77,7 +82,7 @@ def explain(model: Model, image_size: int = 640) -> list[Line]:
 
 
 def table(lines: list[Line]) -> str:
-    """The lines as text, and their sum."""
+    """Returns the lines and their sum as text."""
     heads = "row", "from", "module", "channels", "stride", "parameters", "GFLOPs", "%"
     total = sum(line.flops for line in lines)
     cells = [
@@ -98,7 +103,7 @@ def table(lines: list[Line]) -> str:
 
 
 def kind(line: Line) -> str:
-    """Which of COLOURS a layer has."""
+    """Returns the key of COLOURS for a layer."""
     if line.channels is None:
         return "detect"
     if isinstance(line.sources, list) or line.module == "Upsample":
@@ -110,22 +115,24 @@ def kind(line: Line) -> str:
 
 
 def draw(lines: list[Line], path: Path, title: str) -> None:
-    """The network as a picture: layers from left to right, strides from top to bottom, and below what each costs."""
+    """Draws the network: layers from left to right, strides from top to bottom, and below them the cost of each."""
     from matplotlib.figure import Figure
+
+    from utils.files import atomic_write
 
     figure = Figure(figsize=(max(0.66 * len(lines) + 1, 8), 7.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     strides = sorted({line.stride for line in lines if line.stride})
     level = {stride: -k for k, stride in enumerate(strides)}
-    place = {line.row: (line.row, level.get(line.stride, -(len(strides) - 1) / 2)) for line in lines}
+    position = {line.row: (line.row, level.get(line.stride, -(len(strides) - 1) / 2)) for line in lines}
     for line in lines:
         for j in [line.sources] if isinstance(line.sources, int) else line.sources:
             source = j if j >= 0 else line.row + j
             if source >= 0:
-                arrow(upper, place[source], place[line.row])
+                arrow(upper, position[source], position[line.row])
         words = [line.module, *([str(line.channels)] if line.channels else []), f"layer {line.row}"]
         upper.text(
-            *place[line.row], "\n".join(words), ha="center", va="center", fontsize=7,
+            *position[line.row], "\n".join(words), ha="center", va="center", fontsize=7,
             color="white" if kind(line) in ("attention", "detect") else "black",
             bbox={"boxstyle": "round,pad=0.35", "facecolor": COLOURS[kind(line)], "edgecolor": "#333333", "lw": 0.6},
         )  # fmt: skip
@@ -140,6 +147,7 @@ def draw(lines: list[Line], path: Path, title: str) -> None:
 
 
 def arrow(axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draws an arrow between two layers, curved where others lie between them."""
     layers = end[0] - start[0]
     over = start[1] == end[1] and layers > 1  # layers between would hide a straight line
     axes.annotate(
@@ -152,7 +160,7 @@ def arrow(axes, start: tuple[float, float], end: tuple[float, float]) -> None:
 
 
 def bars(axes, lines: list[Line]) -> None:
-    """What share of all FLOPs and of all parameters each layer has."""
+    """Draws the share of each layer in all FLOPs and in all parameters."""
     for shift, label, values, shade in (
         (-0.2, "FLOPs", [line.flops for line in lines], "#4c72b0"),
         (0.2, "parameters", [line.parameters for line in lines], "#dd8452"),
@@ -167,6 +175,11 @@ def bars(axes, lines: list[Line]) -> None:
 
 
 def main(opt: argparse.Namespace) -> None:
+    """Runs the command line."""
+    from models.insert import parse_attention
+    from models.yolo import Model
+    from utils.boxes import check_image_size
+
     if opt.picture and opt.picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--picture must end in .png, .svg or .pdf, got {str(opt.picture)!r}")
     model = Model(opt.cfg, insert=parse_attention(opt.attention))
@@ -179,4 +192,4 @@ def main(opt: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_options(), "explain.py")
+    cli.run(main, lambda: cli.parse(make_parser()), "explain.py")

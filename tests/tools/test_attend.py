@@ -10,9 +10,10 @@ import pytest
 import torch
 from small_world import NAMES, TINY, picture
 
-from models.attention_view import GATED
+from models.attention_view import GATED, REPLACEMENTS
 from models.yolo import Model
 from tools import attend
+from tools.attend_measures import classes_in_turn
 from tools.attend_report import Block, Explained, Finding, as_html, as_text
 from utils import checkpoint, cli
 
@@ -47,7 +48,7 @@ def run(monkeypatch, capsys):
     def command(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
-            cli.run(attend.main, attend.parse_options([str(a) for a in arguments]), "attend.py")
+            cli.run(attend.main, lambda: cli.parse(attend.make_parser(), argv=[*map(str, arguments)]), "attend.py")
             code = 0
         except SystemExit as end:
             code = end.code
@@ -145,9 +146,13 @@ def test_bad_input_is_one_message_and_no_page(tmp_path, photo, run):
         assert not page.exists()
 
 
+def test_every_replacement_of_a_gate_has_words():
+    assert tuple(attend.WITHOUT) == REPLACEMENTS
+
+
 def test_classes_take_turns():
-    assert attend.classes_in_turn([2, 2, 0, 2, 0, 1]) == [0, 2, 5, 1, 4, 3]
-    assert attend.classes_in_turn([]) == []
+    assert classes_in_turn([2, 2, 0, 2, 0, 1]) == [0, 2, 5, 1, 4, 3]
+    assert classes_in_turn([]) == []
 
 
 def test_what_the_page_says_of_given_numbers():

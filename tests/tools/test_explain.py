@@ -1,24 +1,12 @@
 """tools/explain.py: FLOPs against formulas counted by hand, the table, the picture."""
 
-import importlib.util
-import sys
-
 import cv2
 import pytest
 
 from models.second_order import chebyshev_coefficients
 from models.yolo import Model
-from utils.files import ROOT
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("explain", ROOT / "tools" / "explain.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["explain"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["explain"]
+from tools import explain as tool
+from utils import cli
 
 
 def stack(*rows: list, channels: int = 48) -> Model:
@@ -40,7 +28,7 @@ def soca_flops(C: int, M: int, hidden: int) -> int:
 
 # fewer positions than channels, and more
 @pytest.mark.parametrize(("C", "size"), [(48, 32), (48, 64), (48, 160), (256, 120)])
-def test_flops_by_hand(tool, C, size):
+def test_flops_by_hand(C, size):
     M = (size // 8) ** 2
     rows = [-1, 1, "SOCA", []], [-1, 1, "SE", []], [-1, 1, "Conv", [C, 3, 1]], [-1, 1, "nn.Identity", []]
     lines = tool.explain(stack(*rows, channels=C), size)
@@ -50,14 +38,14 @@ def test_flops_by_hand(tool, C, size):
 
 
 @pytest.mark.parametrize("C", [48, 16])
-def test_non_local_blocks_are_counted(tool, C):
+def test_non_local_blocks_are_counted(C):
     """RLNL: four 1 x 1 convolutions, and in each of four regions m x m scores and as many sums."""
     lines = tool.explain(stack([-1, 1, "RLNL", []], channels=C), 128)
     M, c, m = 256, C // 2, 64
     assert lines[1].flops == 4 * 2 * M * C * c + 4 * 2 * (2 * m * m * c)
 
 
-def test_transformers_are_counted(tool):
+def test_transformers_are_counted():
     """C3TR: projections, scores and sums over positions; none hides in a fused kernel."""
     lines = tool.explain(stack([-1, 1, "C3TR", [48]]), 64)
     M, C, c = 64, 48, 24
@@ -66,7 +54,7 @@ def test_transformers_are_counted(tool):
     assert lines[1].flops == outer + 2 * M * c * c + layer
 
 
-def test_the_same_sum_as_the_models_own(tool):
+def test_the_same_sum_as_the_models_own():
     model = Model("SOCA-n.yaml")
     lines = tool.explain(model, 128)
     assert sum(line.flops for line in lines) / 1e9 == pytest.approx(model.gflops(128), rel=1e-9)
@@ -77,7 +65,7 @@ def test_the_same_sum_as_the_models_own(tool):
     assert model.training and not model.model[0]._forward_hooks
 
 
-def test_the_table(tool):
+def test_the_table():
     text = tool.table(tool.explain(Model("SOCA-n.yaml"), 64)).splitlines()
     assert text[0].split() == ["row", "from", "module", "channels", "stride", "parameters", "GFLOPs", "%"]
     assert text[25].split()[:5] == ["24", "-1", "SOCA", "256", "32"]
@@ -87,7 +75,7 @@ def test_the_table(tool):
     assert shares == pytest.approx(100, abs=0.2)
 
 
-def test_kinds(tool):
+def test_kinds():
     lines = tool.explain(Model("yolov5n.yaml", insert=[{"after": "P5", "module": "SE"}]), 64)
     kinds = {line.row: tool.kind(line) for line in lines}
     assert [row for row, kind in kinds.items() if kind == "attention"] == [24]
@@ -95,11 +83,10 @@ def test_kinds(tool):
     assert kinds[25] == "detect"
 
 
-def test_the_command(tool, tmp_path, monkeypatch, capsys):
+def test_the_command(tmp_path, capsys):
     picture = tmp_path / "network.png"
     arguments = ["yolov5n.yaml", "--attention", "SE@P3", "--imgsz", "64", "--picture", str(picture)]
-    monkeypatch.setattr("sys.argv", ["explain.py", *arguments])
-    tool.main(tool.parse_options())
+    tool.main(cli.parse(tool.make_parser(), argv=arguments))
     assert "SE " in capsys.readouterr().out
     pixels = cv2.imread(str(picture))
     assert pixels.shape[1] > pixels.shape[0] > 400
@@ -107,7 +94,7 @@ def test_the_command(tool, tmp_path, monkeypatch, capsys):
     assert orange > 200
 
 
-def test_wrong_pictures(tool, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["explain.py", "yolov5n.yaml", "--picture", "network.doc"])
+def test_wrong_pictures():
+    opt = cli.parse(tool.make_parser(), argv=["yolov5n.yaml", "--picture", "network.doc"])
     with pytest.raises(ValueError, match=r"--picture must end in \.png, \.svg or \.pdf"):
-        tool.main(tool.parse_options())
+        tool.main(opt)

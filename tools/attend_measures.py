@@ -1,0 +1,75 @@
+"""Measures what tools/attend.py shows of a model and an image: gates, detections with and without them, Grad-CAM."""
+
+import argparse
+
+import numpy as np
+import torch
+
+from models.attention_view import (
+    Activation,
+    BlockView,
+    class_activation,
+    gate_of_statistic,
+    gated_blocks,
+    spectrum,
+    trace_detections,
+    view_blocks,
+    without_gates,
+)
+from models.common import SE, SOCA
+from tools.attend_report import Block, Explained, Finding
+from utils.data.letterbox import letterbox, to_input
+
+
+def explain_image(
+    model: torch.nn.Module, title: str, image: np.ndarray, size: int, opt: argparse.Namespace
+) -> Explained:
+    """Returns everything that the page shows of one model and an image, BGR uint8 (H, W, 3).
+
+    size: longer side in pixels at which the model sees the image.
+    opt: the options of attend.py.
+    """
+    stride = model.image_multiple
+    device = next(model.parameters()).device
+    pixels = to_input(image, size, stride)[0].to(device).float() / 255
+    limits = {"conf_thres": opt.conf_thres, "iou_thres": opt.iou_thres}
+    found = trace_detections(model, pixels, **limits)
+    rows, classes = found.rows.tolist(), found.boxes[:, 5].int().tolist()
+    shown = classes_in_turn(classes)[: opt.detections]
+    explained = [rows[i] for i in shown], [classes[i] for i in shown]
+    with_gate = class_activation(model, pixels, *explained)
+    with without_gates(model, opt.without):
+        without = trace_detections(model, pixels, **limits)
+        without_gate = class_activation(model, pixels, *explained)
+        scores = score_rows(model, pixels, rows, classes)
+    boxes = found.boxes.cpu().numpy()
+    findings = [Finding(box, int(stride), score) for box, stride, score in zip(boxes, found.strides, scores)]
+    frame = letterbox(image, size, stride=stride)[0]
+    views = view_blocks(model, pixels)
+    blocks = [_block(model, name, view, with_gate, without_gate) for name, view in views.items()]
+    return Explained(title, list(model.names), frame, findings, without.boxes.cpu().numpy(), shown, blocks)
+
+
+def classes_in_turn(classes: list[int]) -> list[int]:
+    """Returns the indices of a list of classes: the first of each class, then the second of each, ..."""
+    seen = [classes[:i].count(label) for i, label in enumerate(classes)]
+    return sorted(range(len(classes)), key=seen.__getitem__)
+
+
+@torch.no_grad()
+def score_rows(model: torch.nn.Module, image: torch.Tensor, rows: list[int], classes: list[int]) -> list[float]:
+    """Returns objectness times class score of rows of the decoded output for an image (1, 3, H, W)."""
+    decoded = model(image)[0][0]
+    return [float(decoded[row, 4] * decoded[row, 5 + label]) for row, label in zip(rows, classes)]
+
+
+def _block(
+    model: torch.nn.Module, name: str, view: BlockView, with_gate: Activation, without_gate: Activation
+) -> Block:
+    block = gated_blocks(model)[name]
+    measured = spectrum(view.maps) if isinstance(block, SOCA) else None
+    still = gate_of_statistic(block, np.zeros(len(view.gate))) if isinstance(block, SOCA | SE) else None
+    return Block(
+        name, view.maps, view.gate, [(a[name], b[name]) for a, b in zip(with_gate.maps, without_gate.maps)],
+        still, measured, gate_of_statistic(block, measured.s_root) if measured else None,
+    )  # fmt: skip
