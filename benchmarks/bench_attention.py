@@ -1,13 +1,13 @@
-"""What the attention blocks cost, each after one map and all over a detector.
+"""Measures the cost of the attention blocks: each on one map, and in a detector.
 
-    python benchmarks/bench_attention.py --threads 1 --cpu-seconds      # on a machine that others use too
+    python benchmarks/bench_attention.py --threads 1 --cpu-seconds      # on a machine that runs other programs too
     python benchmarks/bench_attention.py --device cuda                  # batch 16; the detectors under mixed precision
-    python benchmarks/bench_attention.py --quick                        # fewer repetitions, no detectors
+    python benchmarks/bench_attention.py --quick                        # three runs of each form, no detectors
 
 The first table: forward and backward of every block on the maps of yolov5s at 640 px, in turn, and beside them the
 usual way to compute SOCA (bench_soca.py), where its centring matrices of M x M fit. The second: a training step of
 yolov5s with a block after every C3, and the maximum memory that its process ever held.
-README.md beside this file keeps dated results.
+README.md in this folder keeps dated results.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler is silent
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # silences the profiler
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,11 +33,11 @@ from tools.costs import PairedTimer, machine, peak_bytes, training_step
 BLOCKS = {block.__name__: block for block in (SE, ECA, CBAM, CoordAttention, SimAM, GCT, Adapter, SOCA, RLNL, LSRAG)}
 MAPS = {"P2": (64, 160), "P3": (128, 80), "P4": (256, 40), "P5": (512, 20)}  # channels and side, yolov5s at 640 px
 DETECTORS = ("none", "SE@C3", "SOCA@P5", "SOCA@C3")
-LIMIT = 2.0  # GiB of centring matrices that the usual way may have
+LIMIT = 2.0  # GiB of centring matrices; above it the usual way is left out
 
 
 def bench_map(level: str, batch: int, device: torch.device, timer: PairedTimer) -> list[str]:
-    """Rows of the first table: every block on one map."""
+    """Returns the rows of the first table: every block on one map."""
     C, side = MAPS[level]
     torch.manual_seed(0)
     x = torch.randn(batch, C, side, side).to(device).requires_grad_()
@@ -58,7 +58,7 @@ def bench_map(level: str, batch: int, device: torch.device, timer: PairedTimer) 
     whole = timer({name: lambda b=block: both(b) for name, block in blocks.items()})
     rows = []
     for name, block in blocks.items():
-        peak = peak_bytes(lambda b=block: both(b), device) / x.nbytes - 2  # output and input gradient stay
+        peak = peak_bytes(lambda b=block: both(b), device) / x.nbytes - 2  # without the output and the input gradient
         count = sum(p.numel() for p in block.parameters())
         rows.append(
             f"| {level} {batch} x {C} x {side} x {side} | {name} | {count:,} | {forward[name] * 1e3:.1f} "
@@ -73,7 +73,7 @@ def bench_map(level: str, batch: int, device: torch.device, timer: PairedTimer) 
 
 
 def one_detector(attention: str, batch: int, device: torch.device) -> None:
-    """Takes three training steps of yolov5s at 640 px and prints the most memory that was held for it, in MiB."""
+    """Takes three training steps of yolov5s at 640 px and prints their peak memory in MiB."""
     model = Model("yolov5s.yaml", insert=parse_attention(attention))
     step = training_step(model, device, batch, 640)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -81,12 +81,12 @@ def one_detector(attention: str, batch: int, device: torch.device) -> None:
         step()
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated(device) / 2**20)
-    else:  # without what the interpreter and its libraries hold
+    else:  # without the memory of the interpreter and its libraries
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
 
 
 def bench_detectors(batch: int, device: torch.device, timer: PairedTimer, threads: int) -> list[str]:
-    """Rows of the second table. Each peak is of a process of its own; times are taken in turn in this one."""
+    """Returns the rows of the second table: peaks of a process each, and times of alternating steps in this process."""
     peaks = {}
     for name in DETECTORS:
         command = [sys.executable, __file__, "--peak", name, "--device", device.type, "--threads", str(threads)]
@@ -105,15 +105,17 @@ def bench_detectors(batch: int, device: torch.device, timer: PairedTimer, thread
 
 
 def main() -> None:
-    """Command line: print both tables."""
+    """Prints both tables."""
     parser = argparse.ArgumentParser(description="Time attention blocks against each other.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--batch", type=int, help="images (default: 2 for a block, 4 for a detector; 16 on CUDA)")
-    parser.add_argument("--rounds", type=int, default=7, help="timed repetitions of each form")
-    parser.add_argument("--cpu-seconds", action="store_true", help="count the CPU's work instead of the wall clock")
-    parser.add_argument("--quick", action="store_true", help="three repetitions, and no detectors")
-    parser.add_argument("--only", choices=("maps", "detectors"), help="one of the two tables")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=int, help="images per call (default: 2 for a block, 4 for a detector; 16 on CUDA)"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="timed runs of each form (default: %(default)s)")
+    parser.add_argument("--cpu-seconds", action="store_true", help="measure processor time instead of elapsed time")
+    parser.add_argument("--quick", action="store_true", help="three runs of each form, and no detectors")
+    parser.add_argument("--only", choices=("maps", "detectors"), help="print one of the two tables")
     parser.add_argument("--peak", metavar="BLOCK@PLACE", help=argparse.SUPPRESS)
     opt = parser.parse_args()
     torch.set_num_threads(opt.threads)

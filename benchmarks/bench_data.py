@@ -1,14 +1,14 @@
-"""What a training sample costs: this project's data path against a canvas, and the parts of both.
+"""Measures the cost of a training sample: this project's data path against a canvas, and the parts of both.
 
-    python benchmarks/bench_data.py                              # data/shapes, drawn if it is not there
+    python benchmarks/bench_data.py                              # data/shapes, drawn if it is missing
     python benchmarks/bench_data.py --images photographs/train   # a folder of images with labels beside it
-    python benchmarks/bench_data.py --scan 10000                 # checking that many JPEG files, then from the cache
-    python benchmarks/bench_data.py --memory 200                 # what processes hold after that many epochs
+    python benchmarks/bench_data.py --scan 10000                 # checks that many JPEG files, then reads the cache
+    python benchmarks/bench_data.py --memory 200                 # the memory of all processes after that many epochs
 
-The canvas is the usual way to a mosaic: four pictures pasted on a grey canvas of twice the side, warped, recoloured by
-three tables, mirrored, and turned to channels first. Both ways use the same draws, one thread, and take turns in one
-process, window of four batches by window; quoted are medians of processor time. README.md beside this file keeps dated
-results.
+The canvas is the usual way to a mosaic: four images are pasted on a grey canvas of twice the side, warped, recoloured
+by three tables, mirrored, and turned to channels first. Both ways use the same random numbers and one thread, and
+alternate in one process by windows of four batches; medians of processor time are printed. README.md in this folder
+keeps dated results.
 """
 
 import argparse
@@ -50,7 +50,7 @@ RANGES = ("degrees", "translate", "scale", "shear", "perspective")
 
 
 class CanvasDataset:
-    """Mosaics of the images of a dataset by way of a canvas, with the draws that the dataset itself would make."""
+    """Mosaics of the images of a dataset on a canvas, with the random numbers that the dataset itself would draw."""
 
     def __init__(self, dataset: DetectionDataset, cached: bool):
         self.dataset = dataset
@@ -123,9 +123,9 @@ class CanvasDataset:
 
 
 def take_turns(ways: dict[str, Callable[[int], object]], counts: list[int]) -> dict[str, float]:
-    """Median processor milliseconds per sample of each way, which makes window 0, 1, 2 ... in turn with the others.
+    """Returns the median processor milliseconds per sample of each way; the ways alternate window by window.
 
-    counts: the samples of each window; the first one only warms up.
+    counts: the numbers of samples of the windows, the first of which is not counted.
     """
     times = defaultdict(list)
     for number, count in enumerate(counts):
@@ -138,7 +138,7 @@ def take_turns(ways: dict[str, Callable[[int], object]], counts: list[int]) -> d
 
 @contextmanager
 def clocked(parts: list[tuple[str, object, str]], spent: dict[str, float]) -> Iterator[None]:
-    """While open, the processor seconds of each (part, module, function) are added up in `spent`."""
+    """Inside, the processor seconds of each (part, module, function) are added to `spent`."""
 
     def clock(part: str, function: Callable) -> Callable:
         def timed(*args, **kwargs):
@@ -175,7 +175,7 @@ OWN_PARTS = [
 def split_time(
     way: Callable[[int], object], parts: list[tuple[str, object, str]], counts: list[int]
 ) -> dict[str, float]:
-    """Mean milliseconds per sample of each part, and of the rest."""
+    """Returns the mean milliseconds per sample of each part, and of the rest."""
     spent = dict.fromkeys(("decode", "warp", "colour"), 0.0)
     start = time.thread_time()
     with clocked(parts, spent):
@@ -186,7 +186,7 @@ def split_time(
 
 
 def compare(images: str, image_size: int, hyp: dict, turns: int) -> None:
-    """Prints the costs of a sample from memory and from files."""
+    """Prints the cost of a sample from memory and from files."""
     print("| images | way | ms per sample | times faster | decode | warp | colour | rest |")
     print("|---|---|--:|--:|--:|--:|--:|--:|")
     for source in ("memory", "files"):
@@ -225,7 +225,7 @@ def compare(images: str, image_size: int, hyp: dict, turns: int) -> None:
 
 
 def show_difference(usual: CanvasDataset, own: DetectionDataset) -> None:
-    """Prints by how much the two ways differ, having checked that the labels do not."""
+    """Checks that the labels of the two ways are equal, and prints by how much their pixels differ."""
     off = []
     for index in range(min(len(own), 64)):
         (image, targets), (own_image, own_targets, *_) = usual[0, index], own[0, index]
@@ -241,25 +241,25 @@ def show_difference(usual: CanvasDataset, own: DetectionDataset) -> None:
 
 
 def write_set(folder: Path, count: int, side: int) -> str:
-    """Makes `count` JPEG files of blurred noise, twenty different ones, with eight boxes each; returns their folder."""
+    """Writes `count` JPEG files of blurred noise, twenty different ones, eight boxes in each; returns their folder."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
-    pictures = []
+    files = []
     for _ in range(20):
         coarse = rng.integers(0, 256, (side // 16, side // 12, 3), dtype=np.uint8)
         image = cv2.resize(coarse, (side, side * 3 // 4), interpolation=cv2.INTER_CUBIC)
         image = np.clip(image + rng.integers(-12, 12, image.shape), 0, 255).astype(np.uint8)
-        pictures.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
+        files.append(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
     for i in range(count):
-        (folder / "images" / f"{i:06}.jpg").write_bytes(pictures[i % 20])
+        (folder / "images" / f"{i:06}.jpg").write_bytes(files[i % 20])
         rows = [f"{i % 3} " + " ".join(f"{x:.6f}" for x in row) for row in rng.uniform(0.3, 0.6, (8, 4))]
         (folder / "labels" / f"{i:06}.txt").write_text("\n".join(rows))
     return str(folder / "images")
 
 
 def time_scan(count: int) -> None:
-    """Prints the seconds that a scan takes without and with a cache file."""
+    """Prints the seconds of a scan without and with a cache file."""
     with tempfile.TemporaryDirectory() as folder:
         entry = write_set(Path(folder), count, 640)
         for state in ("without a cache file", "with one"):
@@ -269,8 +269,8 @@ def time_scan(count: int) -> None:
 
 
 def watch_memory(epochs: int, hyp: dict) -> None:
-    """Prints the memory of this process and four workers at some epochs: resident, and without counting twice."""
-    os.cpu_count = lambda: 4  # of which the loader makes at most as many workers
+    """Prints the memory of this process and four workers at some epochs: resident, and shared pages counted once."""
+    os.cpu_count = lambda: 4  # the loader starts at most as many workers
     with tempfile.TemporaryDirectory() as folder:
         entry = write_set(Path(folder), 64, 128)
         for cache in ("off", "ram", "disk"):
@@ -298,15 +298,23 @@ def _kilobytes(pid: int, key: str) -> int:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", default=str(ROOT / "data" / "shapes" / "images" / "train"), help="a folder of them")
-    parser.add_argument("--size", type=int, default=640, help="longer side in pixels (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=6, help="of a window, about 64 samples (default: %(default)s)")
-    parser.add_argument("--hyp", default=str(ROOT / "data" / "hyps" / "hyp.scratch-low.yaml"), help="how to augment")
-    parser.add_argument("--scan", type=int, default=0, metavar="N", help="time the scan of N files instead")
     parser.add_argument(
-        "--memory", type=int, default=0, metavar="EPOCHS", help="watch the memory of four workers instead"
+        "--images",
+        default=str(ROOT / "data" / "shapes" / "images" / "train"),
+        help="folder of images (default: %(default)s)",
+    )
+    parser.add_argument("--size", type=int, default=640, help="longer side in pixels (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=6, help="windows of about 64 samples each (default: %(default)s)")
+    parser.add_argument(
+        "--hyp",
+        default=str(ROOT / "data" / "hyps" / "hyp.scratch-low.yaml"),
+        help="hyper-parameters of augmentation (default: %(default)s)",
+    )
+    parser.add_argument("--scan", type=int, default=0, metavar="N", help="measure the scan of N files instead")
+    parser.add_argument(
+        "--memory", type=int, default=0, metavar="EPOCHS", help="measure the memory of four workers instead"
     )
     opt = parser.parse_args()
     cv2.setNumThreads(1)
@@ -318,7 +326,7 @@ def main() -> None:
         watch_memory(opt.memory, load_hyp(opt.hyp))
     else:
         if not Path(opt.images).exists():
-            load_dataset_yaml(ROOT / "data" / "shapes.yaml")  # has them drawn
+            load_dataset_yaml(ROOT / "data" / "shapes.yaml")  # draws them
         compare(opt.images, opt.size, load_hyp(opt.hyp), opt.turns)
 
 

@@ -1,10 +1,10 @@
-"""Non-maximum suppression: ours against v6.1's way, as its specification tells it, and where the time goes.
+"""Measures non-maximum suppression: this project's, and the way that v6.1 is described to do it.
 
-    python benchmarks/bench_nms.py                                              # drawn predictions
+    python benchmarks/bench_nms.py                                              # random predictions
     python benchmarks/bench_nms.py --weights yolov5n.pt --data coco-val128.yaml --batches 16
 
-Both run in turn in one process on the same tensors, one thread, processor time; quoted are medians. README.md beside
-this file keeps dated results.
+Both alternate in one process on the same tensors, with one thread; medians of processor time are printed. README.md in
+this folder keeps dated results.
 """
 
 import argparse
@@ -26,9 +26,9 @@ SETTINGS = {"val": (0.001, 0.6, 300, True), "detect": (0.25, 0.45, 1000, False)}
 def straightforward(
     decoded: torch.Tensor, conf_thres: float, iou_thres: float, max_det: int, multi_label: bool
 ) -> list[torch.Tensor]:
-    """v6.1's steps, image by image; it writes into its input, and the classes are 7680 pixels apart."""
+    """Suppresses in v6.1's steps, image by image, with classes 7680 pixels apart; it writes into its input."""
     candidates = decoded[..., 4] > conf_thres
-    found = [torch.zeros(0, 6)] * len(decoded)
+    detections = [torch.zeros(0, 6)] * len(decoded)
     for i, rows in enumerate(decoded):
         rows[((rows[:, 2:4] < 2) | (rows[:, 2:4] > 7680)).any(1), 4] = 0
         rows = rows[candidates[i]]
@@ -43,13 +43,14 @@ def straightforward(
         if len(boxes) > 30000:
             boxes = boxes[boxes[:, 4].argsort(descending=True)[:30000]]
         kept = torch.ops.torchvision.nms(boxes[:, :4] + boxes[:, 5:] * 7680, boxes[:, 4], iou_thres)
-        found[i] = boxes[kept[:max_det]]
-    return found
+        detections[i] = boxes[kept[:max_det]]
+    return detections
 
 
 def drawn(batch: int, objects: int = 12, classes: int = 80) -> torch.Tensor:
-    """Predictions like a trained detector's at 640 pixels: most rows far below any threshold, a few hundred around
-    each object, their classes uncertain."""
+    """Returns random predictions like those of a trained detector at 640 pixels: most rows are far below any threshold,
+    a few hundred are around each object, and their classes are uncertain.
+    """
     generator = torch.Generator().manual_seed(0)
     decoded = torch.rand(batch, 25200, 5 + classes, generator=generator)
     decoded[..., :2] *= 640
@@ -58,16 +59,16 @@ def drawn(batch: int, objects: int = 12, classes: int = 80) -> torch.Tensor:
     decoded[..., 5:] **= 8
     centre = torch.rand(batch, objects, 2, generator=generator) * 640
     near = torch.randint(25200, (batch, objects, 60), generator=generator).flatten(1)
-    for image, rows, places in zip(decoded, near, centre):
-        places = places.repeat_interleave(60, 0)
-        image[rows, :2] = places + torch.randn(len(rows), 2, generator=generator) * 6
+    for image, rows, centres in zip(decoded, near, centre):
+        centres = centres.repeat_interleave(60, 0)
+        image[rows, :2] = centres + torch.randn(len(rows), 2, generator=generator) * 6
         image[rows, 4] = torch.rand(len(rows), generator=generator) ** 3
     return decoded
 
 
 @torch.inference_mode()
 def predicted(weights: str, data: str, batches: int) -> list[torch.Tensor]:
-    """What a detector makes of the first batches of eight of a data set's val split."""
+    """Returns the predictions of a detector for the first batches of eight images of a val split."""
     from models.backend import Backend
     from utils.data.dataset_yaml import load_dataset_yaml
     from utils.data.loader import create_dataloader
@@ -81,7 +82,7 @@ def predicted(weights: str, data: str, batches: int) -> list[torch.Tensor]:
 
 
 def measure(forms: dict[str, Callable[[torch.Tensor], object]], batches: list[torch.Tensor], rounds: int) -> dict:
-    """Median over rounds of each form's milliseconds per image."""
+    """Returns the median milliseconds per image of each form over the rounds."""
     images = sum(map(len, batches))
     times = {name: [] for name in forms}
     for _ in range(rounds):
@@ -95,18 +96,21 @@ def measure(forms: dict[str, Callable[[torch.Tensor], object]], batches: list[to
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Ours against v6.1's way of non-maximum suppression.")
-    parser.add_argument("--weights", help="a .pt file, whose predictions are taken; with --data")
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description="Time non-maximum suppression against v6.1's way.")
+    parser.add_argument("--weights", help=".pt file that predicts, with --data (default: random predictions)")
     parser.add_argument("--data", help="data set YAML")
-    parser.add_argument("--batches", type=int, default=2, help="of eight images (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--batches", type=int, default=2, help="number of batches of eight images (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="timed runs of each form (default: %(default)s)")
     opt = parser.parse_args()
     torch.set_num_threads(1)
     batches = predicted(opt.weights, opt.data, opt.batches) if opt.weights else [drawn(8) for _ in range(opt.batches)]
 
-    print("| as | images | candidates | ours, ms an image | v6.1's way | ratio | of ours torchvision's kernel |")
+    print("| settings | images | candidates | ours, ms per image | v6.1's way | ratio | torchvision's kernel in ours |")
     print("|---|--:|--:|--:|--:|--:|--:|")
-    for name, (conf, iou, most, several) in SETTINGS.items():
+    for name, (conf, iou, max_det, several) in SETTINGS.items():
         inside, candidates = [0.0], [0]
         kernel = ours._nms
 
@@ -117,19 +121,21 @@ def main() -> None:
             candidates[0] += len(corners)
             return kept
 
-        def run(decoded: torch.Tensor, conf=conf, iou=iou, several=several, most=most) -> list[torch.Tensor]:
-            return ours.non_max_suppression(decoded, conf, iou, multi_label=several, max_det=most)
+        def run(decoded: torch.Tensor, conf=conf, iou=iou, several=several, max_det=max_det) -> list[torch.Tensor]:
+            return ours.non_max_suppression(decoded, conf, iou, multi_label=several, max_det=max_det)
 
-        found = [run(decoded) for decoded in batches]
+        detections = [run(decoded) for decoded in batches]
         ours._nms = watched
         for decoded in batches:
             run(decoded)
         ours._nms = kernel
-        forms = {"ours": run, "v6.1": lambda d, a=(conf, iou, most, several): straightforward(d, *a)}
+        forms = {"ours": run, "v6.1": lambda d, a=(conf, iou, max_det, several): straightforward(d, *a)}
         ms, images = measure(forms, batches, opt.rounds), sum(map(len, batches))
-        expected = [straightforward(decoded, conf, iou, most, several) for decoded in batches]
+        expected = [straightforward(decoded, conf, iou, max_det, several) for decoded in batches]
         same = sum(
-            len(a) == len(b) and torch.equal(a[:, 4:], b[:, 4:]) for x, y in zip(found, expected) for a, b in zip(x, y)
+            len(a) == len(b) and torch.equal(a[:, 4:], b[:, 4:])
+            for x, y in zip(detections, expected)
+            for a, b in zip(x, y)
         )
         print(
             f"| {name} | {images} | {candidates[0] / images:.0f} | {ms['ours']:.2f} | {ms['v6.1']:.2f} | "

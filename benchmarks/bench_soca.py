@@ -1,13 +1,13 @@
-"""What second-order channel attention costs: this project's SOCA, the usual way to compute it, the bare covariance.
+"""Measures the cost of second-order channel attention: this project's SOCA, the usual way, the covariance alone.
 
     python benchmarks/bench_soca.py                            # CPU, two threads
-    python benchmarks/bench_soca.py --threads 1 --cpu-seconds  # on a machine that others use too
+    python benchmarks/bench_soca.py --threads 1 --cpu-seconds  # on a machine that runs other programs too
     python benchmarks/bench_soca.py --device cuda              # GPU; the detectors under mixed precision
-    python benchmarks/bench_soca.py --quick                    # fewer repetitions, no detectors
+    python benchmarks/bench_soca.py --quick                    # three runs of each form, no detectors
 
-Prints tables in Markdown: time, error against float64 and peak memory of each form; then yolov5s with and without SOCA,
-one training step and one fused inference. Forms are timed in turn, A, B, A, B, ..., so that a busy machine troubles all
-of them alike; quoted are medians. README.md beside this file keeps dated results.
+Prints tables in Markdown: time, error against float64 and peak memory of each form; then one training step and one
+fused inference of yolov5s with and without SOCA. Forms alternate, A, B, A, B, ..., so that a busy machine slows all of
+them alike, and medians are printed. README.md in this folder keeps dated results.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler is silent
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # silences the profiler
 import torch
 from torch import nn
 
@@ -33,7 +33,7 @@ SHAPES = [(16, 512, 20, 20), (2, 128, 80, 80), (1, 512, 20, 20), (1, 1024, 20, 2
 
 
 def usual_covariance(x: torch.Tensor) -> torch.Tensor:
-    """x (N, C, H, W) -> (N, C, C) by X J X^T, J = (I - 1/M) / M, one J per image."""
+    """Returns the covariance (N, C, C) of x (N, C, H, W) as X J X^T, J = (I - 1/M) / M, one J per image."""
     N, C, H, W = x.shape
     M = H * W
     X = x.reshape(N, C, M)
@@ -43,7 +43,7 @@ def usual_covariance(x: torch.Tensor) -> torch.Tensor:
 
 
 def usual_root(S: torch.Tensor) -> torch.Tensor:
-    """S (N, C, C) -> sqrt(t) Y after five coupled steps from Y = S / t, Z = I."""
+    """Returns sqrt(t) Y (N, C, C) after five coupled steps from Y = S / t, Z = I, for S (N, C, C) of trace t."""
     t = S.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1)
     I3 = 3 * torch.eye(S.shape[1], device=S.device, dtype=S.dtype).expand_as(S)
     Y, Z = S / t, I3 / 3
@@ -54,8 +54,8 @@ def usual_root(S: torch.Tensor) -> torch.Tensor:
 
 
 class UsualStatistic(torch.autograd.Function):
-    """Row means of the root, with the backward that the paper (iSQRT-COV, section 3.3) writes out: per step, with
-    G_Y and G_Z the gradients of what the step gives,
+    """Row means of the root, with the backward that the paper (iSQRT-COV, section 3.3) states: for each step, with
+    the gradients G_Y and G_Z of its results,
 
         G_Y <- (G_Y (3I - Y Z) - Z G_Z Z - Z Y G_Y) / 2,    G_Z <- ((3I - Y Z) G_Z - Y G_Y Y - G_Z Z Y) / 2.
     """
@@ -100,7 +100,7 @@ class UsualStatistic(torch.autograd.Function):
 
 
 class UsualSOCA(nn.Module):
-    """SOCA as it is usually pasted into a detector; with `by_hand`, by the paper's backward instead of autograd."""
+    """SOCA as it is usually added to a detector; with `by_hand` by the paper's backward instead of autograd."""
 
     def __init__(self, ours: SOCA, by_hand: bool):
         super().__init__()
@@ -116,12 +116,12 @@ class UsualSOCA(nn.Module):
 
 
 def statistic64(x: torch.Tensor) -> torch.Tensor:
-    """s (N, C) in float64 by the plain coupled iteration."""
+    """Returns s (N, C) in float64 by the plain coupled iteration."""
     return usual_root(covariance(x.double())).mean(1)
 
 
 def bench_module(shape: tuple[int, ...], device: torch.device, timer: PairedTimer) -> list[str]:
-    """Rows of the first table: each form at one shape."""
+    """Returns the rows of the first table: each form at one shape."""
     N, C = shape[:2]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(device).requires_grad_()
@@ -154,7 +154,7 @@ def bench_module(shape: tuple[int, ...], device: torch.device, timer: PairedTime
         }
     rows = []
     for name, module in modules.items():
-        # output and input gradient are there at the end and not counted
+        # without the output and the input gradient
         peak = peak_bytes(lambda m=module: both(m), device) / x.nbytes - (1 if name.startswith("bare") else 2)
         error = f"{float((found[name] - s64).abs().max() / s64.abs().max()):.1e}" if name in found else ""
         rows.append(
@@ -165,7 +165,7 @@ def bench_module(shape: tuple[int, ...], device: torch.device, timer: PairedTime
 
 
 def bench_detectors(device: torch.device, timer: PairedTimer) -> list[str]:
-    """Rows of the second table."""
+    """Returns the rows of the second table."""
     rows = []
     for what, make, times in (
         ("training step, batch 8, 640 px", lambda m: training_step(m, device, 8, 640), 1),
@@ -182,13 +182,13 @@ def bench_detectors(device: torch.device, timer: PairedTimer) -> list[str]:
 
 
 def main() -> None:
-    """Command line: print both tables."""
+    """Prints both tables."""
     parser = argparse.ArgumentParser(description="Time SOCA against the usual way of computing it.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=15, help="timed repetitions of each form")
-    parser.add_argument("--cpu-seconds", action="store_true", help="count the CPU's work instead of the wall clock")
-    parser.add_argument("--quick", action="store_true", help="three repetitions, and no detectors")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed runs of each form (default: %(default)s)")
+    parser.add_argument("--cpu-seconds", action="store_true", help="measure processor time instead of elapsed time")
+    parser.add_argument("--quick", action="store_true", help="three runs of each form, and no detectors")
     opt = parser.parse_args()
     torch.set_num_threads(opt.threads)
     logging.getLogger("yolov5").setLevel(logging.WARNING)  # no tables of layers

@@ -1,10 +1,10 @@
-"""What a training step costs: as train.py takes it, or with contiguous tensors and activations in place.
+"""Measures the cost of a training step: train.py's, and one with contiguous tensors and activations in place.
 
     python benchmarks/bench_step.py                    # CPU, two threads: batch 8 at 640 px, batch 16 at 320 px
     python benchmarks/bench_step.py --device cuda      # also images/s and peak memory at batch 64, mixed precision
 
-A step is forward, loss, backward, optimizer and moving average, in training mode. The forms are timed in turn in one
-process; quoted are medians. README.md beside this file keeps dated results.
+A step is forward, loss, backward, optimizer and moving average, in training mode. The forms alternate in one process,
+and medians are printed. README.md in this folder keeps dated results.
 """
 
 import argparse
@@ -30,11 +30,11 @@ def make_step(name: str, device: torch.device, batch: int, size: int, ours: bool
 
 
 def main() -> None:
-    """Command line: print the tables."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description="Time training steps.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=5, help="timed repetitions of each form")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the CPU (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each form (default: %(default)s)")
     opt = parser.parse_args()
     torch.set_num_threads(opt.threads)
     logging.getLogger("yolov5").setLevel(logging.WARNING)

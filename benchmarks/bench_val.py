@@ -1,10 +1,10 @@
-"""A validation as a process, where its time goes, and the metrics alone against the COCO packages.
+"""Measures the time of a validation by stage, and the metrics alone against the COCO packages.
 
     python benchmarks/bench_val.py --weights yolov5n.pt --data coco-val128.yaml    # processor seconds by stage
-    python benchmarks/bench_val.py --metrics                                       # 5,000 images x 100 boxes, drawn
+    python benchmarks/bench_val.py --metrics                                       # 5,000 images x 100 random boxes
 
-By stage: seconds of this process and, of `data`, of the processes that read images, each counted as processor time, so
-that a busy machine changes little. README.md beside this file keeps dated results.
+By stage: processor seconds of this process, and of the processes that read images, so that a busy machine changes
+little. README.md in this folder keeps dated results.
 """
 
 import argparse
@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 class Stages:
-    """Processor seconds inside functions of modules, taken by wrapping them while `watch` is open."""
+    """Processor seconds inside functions of modules, which are replaced by timed ones while `watch` is open."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def watch(self, **places: tuple[object, str]):
-        """places: name of the stage -> (module or class, attribute)."""
+        """Times functions. places: name of the stage -> (module or class, attribute)."""
         old = {name: getattr(owner, attribute) for name, (owner, attribute) in places.items()}
         for name, (owner, attribute) in places.items():
             setattr(owner, attribute, self._timed(name, old[name]))
@@ -54,7 +54,7 @@ class Stages:
 
 
 def stages_of_a_run(weights: str, data: str, augment: bool, threads: int | None) -> dict[str, float]:
-    """Processor seconds of each stage of one validation at 640 pixels, batches of eight."""
+    """Returns the processor seconds of each stage of one validation at 640 pixels in batches of eight."""
     import torch
 
     import val
@@ -63,7 +63,7 @@ def stages_of_a_run(weights: str, data: str, augment: bool, threads: int | None)
     from utils.evaluation import evaluator, report
     from utils.log import LOGGER
 
-    imports = time.process_time()  # since the process began
+    imports = time.process_time()  # since the start of the process
     LOGGER.setLevel(logging.WARNING)
     if threads:
         torch.set_num_threads(threads)
@@ -80,7 +80,7 @@ def stages_of_a_run(weights: str, data: str, augment: bool, threads: int | None)
     total = time.process_time() - start
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"mAP50 {map50:.4f}, mAP50-95 {ap:.4f}, {torch.get_num_threads()} threads, ", end="")
-    print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     seconds = {"imports": imports, **stages.seconds}
     seconds["rest"] = total - sum(stages.seconds.values())
     return {**seconds, "reading images": children.ru_utime + children.ru_stime}
@@ -90,7 +90,7 @@ def stages_of_a_run(weights: str, data: str, augment: bool, threads: int | None)
 
 
 def drawn(images: int, per_image: int, objects: int = 7, classes: int = 80):
-    """Predictions, of which four of five lie near an object, and objects, as `Boxes` of a data set."""
+    """Returns random objects and predictions, four of five of which are near an object, as `Boxes` of a data set."""
     from utils.evaluation.evaluator import Boxes
 
     rng = np.random.default_rng(0)
@@ -101,8 +101,8 @@ def drawn(images: int, per_image: int, objects: int = 7, classes: int = 80):
     near = image * objects + rng.integers(0, objects, len(image))
     boxes = labels[near, 1:] + rng.normal(0, 15, (len(image), 4))
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-    kinds = np.where(rng.random(len(image)) < 0.8, labels[near, 0], rng.integers(0, classes, len(image)))
-    predictions = np.column_stack([boxes, rng.random(len(image)), kinds]).astype(np.float32)
+    label = np.where(rng.random(len(image)) < 0.8, labels[near, 0], rng.integers(0, classes, len(image)))
+    predictions = np.column_stack([boxes, rng.random(len(image)), label]).astype(np.float32)
     order = np.lexsort((-predictions[:, 4], image))
     none = np.zeros(0, int)
     paths, sizes = [f"{i}.jpg" for i in range(images)], [(640, 640)] * images
@@ -110,7 +110,7 @@ def drawn(images: int, per_image: int, objects: int = 7, classes: int = 80):
 
 
 def one_by_one(boxes) -> None:
-    """v6.1's way: image by image and class by class, in tensors."""
+    """Pairs predictions and objects in v6.1's way: image by image, in tensors."""
     import torch
 
     from utils.boxes import box_iou
@@ -118,9 +118,9 @@ def one_by_one(boxes) -> None:
     thresholds = torch.linspace(0.5, 0.95, 10)
     starts = np.searchsorted(boxes.image, np.arange(len(boxes.paths) + 1))
     label_starts = np.searchsorted(boxes.label_image, np.arange(len(boxes.paths) + 1))
-    found, labels = torch.from_numpy(boxes.predictions), torch.from_numpy(boxes.labels)
+    predictions, labels = torch.from_numpy(boxes.predictions), torch.from_numpy(boxes.labels)
     for i in range(len(boxes.paths)):
-        rows, truth = found[starts[i] : starts[i + 1]], labels[label_starts[i] : label_starts[i + 1]]
+        rows, truth = predictions[starts[i] : starts[i + 1]], labels[label_starts[i] : label_starts[i + 1]]
         iou = box_iou(truth[:, 1:], rows[:, :4])
         label, row = torch.where((iou >= 0.5) & (truth[:, :1] == rows[:, 5]))
         correct = torch.zeros(len(rows), 10, dtype=torch.bool)
@@ -135,7 +135,7 @@ def one_by_one(boxes) -> None:
 
 
 def metrics_alone(images: int, per_image: int) -> dict[str, float]:
-    """Processor seconds of pairing and averaging, ours and the packages'."""
+    """Returns the processor seconds of pairing and averaging, ours and of the packages."""
     from utils.evaluation import coco
     from utils.evaluation.evaluator import IOU_THRESHOLDS
     from utils.evaluation.metrics import ap_per_class, match_once
@@ -168,14 +168,17 @@ def metrics_alone(images: int, per_image: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Where the time of a validation goes.")
-    parser.add_argument("--weights")
-    parser.add_argument("--data")
-    parser.add_argument("--augment", action="store_true")
-    parser.add_argument("--threads", type=int, help="of the network (default: as many as torch takes)")
-    parser.add_argument("--metrics", action="store_true", help="the metrics alone, on drawn boxes")
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--per-image", type=int, default=100)
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description="Measure the time of a validation by stage.")
+    parser.add_argument("--weights", help=".pt file")
+    parser.add_argument("--data", help="data set YAML")
+    parser.add_argument("--augment", action="store_true", help="test-time augmentation")
+    parser.add_argument("--threads", type=int, help="threads of the network (default: chosen by torch)")
+    parser.add_argument("--metrics", action="store_true", help="measure the metrics alone, on random boxes")
+    parser.add_argument("--images", type=int, default=5000, help="for --metrics (default: %(default)s)")
+    parser.add_argument(
+        "--per-image", type=int, default=100, help="boxes per image for --metrics (default: %(default)s)"
+    )
     opt = parser.parse_args()
     if opt.metrics:
         seconds = metrics_alone(opt.images, opt.per_image)

@@ -1,12 +1,12 @@
-"""Kills trainings and resumes them until they are done, and compares what comes out with a training left alone.
+"""Kills trainings and resumes them until they are done, and compares the results with an undisturbed training.
 
     python benchmarks/kill_and_resume.py                 # 20 kills, a few minutes
     python benchmarks/kill_and_resume.py --kills 5
 
-Every third kill strikes inside the writing of a checkpoint, after a random share of its bytes; the others at a random
-instant. Every resume takes another number of workers. After each kill last.pt, where there is one, must be whole; at
-the end of each training weights, average, optimizer, random state and results.csv must be those of the undisturbed
-one, bit for bit. Exits non-zero where anything differs.
+Every third kill happens while a checkpoint is written, after a random fraction of its bytes, and the others at random
+times. Each resume uses another number of workers. After each kill last.pt must be whole, where there is one. At the end
+of each training weights, average, optimizer, random state and results.csv must equal the undisturbed ones, bit for bit.
+Exits non-zero where anything differs.
 """
 
 import argparse
@@ -19,26 +19,24 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from models.backend import load_checkpoint  # noqa: E402
-from utils import checkpoint  # noqa: E402
-from utils.data import shapes  # noqa: E402
-from utils.files import write_yaml  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from models.backend import load_checkpoint
+from utils import checkpoint
+from utils.data import shapes
+from utils.files import write_yaml
 
 EPOCHS = 6
-CHANGES = ("resume", "workers", "name", "exist_ok")  # options that are meant to differ
+MAY_DIFFER = ("resume", "workers", "name", "exist_ok")  # options
 
 
 def child(arguments: list[str], strike: tuple[int, float] | None) -> None:
-    """Runs train.py; with strike = (n, share) it dies in the n-th write of a checkpoint, after that share of it."""
+    """Runs train.py; strike = (n, fraction) kills it in the n-th write of a checkpoint, after that fraction."""
     import train
 
     if strike:
-        number, share = strike
+        number, fraction = strike
         real, writes = checkpoint.torch.save, []
 
         def save(content, file):
@@ -49,7 +47,7 @@ def child(arguments: list[str], strike: tuple[int, float] | None) -> None:
                 real(content, whole)
                 size = whole.tell()
                 whole.seek(0)
-                file.write(whole.read(int(size * share)))
+                file.write(whole.read(int(size * fraction)))
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -59,6 +57,7 @@ def child(arguments: list[str], strike: tuple[int, float] | None) -> None:
 
 
 def start(arguments: list[str], log: Path, strike: tuple[int, float] | None = None) -> subprocess.Popen:
+    """Starts `child` in another process, which appends its output to a log."""
     inject = [f"{strike[0]}:{strike[1]}"] if strike else ["-"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--child", *inject, *arguments]
@@ -66,7 +65,7 @@ def start(arguments: list[str], log: Path, strike: tuple[int, float] | None = No
 
 
 def small_data(folder: Path) -> Path:
-    """A data set YAML of 24 drawn scenes to train on and 8 to validate on."""
+    """Draws a data set of 24 train and 8 val images, and returns its YAML."""
     shapes.write_dataset(folder / "shapes", {"train": 24, "val": 8})
     content = {"path": str(folder / "shapes"), "train": "images/train", "val": "images/val"}
     write_yaml(folder / "small.yaml", {**content, "nc": len(shapes.NAMES), "names": list(shapes.NAMES)})
@@ -74,20 +73,20 @@ def small_data(folder: Path) -> Path:
 
 
 def differences(a: object, b: object, place: str = "") -> list[str]:
-    """Where two nested containers of tensors and plain values differ."""
+    """Returns the places where two nested containers of tensors and plain values differ."""
     if isinstance(a, torch.Tensor):
         return [] if torch.equal(a, b) else [place]
     if isinstance(a, dict):
         if a.keys() != b.keys():
             return [f"{place}: keys"]
-        return [d for k in a if k not in (*CHANGES, "seconds") for d in differences(a[k], b[k], f"{place}/{k}")]
+        return [d for k in a if k not in (*MAY_DIFFER, "seconds") for d in differences(a[k], b[k], f"{place}/{k}")]
     if isinstance(a, list | tuple):
         return [d for i, (p, q) in enumerate(zip(a, b, strict=True)) for d in differences(p, q, f"{place}/{i}")]
     return [] if a == b else [f"{place}: {a} and {b}"]
 
 
 def compare(alone: Path, killed: Path) -> list[str]:
-    """What of two finished runs differs."""
+    """Returns the places where two finished runs differ."""
     found = []
     for name in ("last.pt", "best.pt"):
         a, b = (load_checkpoint(run / "weights" / name) for run in (alone, killed))
@@ -99,10 +98,12 @@ def compare(alone: Path, killed: Path) -> list[str]:
 
 
 def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Kill trainings, resume them, compare with one left alone.")
-    parser.add_argument("--kills", type=int, default=20, help="kill -9 so often (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Kill trainings, resume them, and compare them with an undisturbed one."
+    )
+    parser.add_argument("--kills", type=int, default=20, help="number of kills (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times (default: %(default)s)")
     opt = parser.parse_args()
     rng = random.Random(opt.seed)
     folder = Path(tempfile.mkdtemp(prefix="kill_and_resume_"))
@@ -141,9 +142,7 @@ def main() -> int:
             leftovers = len(list((folder / name).glob("weights/.*.part")))
             state = load_checkpoint(last)["training"]["state"] if last.exists() else {"epoch": None, "finished": False}
             where = "inside a write" if strike else "at random"
-            print(
-                f"kill {kills}: {where}; last.pt whole, epoch {state['epoch']}; {leftovers} unfinished files beside it"
-            )
+            print(f"kill {kills}: {where}; last.pt whole, epoch {state['epoch']}; {leftovers} partial files beside it")
             if state["finished"]:
                 break
             arguments = ["--resume", str(last)] if last.exists() else [*usual, "--name", name, "--exist-ok"]
