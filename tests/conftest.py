@@ -3,7 +3,9 @@
 import importlib
 import json
 import os
+import random
 import sys
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +30,29 @@ def pytest_runtest_makereport(item, call):
     report = yield
     report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
     return report
+
+
+def seed(name: str) -> None:
+    """Begins all global random numbers anew, as the name says."""
+    import numpy as np
+    import torch
+
+    number = zlib.crc32(name.encode("utf-8", "backslashreplace"))
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef, request):
+    """A fixture draws the same random numbers whichever test asks for it first."""
+    seed(f"{fixturedef.baseid}::{fixturedef.argname}[{request.param_index}]")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    """A test draws the same random numbers alone, among others, and in any order."""
+    seed(item.nodeid)
 
 
 @pytest.fixture(autouse=True)

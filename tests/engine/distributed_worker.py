@@ -1,18 +1,15 @@
-"""What one process of `test_training_distributed.py` does; started by torchrun."""
+"""What one process of `test_training_distributed.py` does, which starts two of them."""
 
 import sys
-from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-import train  # noqa: E402
-from engine import setup, training  # noqa: E402
-from models.yolo import Model  # noqa: E402
-from utils import cli, dist  # noqa: E402
-from utils.training.loss import ComputeLoss  # noqa: E402
+import train
+from engine import setup, training
+from models.yolo import Model
+from utils import cli, dist
+from utils.files import ROOT
+from utils.training.loss import ComputeLoss
 
 HYP = {"box": 0.05, "cls": 0.5, "cls_pw": 1.0, "obj": 1.0, "obj_pw": 1.0, "anchor_t": 4.0, "fl_gamma": 0.0}
 # image, class, x, y, w, h: the first two images have seven boxes, the others one
@@ -53,6 +50,13 @@ def share(images: torch.Tensor, targets: torch.Tensor, rank: int) -> tuple[torch
     return images[2 * rank : 2 * rank + 2], mine
 
 
+def draw_nothing() -> None:
+    """Leaves out the figures, which take longer than such a small training."""
+    setup.plot_labels = lambda *_, **__: None
+    training.plot_batch = training.plot_results = training.write_figures = lambda *_, **__: None
+    training.mosaic_writer = lambda *_: lambda *_, **__: None
+
+
 def main() -> None:
     task, *arguments = sys.argv[1:]
     if task == "gradients":
@@ -74,6 +78,7 @@ def main() -> None:
     if task == "stops":
         falling = iter([0.3, 0.2, 0.1, 0.1, 0.1, 0.1])
         training.fitness = lambda results: [next(falling)]
+    draw_nothing()
     sys.argv[1:] = arguments
     cli.run(train.main, train.parse_opt, "train")
 
