@@ -51,7 +51,7 @@ def detect(opt: cli.Options) -> Path:
     if opt.view_img and not has_display():
         raise ValueError("--view-img: no window can be opened here; leave the option out, results go to a folder")
     tracking = Tracking(opt.conf_thres) if opt.track else None
-    detector = _load(opt, streams)
+    detector = _load_detector(opt, streams)
     if shared or opt.resume:
         ledger = ledger or _begin_shared(opt, sources)
         sources = ledger.sources
@@ -73,7 +73,7 @@ def detect(opt: cli.Options) -> Path:
     return save_dir
 
 
-def _load(opt: cli.Options, streams: bool) -> Detector:
+def _load_detector(opt: cli.Options, streams: bool) -> Detector:
     """The detector that the options ask for."""
     device = select_device(opt.device)
     weights = [find_weights(file, opt.download) for file in opt.weights]

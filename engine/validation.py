@@ -64,7 +64,7 @@ def validate(
 ) -> Results:
     """Measures a detector on a split. `opt` holds the options of val.py; see `val.run` for the others."""
     _check_options(opt)
-    setup = _load(opt) if model is None else _of_training(opt, model, dataloader, save_dir)
+    setup = _load_setup(opt) if model is None else _of_training(opt, model, dataloader, save_dir)
     if callbacks is not None:
         callbacks.run("on_val_start")
     result = evaluate(
@@ -102,7 +102,7 @@ def _split(opt: cli.Options) -> str:
     return opt.task if opt.task in SPLITS else "val"
 
 
-def _load(opt: cli.Options) -> Setup:
+def _load_setup(opt: cli.Options) -> Setup:
     """Reads and checks everything, and only then makes the run's folder."""
     split = _split(opt)
     device = select_device(opt.device, opt.batch_size)

@@ -161,12 +161,6 @@ def box_ioa(box: np.ndarray, boxes: np.ndarray, eps: float = 1e-7) -> np.ndarray
     return width * height / ((x2 - x1) * (y2 - y1) + eps)
 
 
-def wh_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Returns the IoU (N, M) of sizes a (N, 2) and b (M, 2) with a common centre."""
-    intersection = torch.minimum(a[:, None], b[None]).prod(-1)
-    return intersection / (a.prod(-1)[:, None] + b.prod(-1)[None] - intersection)
-
-
 def paired_iou(a: torch.Tensor, b: torch.Tensor, kind: str = "ciou", xywh: bool = True, eps: float = 1e-7):
     """Returns the overlap (...) of box i of a with box i of b, both (..., 4) and broadcastable.
 

@@ -9,7 +9,7 @@ import torch
 
 from utils.boxes import xywh_to_xyxy
 
-MIN_SIDE, MAX_SIDE = 2, 7680  # pixels; a predicted box with a side outside this range is dropped
+MIN_BOX_SIDE, MAX_BOX_SIDE = 2, 7680  # pixels; a predicted box with a side outside this range is dropped
 MAX_CANDIDATES = 30000  # maximum number of (box, class) pairs per image; the most confident are kept
 
 
@@ -72,7 +72,7 @@ def _check_arguments(
 def _score(rows: torch.Tensor, conf_thres: float, multi_label: bool) -> torch.Tensor:
     """The decoded rows (k, 5 + nc) of one image as boxes (n, 6), those above the threshold."""
     x, y, width, height = rows[:, :4].unbind(1)
-    valid = (torch.minimum(width, height) >= MIN_SIDE) & (torch.maximum(width, height) <= MAX_SIDE)
+    valid = (torch.minimum(width, height) >= MIN_BOX_SIDE) & (torch.maximum(width, height) <= MAX_BOX_SIDE)
     valid &= (x + y).isfinite()
     # (k, nc); zeros cost less than selecting the rows again
     scores = rows[:, 5:] * rows[:, 4].where(valid, 0)[:, None]

@@ -17,7 +17,7 @@ from small_world import SIZE, picture
 from test_detection import found, here, read_video, write_video  # noqa: F401
 
 from utils import dist
-from utils.inference.ledger import HIDDEN, Ledger
+from utils.inference.ledger import RECORD, Ledger
 from utils.inference.outputs import CropNames
 from utils.inference.results import ResultWriter
 from utils.inference.sources import IMAGE, VIDEO, Source
@@ -83,7 +83,7 @@ def recorded(folder: Path) -> set[str]:
 
 
 def in_journals(folder: Path, text: bytes) -> bool:
-    return any(text in path.read_bytes() for path in (folder / HIDDEN).glob("journal-*"))
+    return any(text in path.read_bytes() for path in (folder / RECORD).glob("journal-*"))
 
 
 def test_killed_and_resumed_it_is_one_undisturbed_run(found, here):  # noqa: F811
@@ -107,7 +107,7 @@ def test_killed_and_resumed_it_is_one_undisturbed_run(found, here):  # noqa: F81
     before, done = lines("seen0") + lines("seen1"), recorded(folder)
     assert 3 + 3 <= len(lines("seen1")) < 3 + 12
     assert {"p0", "p1", "p2", "p3", "v"} <= done and "w" not in done
-    assert not (folder / "predictions.json").exists() and (folder / HIDDEN).exists()
+    assert not (folder / "predictions.json").exists() and (folder / RECORD).exists()
 
     again = start(0, "seen2", resume="out/together")  # half of what is left, which is nothing; then the other half
     assert again.wait(120) == 0 and lines("seen2") == []
@@ -139,7 +139,7 @@ def test_an_interrupted_run_goes_on(found, here, monkeypatch, capsys):  # noqa: 
     folder = here / "out/stopped"
     assert f"--resume '{Path('out/stopped')}'" in capsys.readouterr().err
     assert len({row["file"] for row in json.loads((folder / "predictions.json").read_text())}) == 3
-    journal = next((folder / HIDDEN).glob("journal-*"))
+    journal = next((folder / RECORD).glob("journal-*"))
     journal.write_bytes(journal.read_bytes() + b'{"source": 5, "do')  # as a kill in the middle of a line leaves it
     (folder / ".p5.png.x1.part").write_bytes(b"half")
     monkeypatch.setattr(ResultWriter, "_write", write)
@@ -192,10 +192,10 @@ def test_options_given_to_a_resumed_run_must_be_those_it_was_begun_with(
         with pytest.raises(ValueError) as error:
             found(resume="out/exp", **given)
         assert says in str(error.value)
-        assert (here / "out/exp" / HIDDEN).exists()
+        assert (here / "out/exp" / RECORD).exists()
     else:
         assert found(resume="out/exp", **given) == Path("out/exp")
-        assert not (here / "out/exp" / HIDDEN).exists()
+        assert not (here / "out/exp" / RECORD).exists()
 
 
 def test_to_begin_a_run_in_a_folder_its_source_is_given(found, here):  # noqa: F811

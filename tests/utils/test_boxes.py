@@ -170,11 +170,10 @@ def test_paired_iou_and_its_gradient_as_recorded(overlaps, kind):
 
 
 def test_overlap_matrices_as_recorded(overlaps):
-    matrix, ioa, wh = overlaps["iou_matrix"], overlaps["ioa"], overlaps["wh_iou"]
+    matrix, ioa = overlaps["iou_matrix"], overlaps["ioa"]
     close(B.box_iou(torch.tensor(matrix["a"]), torch.tensor(matrix["b"])), matrix["iou"], atol=1e-6)
     assert list(B.box_iou(torch.zeros(0, 4), torch.zeros(2, 4)).shape) == matrix["empty"]
     close(B.box_ioa(np.array(ioa["a"]), np.array(ioa["b"])), ioa["ioa"], atol=1e-6)
-    close(B.wh_iou(torch.tensor(wh["a"]), torch.tensor(wh["b"])), wh["iou"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -218,18 +217,11 @@ def test_box_iou_against_slow_loop(dtype):
     close(paired, slow, atol=1e-6)
 
 
-def test_ioa_and_wh_iou_against_slow_loop():
+def test_ioa_against_slow_loop():
     rng = np.random.default_rng(1)
     a, b = random_corners(rng, 5), random_corners(rng, 7)
     slow = [slow_iou(a[0], y)[0] / ((y[2] - y[0]) * (y[3] - y[1])) for y in b]
     close(B.box_ioa(a[0], b), slow, atol=1e-6)
-
-    def centred(box):
-        width, height = box[2] - box[0], box[3] - box[1]
-        return [-width / 2, -height / 2, width / 2, height / 2]
-
-    sizes = [torch.tensor(x[:, 2:] - x[:, :2]) for x in (a, b)]
-    close(B.wh_iou(*sizes), [[slow_iou(centred(x), centred(y))[1] for y in b] for x in a])
 
 
 # --- properties -------------------------------------------------------------------------------------------------------

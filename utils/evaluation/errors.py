@@ -14,7 +14,7 @@ from utils.evaluation.metrics import ap_per_class, iou_of_pairs, same_group
 HIGH_IOU, LOW_IOU = 0.5, 0.1  # from HIGH_IOU on a box locates the object; below LOW_IOU it does not touch it
 CORRECT, LOCALIZATION, CLASSIFICATION, DUPLICATE, BACKGROUND, BOTH = range(6)  # kinds of a prediction
 MISSED = 6  # kind of a label
-KINDS = {
+ERROR_KINDS = {
     LOCALIZATION: ("localization", f"right class, but IoU only {LOW_IOU} to {HIGH_IOU}"),
     CLASSIFICATION: ("classification", f"IoU {HIGH_IOU} or more with an object of another class"),
     BOTH: ("both of these", f"another class, and IoU only {LOW_IOU} to {HIGH_IOU}"),
@@ -40,7 +40,7 @@ class Errors:
         """Returns rows of text: the kind, its number, its gain and what it means."""
         head = f"Errors above confidence {self.confidence:.3f}"
         rows = [f"{head:>33}{'mAP@.5':>11}"]
-        for kind, (name, meaning) in KINDS.items():
+        for kind, (name, meaning) in ERROR_KINDS.items():
             rows.append(f"{name:>22}{self.counts[kind]:>11}{self.gain[kind]:>+11.3f}  {meaning}")
         return "\n".join(rows)
 
@@ -69,7 +69,7 @@ def explain_errors(boxes: Boxes, confidence: float) -> Errors:
     counts = np.bincount(kind[counted], minlength=MISSED + 1)
     counts[MISSED] = missed.sum()
     ap50 = _ap50(boxes, kind == CORRECT)
-    gain = {error: _without(error, boxes, kind, target) - ap50 for error in KINDS}
+    gain = {error: _without(error, boxes, kind, target) - ap50 for error in ERROR_KINDS}
     counts = dict(enumerate(counts.tolist()))
     return Errors(kind=kind, missed=missed, confidence=confidence, counts=counts, ap50=ap50, gain=gain)
 

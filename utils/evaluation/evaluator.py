@@ -140,7 +140,7 @@ def evaluate(
             losses += compute_loss([level.float() for level in raw], targets)[1]
         labels = _in_pixels(targets, images.shape[2:])
         with timers[2]:
-            detections = _suppress(decoded, labels, settings, len(names))
+            detections = _detections(decoded, labels, settings, len(names))
         native = collector.add(detections, labels.cpu().numpy(), paths, shapes)
         for observer in observers:
             observer(
@@ -163,7 +163,9 @@ def _in_pixels(targets: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return labels
 
 
-def _suppress(decoded: torch.Tensor, labels: torch.Tensor, settings: EvaluationSettings, nc: int) -> list[torch.Tensor]:
+def _detections(
+    decoded: torch.Tensor, labels: torch.Tensor, settings: EvaluationSettings, nc: int
+) -> list[torch.Tensor]:
     """The detections (n, 6) of each image of a batch; labels (T, 6) are in pixels of the input."""
     known = [labels[labels[:, 0] == i, 1:] for i in range(len(decoded))] if settings.hybrid else ()
     detections = non_max_suppression(

@@ -303,12 +303,6 @@ class ConfusionMatrix:
         best = order[np.flatnonzero(np.diff(label[order], append=-1))]
         return prediction[best], label[best]
 
-    def tp_fp(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the numbers of correct and of wrong predictions of each class, (nc,) and (nc,)."""
-        correct = self.matrix.diagonal()
-        wrong = self.matrix.sum(1) - correct
-        return correct[:-1], wrong[:-1]
-
     def normalized(self) -> np.ndarray:
         """Returns each column divided by its sum, the number of objects of its class (background: false positives)."""
         return self.matrix / (self.matrix.sum(0, keepdims=True) + 1e-9)

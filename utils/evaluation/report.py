@@ -15,7 +15,7 @@ from utils.evaluation.errors import (
     CLASSIFICATION,
     CORRECT,
     DUPLICATE,
-    KINDS,
+    ERROR_KINDS,
     LOCALIZATION,
     MISSED,
     Errors,
@@ -150,7 +150,7 @@ def _draw_errors(image: np.ndarray, number: int, boxes: Boxes, errors: Errors, n
         annotator.line_width = 1 if kinds[k] == CORRECT else 3
         annotator.rectangle(corners[k], colours[k])
     annotator.captions([corners[k] for k in wrong], [texts[k] for k in wrong], [colours[k] for k in wrong])
-    legend = {CORRECT: "correct", **{kind: name for kind, (name, _) in KINDS.items()}}
+    legend = {CORRECT: "correct", **{kind: name for kind, (name, _) in ERROR_KINDS.items()}}
     for column, (kind, name) in enumerate(legend.items()):
         at = (column * image.shape[1] // len(legend), height + 4)
         annotator.text(at, name, txt_color=(0, 0, 0) if sum(ERROR_COLOURS[kind]) > 350 else (255, 255, 255),

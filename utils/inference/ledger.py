@@ -19,7 +19,7 @@ import torch
 from utils.files import atomic_write
 from utils.inference.sources import Source
 
-HIDDEN = ".unfinished"  # folder of the record in the run's folder, until the run is finished
+RECORD = ".unfinished"  # folder of the record in the run's folder, until the run is finished
 
 
 class Ledger:
@@ -32,7 +32,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self._hidden = folder, folder / HIDDEN
+        self.folder, self._hidden = folder, folder / RECORD
         try:
             record = json.loads((self._hidden / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -58,15 +58,15 @@ class Ledger:
             that process is returned.
         """
         unique = uuid.uuid4().hex
-        part = folder / f"{HIDDEN}.{unique}" if alone else folder.with_name(f".{folder.name}.{unique}")
-        record = part if alone else part / HIDDEN
+        part = folder / f"{RECORD}.{unique}" if alone else folder.with_name(f".{folder.name}.{unique}")
+        record = part if alone else part / RECORD
         record.mkdir(parents=True)
         try:
             with atomic_write(record / "run.json", "w", sync=False) as file:
                 json.dump({"options": options, "where": os.getcwd(), "sources": list(sources)}, file)
             if alone:
-                shutil.rmtree(folder / HIDDEN, ignore_errors=True)
-                os.rename(part, folder / HIDDEN)
+                shutil.rmtree(folder / RECORD, ignore_errors=True)
+                os.rename(part, folder / RECORD)
             else:
                 try:
                     os.rename(part, folder)
@@ -122,7 +122,7 @@ class Ledger:
     def finish(self) -> None:
         """Removes the record, and unfinished files of killed processes. Several processes may call it at once."""
         self.close()
-        removed = self._hidden.with_name(f"{HIDDEN}.{uuid.uuid4().hex}")
+        removed = self._hidden.with_name(f"{RECORD}.{uuid.uuid4().hex}")
         with contextlib.suppress(FileNotFoundError):
             for part in self.folder.rglob(".*.part*"):
                 part.unlink(missing_ok=True)

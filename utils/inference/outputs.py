@@ -53,8 +53,8 @@ def _apart_from_frames(files: list[Path]) -> list[Path]:
     ]
 
 
-def label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> list[str]:
-    """Returns the lines of a label file: class x y w h [confidence] [track], 0-1 of the image, six digits each.
+def _label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> list[str]:
+    """The lines of a label file: class x y w h [confidence] [track], 0-1 of the image, six digits each.
 
     boxes: (n, 6 or 7): x1, y1, x2, y2 in pixels of an image of shape (height, width), confidence, class, track number.
     """
@@ -66,10 +66,10 @@ def label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = F
 
 
 def write_labels(path: str | Path, boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> None:
-    """Writes `label_lines` to a file; without boxes no file is written."""
+    """Writes `_label_lines` to a file; without boxes no file is written."""
     if len(boxes):
         with atomic_write(path, "w", sync=False) as file:
-            file.writelines(label_lines(boxes, shape, save_conf))
+            file.writelines(_label_lines(boxes, shape, save_conf))
 
 
 def summary(boxes: torch.Tensor, names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from utils.evaluation.errors import (
     CLASSIFICATION,
     CORRECT,
     DUPLICATE,
-    KINDS,
+    ERROR_KINDS,
     LOCALIZATION,
     MISSED,
     explain_errors,
@@ -72,7 +72,7 @@ def test_gains_by_hand():
     # recall 0.5 at precision 0.5, then a straight line to (1, 0), as v6.1 integrates
     assert errors.ap50 == pytest.approx(0.5 * 0.5 + 0.5 * 0.25, abs=0.005)
     assert errors.ap50 + errors.gain[LOCALIZATION] == pytest.approx(0.995, abs=1e-6)
-    assert all(errors.gain[kind] == 0 for kind in KINDS if kind != LOCALIZATION)
+    assert all(errors.gain[kind] == 0 for kind in ERROR_KINDS if kind != LOCALIZATION)
 
 
 def test_a_mended_object_is_counted_once():
