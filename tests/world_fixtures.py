@@ -26,6 +26,7 @@ from small_world import (
     write_yaml,
 )
 
+import detect
 import train
 from engine import detection, validation
 from utils import checkpoint
@@ -105,6 +106,18 @@ def bright(monkeypatch):
     """val and detect see with `BrightBoxes`."""
     for module in (validation, detection):
         monkeypatch.setattr(module, "Backend", BrightBoxes)
+
+
+@pytest.fixture
+def detected(monkeypatch, here):
+    """`detected(source, **options)`: the folder of results of detect.run, `BrightBoxes` being the detector."""
+    monkeypatch.setattr(detection, "Backend", BrightBoxes)
+    monkeypatch.setattr(detection, "find_weights", lambda name, download: Path(name))
+
+    def run(*source, **options) -> Path:
+        return detect.run("bright.pt", *source, **{"imgsz": SIZE, "device": "cpu", "project": "out", **options})
+
+    return run
 
 
 @pytest.fixture(scope="session")

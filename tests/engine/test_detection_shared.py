@@ -12,15 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from small_world import SIZE, picture
-from test_detection import found, here, read_video, write_video  # noqa: F401
+from videos import read_video, write_video
 
 from utils import dist
 from utils.inference.ledger import RECORD, Ledger
-from utils.inference.outputs import CropNames
 from utils.inference.results import ResultWriter
-from utils.inference.sources import IMAGE, VIDEO, Source
 
 TESTS = Path(__file__).parents[1]
 OPTIONS = {"save_txt": True, "save_conf": True, "save_crop": True, "save_json": True, "save_csv": True}
@@ -86,9 +83,9 @@ def in_journals(folder: Path, text: bytes) -> bool:
     return any(text in path.read_bytes() for path in (folder / RECORD).glob("journal-*"))
 
 
-def test_killed_and_resumed_it_is_one_undisturbed_run(found, here):  # noqa: F811
+def test_killed_and_resumed_it_is_one_undisturbed_run(detected, here):
     make_files()
-    expected = contents(found("in", name="alone", **OPTIONS))
+    expected = contents(detected("in", name="alone", **OPTIONS))
     assert {"p0.png", "labels/v_12.txt", "crops/red/v12.jpg", "w.mp4", "predictions.csv"} <= expected.keys()
     assert "p4.png" not in expected and expected["v.mp4"] == 12
 
@@ -122,9 +119,9 @@ def test_killed_and_resumed_it_is_one_undisturbed_run(found, here):  # noqa: F81
     assert max(Counter(before).values()) == 1
 
 
-def test_an_interrupted_run_goes_on(found, here, monkeypatch, capsys):  # noqa: F811
+def test_an_interrupted_run_goes_on(detected, here, monkeypatch, capsys):
     make_files()
-    expected = contents(found("in", name="alone", **OPTIONS))
+    expected = contents(detected("in", name="alone", **OPTIONS))
     write, count = ResultWriter._write, []
 
     def stopped(self, frame, boxes):
@@ -135,7 +132,7 @@ def test_an_interrupted_run_goes_on(found, here, monkeypatch, capsys):  # noqa: 
 
     monkeypatch.setattr(ResultWriter, "_write", stopped)
     with pytest.raises(KeyboardInterrupt):
-        found("in", name="stopped", **OPTIONS)
+        detected("in", name="stopped", **OPTIONS)
     folder = here / "out/stopped"
     assert f"--resume '{Path('out/stopped')}'" in capsys.readouterr().err
     assert len({row["file"] for row in json.loads((folder / "predictions.json").read_text())}) == 3
@@ -145,11 +142,11 @@ def test_an_interrupted_run_goes_on(found, here, monkeypatch, capsys):  # noqa: 
     monkeypatch.setattr(ResultWriter, "_write", write)
 
     with pytest.raises(ValueError, match=r"--conf-thres is 0.5, but the run in .* was begun with 0.25; leave the opti"):
-        found(resume=folder, conf_thres=0.5)
-    found(resume=folder, batch_size=2)
+        detected(resume=folder, conf_thres=0.5)
+    detected(resume=folder, batch_size=2)
     assert contents(folder) == expected
     with pytest.raises(ValueError, match="holds no unfinished run of detect; to begin a run, leave --resume out"):
-        found(resume=folder)
+        detected(resume=folder)
 
 
 # options a run is begun with, options of the call that resumes it, what the error says
@@ -169,8 +166,8 @@ RESUMED = [
 
 @pytest.mark.parametrize(("begun", "given", "says"), RESUMED)
 def test_options_given_to_a_resumed_run_must_be_those_it_was_begun_with(
-    found,  # noqa: F811
-    here,  # noqa: F811
+    detected,
+    here,
     monkeypatch,
     begun,
     given,
@@ -187,80 +184,41 @@ def test_options_given_to_a_resumed_run_must_be_those_it_was_begun_with(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ResultWriter, "_write", stopped)
-        found("in", **begun)
+        detected("in", **begun)
     if says:
         with pytest.raises(ValueError) as error:
-            found(resume="out/exp", **given)
+            detected(resume="out/exp", **given)
         assert says in str(error.value)
         assert (here / "out/exp" / RECORD).exists()
     else:
-        assert found(resume="out/exp", **given) == Path("out/exp")
+        assert detected(resume="out/exp", **given) == Path("out/exp")
         assert not (here / "out/exp" / RECORD).exists()
 
 
-def test_to_begin_a_run_in_a_folder_its_source_is_given(found, here):  # noqa: F811
+def test_to_begin_a_run_in_a_folder_its_source_is_given(detected, here):
     with pytest.raises(ValueError, match="there is no such folder; to begin a run in it, give its --source"):
-        found(resume="out/new")
+        detected(resume="out/new")
     folder = here / "data/images"
     folder.mkdir(parents=True)
     cv2.imencode(".png", picture())[1].tofile(folder / "a.png")
-    assert os.listdir(found("data/images", resume="out/new")) == ["a.png"]  # the default, but given
+    assert os.listdir(detected("data/images", resume="out/new")) == ["a.png"]  # the default, but given
 
 
-def test_a_run_goes_on_where_it_was_begun(here, monkeypatch):  # noqa: F811
-    (here / "out").mkdir()
-    Ledger.begin(here / "out", [Source("a.png", IMAGE), Source("b.png", IMAGE)], {}, alone=True)
-    monkeypatch.chdir("out")
-    with pytest.raises(ValueError, match=r"the paths of this run, such as a.png, start in .*; resume it there"):
-        Ledger(here / "out")
-
-
-def test_the_first_to_begin_a_run_says_what_it_is(here):  # noqa: F811
-    first = Ledger.begin(here / "run", [Source("a.png", IMAGE)], {"imgsz": [64, 64]}, alone=False)
-    second = Ledger.begin(here / "run", [Source("b.png", IMAGE)], {"imgsz": [96, 96]}, alone=False)
-    assert second.sources == first.sources == [Source("a.png", IMAGE)] and second.options == {"imgsz": [64, 64]}
-    assert os.listdir(here) == ["run"]
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
-def test_shares_are_disjoint_and_rows_come_in_order(processes, here):  # noqa: F811
-    sources = [Source(f"{i}.avi", VIDEO) for i in range(7)]
-    ledger = Ledger.begin(here / "run", sources, {}, alone=False)
-    shares = [ledger.todo(rank, processes) for rank in range(processes)]
-    assert sorted(i for share in shares for i in share) == list(range(7))
-    for rank in reversed(range(processes)):
-        worker = Ledger(here / "run")
-        for i in shares[rank]:
-            if i == 3:
-                worker.left_out(i)
-                continue
-            for number in (1, 2):
-                worker.record(i, number, torch.tensor([[0.1, 1, 2, 3, 0.5, i]]))
-            if i != 5:  # its process was killed
-                worker.done(i)
-        worker.close()
-    assert not ledger.complete() and set(ledger.positions) == {0, 1, 2, 3, 4, 6}
-    assert [Ledger(here / "run").todo(rank, 2) for rank in (0, 1)] == [[], [5]]
-    rows = [(source, number, boxes.tolist()) for source, number, boxes in ledger.rows()]
-    assert [row[:2] for row in rows] == [(i, n) for i in (0, 1, 2, 4, 6) for n in (1, 2)]
-    assert rows[-1][2] == torch.tensor([[0.1, 1, 2, 3, 0.5, 6]]).tolist()  # to the last bit
-
-
-def test_what_cannot_be_shared(found, here, monkeypatch):  # noqa: F811
+def test_what_cannot_be_shared(detected, here, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     make_files()
     with pytest.raises(ValueError, match="only files can be resumed or shared among processes"):
-        found("0")
+        detected("0")
     with pytest.raises(ValueError, match="--track follows objects from image to image"):
-        found("in", track=True)
+        detected("in", track=True)
     with pytest.raises(ValueError, match="start them with torchrun, or give all of them the same --resume FOLDER"):
-        found("in")
+        detected("in")
     assert sorted(os.listdir(here)) == ["in"]
 
 
-def test_files_of_which_none_can_be_read(found, here, monkeypatch):  # noqa: F811
+def test_files_of_which_none_can_be_read(detected, here, monkeypatch):
     for name in "abc":
         Path(f"{name}.png").write_bytes(b"no picture")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -268,9 +226,9 @@ def test_files_of_which_none_can_be_read(found, here, monkeypatch):  # noqa: F81
         monkeypatch.setenv("RANK", rank)
         if rank == "1":
             with pytest.raises(ValueError, match="none of the 3 files of this run can be read"):
-                found("*.png", resume="run")
+                detected("*.png", resume="run")
         else:
-            found("*.png", resume="run")
+            detected("*.png", resume="run")
 
 
 def test_the_first_process_tells_the_others_through_the_store(monkeypatch):
@@ -284,21 +242,3 @@ def test_the_first_process_tells_the_others_through_the_store(monkeypatch):
     dist._rendezvous.cache_clear()
     assert dist.agree(lambda: "runs/detect/exp7") == "runs/detect/exp7"
     dist._rendezvous.cache_clear()
-
-
-@pytest.mark.parametrize(
-    "stems, second",
-    [
-        (["a", "b"], "a2"),
-        (["a", "a2"], "a-2"),  # a2 is another picture
-        (["frame1", "frame12", "frame123"], "frame1-2"),
-        (["a", "a2", "a-2"], "a--2"),
-        (["a", "a02"], "a2"),  # numbers have no zero in front
-        (["A", "a2"], "A-2"),  # some file systems know no capitals
-    ],
-)
-def test_names_of_crops_belong_to_one_source(stems, second):
-    names = CropNames(stems)
-    assert names.name(stems[0], 1) == stems[0] and names.name(stems[0], 2) == second
-    made = [names.name(stem, k).lower() for stem in stems for k in range(1, 300)]
-    assert len(set(made)) == len(made)

@@ -11,7 +11,7 @@ from torchvision.ops import nms
 
 from utils.boxes import xywh_to_xyxy
 from utils.export.formats import Suppression
-from utils.nms import MAX_SIDE, MIN_SIDE
+from utils.nms import MAX_BOX_SIDE, MIN_BOX_SIDE
 
 
 class Decoded(nn.Module):
@@ -69,7 +69,7 @@ def suppress(rows: torch.Tensor, how: Suppression) -> tuple[torch.Tensor, torch.
     B, N = rows.shape[:2]
     corners = xywh_to_xyxy(rows[..., :4])
     scores, classes = (rows[..., 5:] * rows[..., 4:5]).max(2)
-    valid = ((rows[..., 2:4] >= MIN_SIDE) & (rows[..., 2:4] <= MAX_SIDE)).all(2)
+    valid = ((rows[..., 2:4] >= MIN_BOX_SIDE) & (rows[..., 2:4] <= MAX_BOX_SIDE)).all(2)
     scores = torch.where(valid & (scores > how.conf_thres), scores, torch.zeros_like(scores))
 
     # one call suppresses for all images and classes: each is moved to a separate region, in float64 for enough digits

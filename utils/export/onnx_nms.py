@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils.export.formats import Suppression
-from utils.nms import MAX_SIDE, MIN_SIDE
+from utils.nms import MAX_BOX_SIDE, MIN_BOX_SIDE
 
 if TYPE_CHECKING:
     import onnx
@@ -79,8 +79,8 @@ def _scored(add: _Builder, rows: str, columns: int) -> tuple[str, str, str, int]
     each = add("Mul", add.columns(rows, 5, columns), add.columns(rows, 4, 5))
     label = add("ArgMax", each, axis=2, keepdims=1)
     best = add("GatherElements", each, label, axis=2)
-    small = add("Less", size, add.constant(MIN_SIDE, np.float32))
-    large = add("Greater", size, add.constant(MAX_SIDE, np.float32))
+    small = add("Less", size, add.constant(MIN_BOX_SIDE, np.float32))
+    large = add("Greater", size, add.constant(MAX_BOX_SIDE, np.float32))
     valid = add("Cast", add("Not", add("Or", small, large)), to=1)
     both = add("Mul", add.columns(valid, 0, 1), add.columns(valid, 1, 2))
     return boxes, add("Mul", best, both), label, columns - 5

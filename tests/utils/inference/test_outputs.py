@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.inference.outputs import result_stems
+from utils.inference.outputs import CropNames, result_stems
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,21 @@ def test_results_never_share_a_name(files, stems):
     found = result_stems([Path(f) for f in files])
     assert found == stems
     assert len({s.lower() for s in found}) == len(files)
+
+
+@pytest.mark.parametrize(
+    "stems, second",
+    [
+        (["a", "b"], "a2"),
+        (["a", "a2"], "a-2"),  # a2 is another picture
+        (["frame1", "frame12", "frame123"], "frame1-2"),
+        (["a", "a2", "a-2"], "a--2"),
+        (["a", "a02"], "a2"),  # numbers have no zero in front
+        (["A", "a2"], "A-2"),  # some file systems know no capitals
+    ],
+)
+def test_names_of_crops_belong_to_one_source(stems, second):
+    names = CropNames(stems)
+    assert names.name(stems[0], 1) == stems[0] and names.name(stems[0], 2) == second
+    made = [names.name(stem, k).lower() for stem in stems for k in range(1, 300)]
+    assert len(set(made)) == len(made)
