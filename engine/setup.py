@@ -17,6 +17,7 @@ from utils import cli, dist
 from utils.activations import out_of_place
 from utils.boxes import check_image_size
 from utils.data.annotations import count_images
+from utils.data.dataset import DetectionDataset
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.loader import create_dataloader
 from utils.data.options import LoaderOptions
@@ -72,10 +73,7 @@ def prepare(
     torch.manual_seed(opt.seed)
     torch.backends.cudnn.deterministic = True
     autocast = mixed_precision(opt.amp, device)
-    data = load_dataset_yaml(opt.data, download=opt.download and group is None)
-    if opt.single_cls:
-        data |= {"nc": 1, "names": data["names"] if data["nc"] == 1 else ["item"]}
-
+    data = load_data(opt, group)
     model = first_model(opt, hyp, data, resumed).to(device, memory_format=torch.channels_last)
     freeze(model, opt.freeze)
     stride = model.image_multiple
@@ -88,7 +86,9 @@ def prepare(
     if not (opt.noautoanchor or resumed):
         anchor_report = replace_anchors(model, train_loader.dataset, image_size, hyp["anchor_t"], opt.seed)
     accumulated = accumulation(opt.batch_size, hyp.get("nominal_batch", NOMINAL_BATCH))
-    optimizer, losses = attach(model, opt, hyp, data["names"], image_size, train_loader.dataset, group)
+    optimizer, compute_loss, validation_loss = attach(
+        model, opt, hyp, data["names"], image_size, train_loader.dataset, group
+    )
 
     run = Run(
         opt=opt,
@@ -103,8 +103,8 @@ def prepare(
         ema=ModelEMA(model, tau=ema_tau(hyp, opt.epochs * len(train_loader) // accumulated)),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
-        compute_loss=losses[0],
-        validation_loss=losses[1],
+        compute_loss=compute_loss,
+        validation_loss=validation_loss,
         train_loader=train_loader,
         val_loader=val_loader,
         schedule=Schedule(hyp, opt.epochs, len(train_loader), opt.batch_size, opt.cos_lr),
@@ -124,7 +124,17 @@ def prepare(
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def make_loaders(opt, hyp, data: dict, image_size: int, stride: int, group: dist.Group | None):
+def load_data(opt: argparse.Namespace, group: dist.Group | None) -> dict:
+    """Reads the data set YAML; with --single-cls the data set has one class."""
+    data = load_dataset_yaml(opt.data, download=opt.download and group is None)
+    if opt.single_cls:
+        data |= {"nc": 1, "names": data["names"] if data["nc"] == 1 else ["item"]}
+    return data
+
+
+def make_loaders(
+    opt: argparse.Namespace, hyp: dict[str, float], data: dict, image_size: int, stride: int, group: dist.Group | None
+) -> tuple[torch.utils.data.DataLoader, torch.utils.data.DataLoader | None]:
     """Returns the loader of this process's share of the training images and, in the first process, that of val."""
     processes = group.world_size if group else 1
     if opt.batch_size % processes:
@@ -248,32 +258,45 @@ def freeze(model: Model, what: list[int | str]) -> None:
         LOGGER.info(f"frozen: {frozen} of {len(names)} parameters, by {', '.join(map(str, what))}")
 
 
-def replace_anchors(model: Model, dataset, image_size: int, threshold: float, seed: int) -> AnchorReport:
+def labels_per_image(dataset: DetectionDataset) -> list[np.ndarray]:
+    """Returns for each image its labels (n, 5): class, x, y, w, h; 0-1 of the image."""
+    return [dataset.labels_of(i) for i in range(len(dataset))]
+
+
+def replace_anchors(
+    model: Model, dataset: DetectionDataset, image_size: int, threshold: float, seed: int
+) -> AnchorReport:
     """Replaces the model's anchors where they do not suit the boxes of the data set."""
     head = model.model[-1]
-    labels = [dataset.labels_of(i) for i in range(len(dataset))]
+    labels, strides = labels_per_image(dataset), head.stride.tolist()
     anchors, report = check_anchors(
-        dataset.shapes, labels, anchors_in_pixels(model), head.stride.tolist(), image_size, threshold,
-        np.random.default_rng(seed),
-    )  # fmt: skip
+        dataset.shapes, labels, anchors_in_pixels(model), strides, image_size, threshold, np.random.default_rng(seed)
+    )
     head.anchors.copy_(torch.from_numpy(anchors).to(head.anchors) / head.stride.view(-1, 1, 1))
     return report
 
 
-def attach(model: Model, opt, hyp, names: list[str], image_size: int, dataset, group: dist.Group | None):
+def attach(
+    model: Model,
+    opt: argparse.Namespace,
+    hyp: dict[str, float],
+    names: list[str],
+    image_size: int,
+    dataset: DetectionDataset,
+    group: dist.Group | None,
+) -> tuple[torch.optim.Optimizer, ComputeLoss, ComputeLoss]:
     """Sets the attributes that v6.1 gives a model; returns its optimizer and the losses of training and validation."""
     head, nc = model.model[-1], len(names)
     head.anchors.copy_(head.anchors.half())  # as they will be saved, so that training and inference agree
     scaled = scale_hyp(hyp, head.nl, nc, image_size, opt.label_smoothing)
-    labels = [dataset.labels_of(i) for i in range(len(dataset))]
     model.nc, model.names, model.hyp = nc, names, scaled
-    model.class_weights = torch.from_numpy(class_weights(labels, nc) * nc).to(head.anchors.device)
+    model.class_weights = torch.from_numpy(class_weights([dataset.labels], nc) * nc).to(head.anchors.device)
     optimizer = build_optimizer(
         model, opt.optimizer, hyp["lr0"], hyp["momentum"],
         scale_weight_decay(hyp["weight_decay"], opt.batch_size, hyp.get("nominal_batch", NOMINAL_BATCH)),
     )  # fmt: skip
     # only the first process validates, so that loss must not wait for the others
-    return optimizer, (ComputeLoss(head, scaled, average=group.average if group else None), ComputeLoss(head, scaled))
+    return optimizer, ComputeLoss(head, scaled, average=group.average if group else None), ComputeLoss(head, scaled)
 
 
 def wrap(model: Model, opt: argparse.Namespace, group: dist.Group | None) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from engine.run import Run, save_checkpoints, tell_how_to_resume
-from engine.setup import prepare
+from engine.setup import labels_per_image, prepare
 from models.attention_view import GateRecorder
 from models.backend import load_checkpoint, load_model
 from models.yolo import Model, checkpoint_classes
 from utils import checkpoint, cli, dist
 from utils.boxes import round_up
-from utils.evaluation.evaluator import EvaluationSettings, evaluate, log_evaluation
+from utils.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate, log_evaluation
 from utils.evaluation.metrics import fitness
 from utils.evaluation.plots import plot_batch, plot_evolution, plot_results
 from utils.evaluation.report import mosaic_writer, write_figures
@@ -152,7 +152,7 @@ def weigh_images(run: Run) -> None:
     """Weights the images of the next epoch by how low the mAP of the classes in them is (v6.1's rule)."""
     dataset, nc = run.train_loader.dataset, run.model.nc
     maps = np.array(run.state.class_maps or np.zeros(nc))
-    labels = [dataset.labels_of(i) for i in range(len(dataset))]
+    labels = labels_per_image(dataset)
     run.train_loader.sampler.set_weights(image_weights(labels, class_weights(labels, nc) * (1 - maps) ** 2))
 
 
@@ -212,7 +212,7 @@ def fit_in_time(run: Run, epoch: int) -> int:
     return min(run.opt.epochs, epoch + 1 + max(int(left), 0))
 
 
-def evaluate_on_val(run: Run, model: Model, observers=()):
+def evaluate_on_val(run: Run, model: Model, observers: Sequence[Callable] = ()) -> Evaluation:
     """Measures a model on the val split."""
     return evaluate(
         model.eval(), run.val_loader, run.names, run.device, settings=EvaluationSettings(single_cls=run.opt.single_cls),
@@ -220,7 +220,7 @@ def evaluate_on_val(run: Run, model: Model, observers=()):
     )  # fmt: skip
 
 
-def validate_average(run: Run, epoch: int):
+def validate_average(run: Run, epoch: int) -> Evaluation:
     """Measures the averaged model; a logger of histograms gets the gates of all channels for all images of val."""
     if not run.loggers.wants_histograms:
         return evaluate_on_val(run, run.ema.model)
