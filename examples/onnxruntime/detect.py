@@ -1,7 +1,7 @@
-"""Find objects with an ONNX file that export.py wrote; needs numpy, opencv-python and onnxruntime, and no torch.
+"""Detects objects with an ONNX file that export.py wrote; needs numpy, opencv-python and onnxruntime, but not torch.
 
 python detect.py yolov5n.onnx photo.jpg          prints a line per box: class, confidence, x1, y1, x2, y2 in pixels
-python detect.py yolov5n.onnx photo.jpg out.jpg  and draws them
+python detect.py yolov5n.onnx photo.jpg out.jpg  also draws the boxes
 """
 
 import json
@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import onnxruntime
 
-CONFIDENCE, OVERLAP, MOST = 0.25, 0.45, 1000  # as detect.py has them
-GREY = 114  # around a picture that does not fill its frame
+CONFIDENCE, IOU, MAX_DETECTIONS = 0.25, 0.45, 1000  # the defaults of detect.py
+GREY = 114  # around an image that does not fill its frame
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, tuple[float, float]]:
-    """A BGR picture (h, w, 3) in a frame (height, width), its gain, and its padding (left, top), not rounded."""
+    """Returns a BGR image (h, w, 3) in a frame (height, width), its gain, and its padding (left, top), not rounded."""
     (h, w), (height, width) = image.shape[:2], size
     gain = min(height / h, width / w)
     inner = max(round(w * gain), 1), max(round(h * gain), 1)
@@ -29,64 +29,64 @@ def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, flo
 
 
 def suppress(corners: np.ndarray, scores: np.ndarray) -> list[int]:
-    """Rows of corners (n, 4) that overlap no row before them, in descending order of their scores (n,)."""
+    """Returns the rows of corners (n, 4) that are kept, in descending order of their scores (n,)."""
     order, kept = scores.argsort(kind="stable")[::-1], []
     areas = (corners[:, 2:] - corners[:, :2]).prod(1)
-    while len(order) and len(kept) < MOST:
+    while len(order) and len(kept) < MAX_DETECTIONS:
         best, order = order[0], order[1:]
         kept.append(int(best))
         low = np.maximum(corners[best, :2], corners[order, :2])
         high = np.minimum(corners[best, 2:], corners[order, 2:])
         shared = (high - low).clip(0).prod(1)
-        order = order[shared / (areas[best] + areas[order] - shared) <= OVERLAP]
+        order = order[shared / (areas[best] + areas[order] - shared) <= IOU]
     return kept
 
 
 def decode(rows: np.ndarray, gain: float, padding: tuple[float, float], shape: tuple[int, int]) -> np.ndarray:
-    """Rows (N, 5 + nc): x, y, w, h, objectness, class scores -> boxes (n, 6) in pixels of a picture of (h, w).
+    """Turns rows (N, 5 + nc) of x, y, w, h, objectness, class scores into boxes (n, 6) in pixels of the image.
 
-    A box is x1, y1, x2, y2, confidence, class.
+    A box is x1, y1, x2, y2, confidence, class. gain, padding: as `letterbox` returns them. shape: (h, w) of the image.
     """
     rows = rows[rows[:, 4] > CONFIDENCE]
     scores = rows[:, 5:] * rows[:, 4:5]
     confidence, label = scores.max(1), scores.argmax(1)
-    sensible = (confidence > CONFIDENCE) & (rows[:, 2:4] >= 2).all(1)
-    rows, confidence, label = rows[sensible], confidence[sensible], label[sensible]
+    valid = (confidence > CONFIDENCE) & (rows[:, 2:4] >= 2).all(1)
+    rows, confidence, label = rows[valid], confidence[valid], label[valid]
     corners = np.concatenate((rows[:, :2] - rows[:, 2:4] / 2, rows[:, :2] + rows[:, 2:4] / 2), 1)
-    # each class in a region of its own, so that classes do not suppress each other
+    # each class is moved to a separate region, so that classes do not suppress each other
     kept = suppress(corners + label[:, None] * (np.ptp(corners) + 1 if len(corners) else 0), confidence)
     corners = (corners[kept] - (padding * 2)) / gain
     corners = corners.clip(0, (shape[1], shape[0]) * 2)
     return np.concatenate((corners, confidence[kept, None], label[kept, None]), 1)
 
 
-def find(session: onnxruntime.InferenceSession, image: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Boxes (n, 6) in a BGR picture, as `decode` gives them, and the names of the classes."""
+def detect(session: onnxruntime.InferenceSession, image: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Returns the boxes (n, 6) in a BGR image, as `decode` returns them, and the names of the classes."""
     entries = session.get_modelmeta().custom_metadata_map
     if "names" not in entries:
-        raise SystemExit("the file has no metadata; write it with this project's export.py")
+        raise SystemExit("the file has no metadata; export it with this project's export.py")
     names, size = json.loads(entries["names"]), json.loads(entries["imgsz"])
     if json.loads(entries["nms"]) or json.loads(entries["half"]):
-        raise SystemExit("this example decodes on its own, in float32: export without --nms and --half")
+        raise SystemExit("this example runs files exported without --nms and --half; export it again")
     frame, gain, padding = letterbox(image, size)
     pixels = np.ascontiguousarray(frame[..., ::-1].transpose(2, 0, 1))[None].astype(np.float32) / 255
     rows = session.run(None, {session.get_inputs()[0].name: pixels})[0][0]
     return decode(rows, gain, padding, image.shape[:2]), names
 
 
-def main(model: str, picture: str, drawn: str | None = None) -> None:
-    """The command line."""
-    image = cv2.imread(picture)
+def main(model: str, path: str, output: str | None = None) -> None:
+    """Prints the boxes in the image at path, and writes it with boxes to output."""
+    image = cv2.imread(path)
     if image is None:
-        raise SystemExit(f"cannot read the picture {picture}")
-    boxes, names = find(onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]), image)
+        raise SystemExit(f"cannot read the image {path}")
+    boxes, names = detect(onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]), image)
     for *corners, confidence, label in boxes.tolist():
         print(f"{names[int(label)]} {confidence:.4f} " + " ".join(f"{v:.2f}" for v in corners))
         x1, y1, x2, y2 = (round(v) for v in corners)
         cv2.rectangle(image, (x1, y1), (x2, y2), (0, 94, 213), 2)
         cv2.putText(image, f"{names[int(label)]} {confidence:.2f}", (x1 + 3, y1 + 16), 0, 0.5, (0, 94, 213), 1)
-    if drawn and not cv2.imwrite(drawn, image):
-        raise SystemExit(f"cannot write {drawn}")
+    if output and not cv2.imwrite(output, image):
+        raise SystemExit(f"cannot write {output}")
 
 
 if __name__ == "__main__":

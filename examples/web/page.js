@@ -10,19 +10,19 @@ function say(text, error = false) {
   $("#status").classList.toggle("error", error);
 }
 
-function draw(picture, boxes) {
-  canvas.width = picture.width;
-  canvas.height = picture.height;
-  const pen = canvas.getContext("2d"), line = Math.max(2, Math.round((picture.width + picture.height) / 600));
-  pen.drawImage(picture, 0, 0);
+function draw(image, boxes) {
+  canvas.width = image.width;
+  canvas.height = image.height;
+  const pen = canvas.getContext("2d"), line = Math.max(2, Math.round((image.width + image.height) / 600));
+  pen.drawImage(image, 0, 0);
   pen.lineWidth = line;
   pen.font = `${6 * line + 4}px system-ui, sans-serif`;
   pen.textBaseline = "top";
   const colours = new Map();
   for (const box of boxes) if (!colours.has(box.name)) colours.set(box.name, COLOURS[colours.size % COLOURS.length]);
-  for (const box of [...boxes].reverse()) { // the most confident on top
+  for (const box of [...boxes].reverse()) { // the most confident box on top
     const colour = colours.get(box.name), text = `${box.name} ${box.score.toFixed(2)}`, height = 6 * line + 8;
-    const width = pen.measureText(text).width + 8, x = Math.max(Math.min(box.x1, picture.width - width), 0);
+    const width = pen.measureText(text).width + 8, x = Math.max(Math.min(box.x1, image.width - width), 0);
     const y = box.y1 >= height ? box.y1 - height : box.y1;
     pen.strokeStyle = pen.fillStyle = colour;
     pen.strokeRect(box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1);
@@ -43,11 +43,11 @@ function draw(picture, boxes) {
 
 async function show(file) {
   try {
-    say("Looking …");
-    const { find } = await detector;
-    const picture = await createImageBitmap(file).catch(() => { throw new Error(`${file.name} is no picture that this browser reads`); });
-    const start = performance.now(), boxes = await find(picture);
-    draw(picture, boxes);
+    say("Detecting …");
+    const { detect } = await detector;
+    const image = await createImageBitmap(file).catch(() => { throw new Error(`${file.name} is not an image that this browser can read`); });
+    const start = performance.now(), boxes = await detect(image);
+    draw(image, boxes);
     say(`${boxes.length || "No"} ${boxes.length === 1 ? "box" : "boxes"} in ${Math.round(performance.now() - start)} ms`);
     return boxes;
   } catch (error) {
@@ -58,16 +58,16 @@ async function show(file) {
 
 async function load() {
   ort.env.wasm.wasmPaths = new URL("node_modules/onnxruntime-web/dist/", location.href).href;
-  ort.env.wasm.numThreads = 1; // more need a page that is cross-origin isolated
+  ort.env.wasm.numThreads = 1; // more threads need a page that is cross-origin isolated
   const name = new URLSearchParams(location.search).get("model") ?? "model.onnx";
   const answer = await fetch(name);
-  if (!answer.ok) throw new Error(`there is no ${name}; copy an ONNX file of export.py here under that name`);
+  if (!answer.ok) throw new Error(`there is no ${name}; copy an ONNX file of export.py to this folder under that name`);
   return openDetector(ort, await answer.arrayBuffer());
 }
 
 const detector = load();
 detector.then(
-  ({ meta }) => say(`Ready: ${meta.names.length} classes, frame ${meta.imgsz.join(" x ")}`),
+  ({ meta }) => say(`Ready: ${meta.names.length} classes, image size ${meta.imgsz.join(" x ")}`),
   (error) => say(error.message, true),
 );
 

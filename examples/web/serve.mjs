@@ -10,7 +10,7 @@ const TYPES = {
   ".jpg": "image/jpeg", ".png": "image/png",
 };
 
-/** A server of this folder, and of the files in `extra`: { "/model.onnx": path }. Resolves once it listens. */
+/** Starts a server of this folder, and of the files in `extra`: { "/model.onnx": path }; resolves once it listens. */
 export function serve(port = 0, extra = {}) {
   const server = createServer((request, response) => {
     const name = decodeURIComponent(new URL(request.url, "http://localhost").pathname);

@@ -6,9 +6,9 @@ import { tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { serve } from "./serve.mjs";
 
-const PATIENCE = 180_000; // milliseconds for everything
+const TIMEOUT = 180_000; // milliseconds for everything
 
-/** Speaks the DevTools protocol with a page of the browser, through its pipes: `ask(method, params)`. */
+/** Opens a page of the browser and returns `ask(method, params)`, which sends a DevTools command through its pipes. */
 async function connect(child) {
   const waiting = new Map(), problems = [];
   let count = 0, sessionId, text = "";
@@ -22,7 +22,7 @@ async function connect(child) {
     text = messages.pop();
     for (const message of messages) hear(JSON.parse(message));
   });
-  child.stdio[3].on("error", () => {}); // it ended; what waits for it says so
+  child.stdio[3].on("error", () => {}); // it ended, which `main` reports
   const ask = (method, params = {}) => new Promise((yes, no) => {
     waiting.set(++count, { yes, no });
     child.stdio[3].write(`${JSON.stringify({ id: count, method, params, sessionId })}\0`);
@@ -76,10 +76,10 @@ async function main([model, photo, screenshot]) {
   const flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", `--user-data-dir=${profile}`];
   const child = spawn(browser, flags, { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] });
   const ended = new Promise((done) => {
-    child.on("exit", () => done(new Error(`${browser} ended before the page was done (${PATIENCE / 1000} s at most)`)));
+    child.on("exit", () => done(new Error(`${browser} ended before the page was done (${TIMEOUT / 1000} s at most)`)));
     child.on("error", () => done(new Error(`cannot start ${browser}; name a browser in CHROMIUM`)));
   });
-  const timer = setTimeout(() => child.kill("SIGKILL"), PATIENCE);
+  const timer = setTimeout(() => child.kill("SIGKILL"), TIMEOUT);
   try {
     const address = `http://127.0.0.1:${server.address().port}/`;
     const work = connect(child).then((page) => drive(page, address, photo, screenshot));

@@ -82,7 +82,7 @@ def test_the_boxes_are_those_of_detect(example, bccd, tmp_path):
     photograph = sorted((bccd / "images/test").iterdir())[2]
     path, boxes = export(model, photograph, tmp_path)
     session = example.onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    found, theirs = example.find(session, cv2.imread(str(photograph)))
+    found, theirs = example.detect(session, cv2.imread(str(photograph)))
     assert theirs == list(model.names) and np.allclose(found, boxes, atol=0.01)
 
 
