@@ -30,6 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.data import dataset as dataset_module
+from utils.data import loader as loader_module
 from utils.data import store as store_module
 from utils.data.annotations import scan
 from utils.data.augmentations import draw_hsv, draw_warp, warp_matrix
@@ -270,7 +271,7 @@ def time_scan(count: int) -> None:
 
 def watch_memory(epochs: int, hyp: dict) -> None:
     """Prints the memory of this process and four workers at some epochs: resident, and shared pages counted once."""
-    os.cpu_count = lambda: 4  # the loader starts at most as many workers
+    loader_module.usable_cores = lambda: 4  # the loader starts at most as many workers
     with tempfile.TemporaryDirectory() as folder:
         entry = write_set(Path(folder), 64, 128)
         for cache in ("off", "ram", "disk"):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = """
 models              registry
 utils               log cli boxes files dist device downloads activations checkpoint nms drawing
-utils.data          shapes faults images letterbox labels
+utils.data          machine shapes faults images letterbox labels
 utils.data.formats  yolo coco voc labelme shards
 utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch

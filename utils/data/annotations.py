@@ -26,6 +26,7 @@ from utils.data.formats.voc import VocSplit
 from utils.data.formats.yolo import image_to_label_path, labels_folder, parse_labels, read_labels
 from utils.data.images import check_image, list_images
 from utils.data.labels import CheckedImage, Listing, Read, check_labelled_image
+from utils.data.machine import usable_cores
 from utils.files import atomic_write
 from utils.log import LOGGER
 
@@ -165,7 +166,7 @@ def check_pair(image: str, label_file: str, read: Read = read_labels) -> Checked
 def _check_all(listing: Listing, prefix: str) -> Annotations:
     images = listing.images
     quiet = not LOGGER.isEnabledFor(logging.INFO)
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPool(min(8, usable_cores())) as pool:
         # threads, not processes: most of the time goes into reading files, and nothing has to be sent across
         pairs = zip(images, listing.label_files)
         work = pool.imap(lambda pair: check_pair(*pair, listing.read), pairs, chunksize=16)
@@ -174,7 +175,7 @@ def _check_all(listing: Listing, prefix: str) -> Annotations:
 
 
 def _check_shards(split: ShardSplit) -> Annotations:
-    with ThreadPool() as pool:
+    with ThreadPool(min(8, usable_cores())) as pool:
         pairs = [pair for of_shard in pool.imap(check_shard, split.files) for pair in of_shard]
     paths = [path for path, _ in pairs]
     if twice := [path for path, count in Counter(paths).items() if count > 1]:

@@ -5,7 +5,6 @@ import math
 import mmap
 import os
 import platform
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -114,26 +113,6 @@ class SharedImages:
         else:
             self._address = address
         return True
-
-
-def free_memory() -> int | None:
-    """Bytes of memory still to be had, or None where the system does not say."""
-    free = _number_in("/proc/meminfo", r"MemAvailable:\s+(\d+)")
-    if free is None:
-        return None
-    free *= 1024
-    # a container may allow less than the machine has
-    limit = _number_in("/sys/fs/cgroup/memory.max", r"^(\d+)")
-    used = [_number_in("/sys/fs/cgroup/memory.stat", rf"^{kind} (\d+)") for kind in ("anon", "shmem")]
-    return free if limit is None or None in used else min(free, max(limit - sum(used), 0))
-
-
-def _number_in(file: str, pattern: str) -> int | None:
-    try:
-        match = re.search(pattern, Path(file).read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(match[1]) if match else None
 
 
 # --- disk -------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from utils.data.dataset_yaml import SPLITS
 from utils.data.faults import Fault, FaultError
 from utils.data.formats.yolo import image_to_label_path, read_lines, read_text
 from utils.data.images import ORIENTATION, check_image, list_images, read_image
+from utils.data.machine import usable_cores
 
 THUMBNAIL = (17, 16)  # width, height of the grey image whose 16 x 16 differences are compared
 NEAR_BITS = 40  # of 256: copies that were resized or compressed again differ in 0-30, unlike photographs in 80 and more
@@ -148,7 +149,7 @@ def read_contents(data: dict) -> Contents:
     if not contents.images:
         raise ValueError(f"{data['path']}: the data set YAML names no images; give it train, val or test")
     files = sorted(set(contents.images))
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPool(min(8, usable_cores())) as pool:
         content = dict(zip(files, pool.imap(_read_image, files, chunksize=8)))
     read = [content[path] for path in contents.images]
     sizes, contents.digests, thumbnails, _ = map(list, zip(*read))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from utils.data.annotations import Entry
 from utils.data.dataset import DetectionDataset, Sample, open_dataset
 from utils.data.formats.shards import ShardSplit
+from utils.data.machine import usable_cores
 from utils.data.options import LoaderOptions
 from utils.data.shard_loader import ShardLoader
 from utils.log import LOGGER
@@ -37,7 +38,7 @@ def create_dataloader(
     """
     options = _possible(entry, options)
     dataset = open_dataset(entry, options)
-    workers = min((os.cpu_count() or 1) // options.world_size, options.workers)
+    workers = min(usable_cores() // processes_here(options.world_size), options.workers)
     rank, world_size = max(options.rank, 0), options.world_size
     settings = {
         "pin_memory": torch.cuda.is_available(),
@@ -78,6 +79,11 @@ def _possible(entry: Entry, options: LoaderOptions) -> LoaderOptions:
             LOGGER.warning(f"{options.prefix}{reason}")
         options = replace(options, **changes)
     return options
+
+
+def processes_here(world_size: int) -> int:
+    """How many of a run's processes share this machine, as torchrun says; all of them where it does not."""
+    return min(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), world_size)
 
 
 def _one_opencv_thread(worker: int) -> None:

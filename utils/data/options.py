@@ -31,7 +31,8 @@ class LoaderOptions:
             four times (see `utils.data.loader.WindowSampler`); v6.1 does not do this.
         seed: of all randomness.
         rank, world_size: this process takes each world_size-th image; -1, 1 outside a distributed run.
-        workers: maximum number of worker processes; they live as long as the loader.
+        workers: maximum number of worker processes; there are no more than this machine's cores, shared by the
+            processes of the run that it hosts, or than images in a batch. They live as long as the loader.
         strict, rehash: see `utils.data.annotations.scan`.
         prefix: of progress bars and messages.
 

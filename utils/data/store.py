@@ -5,7 +5,6 @@ be shared with others and is never written to.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.annotations import files_digest
-from utils.data.cache import DISK_LIMIT, GIB, MEMORY_LIMIT, ImagesOnDisk, SharedImages, free_memory
+from utils.data.cache import DISK_LIMIT, GIB, MEMORY_LIMIT, ImagesOnDisk, SharedImages
 from utils.data.images import by_fours, decode_image
+from utils.data.machine import free_memory, usable_cores
 from utils.data.options import LoaderOptions
 from utils.log import LOGGER
 
@@ -177,7 +177,7 @@ class FileStore(ImageStore):
             arrays[i][:] = self._read(i)
 
         quiet = not LOGGER.isEnabledFor(logging.INFO)
-        with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPool(min(8, usable_cores())) as pool:
             work = pool.imap_unordered(read, range(len(self.files)), chunksize=8)
             for _ in tqdm(work, f"{self.prefix}caching images", len(self.files), disable=quiet):
                 pass

@@ -379,11 +379,6 @@ def test_images_that_do_not_fit_in_memory_are_read_each_time(mixed_set, monkeypa
     assert dataset[0][0].shape == (3, 64, 64)
 
 
-def test_free_memory_is_plausible():
-    free = store_module.free_memory()
-    assert free is None or 2**20 < free < 2**50
-
-
 def test_class_beyond_nc_names_file_and_line(mixed_set):
     assert len(open_dataset(mixed_set, LoaderOptions(image_size=64, nc=3))) == 8
     assert len(open_dataset(mixed_set, LoaderOptions(image_size=64, nc=1, single_cls=True))) == 8

@@ -315,7 +315,7 @@ def test_rect_switches_shuffle_off(entry, capsys):
     ],
 )
 def test_number_of_workers(entry, monkeypatch, batch_size, workers, used):
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr("utils.data.loader.usable_cores", lambda: 6)
     monkeypatch.setattr("torch.utils.data.dataloader.DataLoader.check_worker_number_rationality", lambda self: None)
     loader, dataset = create_dataloader(
         entry, LoaderOptions(image_size=64, batch_size=batch_size, stride=32, workers=workers)
@@ -323,6 +323,27 @@ def test_number_of_workers(entry, monkeypatch, batch_size, workers, used):
     assert loader.num_workers == used
     assert loader.batch_size == min(batch_size, len(dataset))
     assert loader.pin_memory == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    "world_size, here, used",
+    [
+        (128, 8, 8),  # 16 machines of 8 processes and 64 cores
+        (8, 8, 8),
+        (4, None, 16),  # not started by torchrun
+        (1, 8, 20),  # a loader of one process alone, such as the one of validation
+        (128, 128, 0),  # fewer cores than processes
+    ],
+)
+def test_processes_share_the_cores_of_their_machine(entry, monkeypatch, world_size, here, used):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if here:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    monkeypatch.setattr("utils.data.loader.usable_cores", lambda: 64)
+    options = LoaderOptions(image_size=64, batch_size=64, workers=20, rank=0, world_size=world_size)
+    monkeypatch.setattr("torch.utils.data.dataloader.DataLoader.check_worker_number_rationality", lambda self: None)
+    monkeypatch.setattr("utils.data.loader.open_dataset", lambda entry, options: [None] * 64)
+    assert create_dataloader(entry, options)[0].num_workers == used
 
 
 def test_loading_leaves_the_global_generators_alone(entry):

@@ -44,7 +44,7 @@ def same(a, b):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_every_image_once_an_epoch(load, workers, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("utils.data.loader.usable_cores", lambda: 8)
     loader = load(workers=workers)
     assert isinstance(loader, ShardLoader) and loader.num_workers == workers and len(loader.dataset) == 12
     orders = []
