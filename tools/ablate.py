@@ -97,7 +97,7 @@ def main(opt: argparse.Namespace) -> None:
     """Runs the command line."""
     from filelock import FileLock, Timeout
 
-    from tools.ablate_report import how_far
+    from tools.ablate_report import progress
     from tools.ablate_runs import all_done, do_runs, report, time_arms
     from utils.files import atomic_write
     from utils.log import LOGGER
@@ -112,7 +112,7 @@ def main(opt: argparse.Namespace) -> None:
                 with atomic_write(opt.out / "costs.json", "w") as file:
                     json.dump(time_arms(opt, arms), file, indent=1)
     ablation = report(opt, arms, splits)
-    LOGGER.info(f"{how_far(ablation)} See {opt.out / 'report.html'}")
+    LOGGER.info(f"{progress(ablation)} See {opt.out / 'report.html'}")
     if failed:
         raise ValueError(f"runs that failed: {len(failed)}; see log.txt in their folders: {', '.join(failed)}")
 

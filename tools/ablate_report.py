@@ -1,4 +1,4 @@
-"""What an ablation found: paired intervals over seeds, and CSV, Markdown, a picture and an HTML page of them."""
+"""Compares the arms of an ablation by paired intervals over seeds; writes CSV, Markdown, a figure and an HTML page."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from tools import page
 LEVEL = 0.95  # of the intervals
 METRICS = ("P", "R", "mAP50", "mAP50-95")  # of a split, in the order of a result
 SHOWN = ("mAP50", "mAP50-95")
-# key, heading, divisor, digits of what an arm costs
+# costs of an arm: key, heading, divisor, digits
 COSTS = (
     ("parameters", "parameters", 1, 0),
     ("flops", "GFLOPs", 1e9, 3),
@@ -26,22 +26,22 @@ COSTS = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ablation:
-    """Arms on equal terms, and what is known of them so far."""
+    """The arms of an ablation and the results so far."""
 
     title: str
-    arms: list[str]  # the first is what the others are compared with
+    arms: list[str]  # all are compared with the first
     matched: str | None  # the arm of plain layers with as many parameters as the largest
     seeds: list[int]
     splits: list[str]
     results: dict[tuple[str, int], dict]  # (arm, seed) -> {split: [P, R, mAP50, mAP50-95], "seconds": ..., ...}
-    costs: dict[str, dict[str, float]] = field(default_factory=dict)  # arm -> what COSTS names
-    machine: str = ""  # on which the times were taken
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)  # arm -> values by the keys of COSTS
+    machine: str = ""  # on which the times were measured
     command: str = ""
 
     def values(self, arm: str, split: str, metric: str) -> dict[int, float]:
-        """Seed -> value, of the runs that are done."""
+        """Returns seed -> value for the runs that are done."""
         at = METRICS.index(metric)
         return {seed: self.results[arm, seed][split][at] for seed in self.seeds if (arm, seed) in self.results}
 
@@ -50,7 +50,7 @@ class Ablation:
 
 
 def t_quantile(df: int, level: float = LEVEL) -> float:
-    """t with P(|T| <= t) = level for Student's T with df degrees of freedom.
+    """Returns t with P(|T| <= t) = level for Student's T with df degrees of freedom.
 
     With theta = atan(t / sqrt(df)) that probability is a finite sum (Abramowitz and Stegun 26.7.3, 26.7.4), which
     grows with theta; so theta is found by halving.
@@ -65,7 +65,7 @@ def t_quantile(df: int, level: float = LEVEL) -> float:
 
 
 def _within(theta: float, df: int) -> float:
-    """P(|T| <= sqrt(df) tan(theta))."""
+    """Returns P(|T| <= sqrt(df) tan(theta))."""
     cosine, odd = math.cos(theta), df % 2
     term = math.sin(theta) * (cosine if odd else 1)
     total = 0.0
@@ -76,7 +76,7 @@ def _within(theta: float, df: int) -> float:
 
 
 class Difference(NamedTuple):
-    """Mean difference of pairs, and how far its interval reaches to either side (NaN for one pair)."""
+    """The mean difference of pairs, and half the width of its interval (NaN for one pair)."""
 
     mean: float
     reach: float
@@ -88,7 +88,7 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What may be said."""
+        """Returns the conclusion that the interval allows."""
         low, high = self.interval
         if math.isnan(self.reach):
             return "one pair: no interval"
@@ -102,7 +102,7 @@ class Difference(NamedTuple):
 
 
 def paired(values: dict[int, float], reference: dict[int, float]) -> Difference | None:
-    """values minus reference over the seeds that both have; None where there is none."""
+    """Returns the difference of values to reference over the seeds that both have; None where there is none."""
     differences = [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]
     n = len(differences)
     if not n:
@@ -122,12 +122,12 @@ class Table(NamedTuple):
 
 
 def tables(ablation: Ablation) -> list[Table]:
-    """Figures, differences to the first arm and to the matched one, costs."""
+    """Returns the tables of results, of differences to the first and to the matched arm, and of costs."""
     columns = [(split, metric) for split in ablation.splits for metric in SHOWN]
     heads = [f"{split} {metric}" for split, metric in columns]
     made = [
         Table(
-            "Figures",
+            "Results",
             ["arm", "seeds", *heads],
             [
                 [arm, str(sum((arm, seed) in ablation.results for seed in ablation.seeds))]
@@ -145,7 +145,7 @@ def tables(ablation: Ablation) -> list[Table]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean +- standard deviation."""
+    """Returns mean +- standard deviation as text."""
     if not values:
         return "-"
     return f"{statistics.fmean(values):.4f}" + (f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else "")
@@ -154,16 +154,16 @@ def spread(values: list[float]) -> str:
 def _difference_table(ablation: Ablation, reference: str, columns: list[tuple[str, str]], heads: list[str]) -> Table:
     rows, known = [], []
     for arm in ablation.arms:
-        found = [paired(ablation.values(arm, *c), ablation.values(reference, *c)) for c in columns]
-        if arm != reference and any(found):
-            rows.append([arm, *(f"{d} {_mark(d)}".strip() if d else "-" for d in found)])
-            known += [d for d in found if d and not math.isnan(d.reach)]
+        differences = [paired(ablation.values(arm, *c), ablation.values(reference, *c)) for c in columns]
+        if arm != reference and any(differences):
+            rows.append([arm, *(f"{d} {_mark(d)}".strip() if d else "-" for d in differences)])
+            known += [d for d in differences if d and not math.isnan(d.reach)]
     shown = sum(bool(_mark(d)) for d in known)
     if not known:
         verdict = "An interval needs two seeds."
     elif shown:
         by_chance = len(known) * (1 - LEVEL)
-        verdict = f"{shown} of {len(known)} intervals exclude zero; of so many, {by_chance:.1f} would by chance alone."
+        verdict = f"{shown} of {len(known)} intervals exclude zero; by chance alone, {by_chance:.1f} of so many would."
     else:
         verdict = "Every interval contains zero: no difference is shown."
     note = (
@@ -190,12 +190,12 @@ def _cost_table(ablation: Ablation) -> Table:
                 cells.append(f"{value / unit:,.{digits}f} ({value / first[key]:.3f})")
         rows.append(cells)
     times = f" Times and memory: {ablation.machine}." if ablation.machine else ""
-    note = f"In brackets: times {ablation.arms[0]}. FLOPs by torch.utils.flop_counter, a multiply-add is two.{times}"
+    note = f"In brackets: as a multiple of {ablation.arms[0]}. FLOPs: a multiply-add counts as two.{times}"
     return Table("Cost", ["arm", *(heading for _, heading, _, _ in COSTS)], rows, note)
 
 
 def verdicts(ablation: Ablation) -> list[str]:
-    """A plain sentence for each arm, split and reference, about mAP50-95."""
+    """Returns a sentence about mAP50-95 for each arm, split and reference."""
     lines = []
     for reference in filter(None, (ablation.arms[0], ablation.matched)):
         for arm in ablation.arms:
@@ -211,7 +211,7 @@ def verdicts(ablation: Ablation) -> list[str]:
 
 
 def as_csv(ablation: Ablation) -> str:
-    """A line for every run, whether it is done or not."""
+    """Returns a CSV with a line for every run, whether it is done or not."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -231,27 +231,27 @@ def as_csv(ablation: Ablation) -> str:
 
 
 def as_markdown(ablation: Ablation) -> str:
-    """All tables, and what they say."""
-    parts = [f"# {ablation.title}", how_far(ablation)]
+    """Returns all tables and the conclusions as Markdown."""
+    parts = [f"# {ablation.title}", progress(ablation)]
     for table in tables(ablation):
         lines = [table.heads, ["---", *["--:"] * (len(table.heads) - 1)], *table.rows]
         parts.append(f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
         parts.append(table.note)
     if said := verdicts(ablation):
-        parts.append("## In words\n\n" + "\n".join(f"- {line}" for line in said))
+        parts.append("## Conclusions\n\n" + "\n".join(f"- {line}" for line in said))
     parts.append(f"```\n{ablation.command}\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def how_far(ablation: Ablation) -> str:
-    """How many of the runs are done."""
+def progress(ablation: Ablation) -> str:
+    """Returns how many of the runs are done, as text."""
     total = len(ablation.arms) * len(ablation.seeds)
     done = sum((arm, seed) in ablation.results for arm in ablation.arms for seed in ablation.seeds)
     return f"{done} of {total} runs are done: {len(ablation.arms)} arms, {len(ablation.seeds)} seeds."
 
 
-def as_picture(ablation: Ablation) -> bytes:
-    """A PNG: differences of mAP50-95 to the first arm with their intervals, one panel a split; and costs."""
+def as_figure(ablation: Ablation) -> bytes:
+    """Returns a PNG: differences of mAP50-95 to the first arm with their intervals, a panel per split; and costs."""
     from matplotlib.figure import Figure
 
     reference, *arms = ablation.arms
@@ -296,24 +296,24 @@ def _draw_costs(axis, ablation: Ablation, arms: list[str]) -> None:
     height = 0.8 / len(known)
     for k, (key, heading, _, _) in enumerate(known):
         more = [100 * (ablation.costs[arm][key] / first[key] - 1) for arm in arms]
-        places = [y - 0.4 + (k + 0.5) * height for y in range(len(arms))]
-        axis.barh(places, more, height * 0.9, label=heading.partition(",")[0])
+        positions = [y - 0.4 + (k + 0.5) * height for y in range(len(arms))]
+        axis.barh(positions, more, height * 0.9, label=heading.partition(",")[0])
     axis.axvline(0, color="black", lw=0.8)
     axis.set_title(f"cost, % more than {ablation.arms[0]}", fontsize=10)
     axis.grid(axis="x", alpha=0.3)
     axis.legend(fontsize=7, frameon=False)
 
 
-def as_html(ablation: Ablation, picture: bytes) -> str:
-    """One page that needs no other file: the drawn differences and costs, tables, words, every run."""
+def as_html(ablation: Ablation, figure: bytes) -> str:
+    """Returns a page that needs no other file: the figure, tables, conclusions, every run."""
     parts = [
-        page.paragraph(how_far(ablation)),
-        page.figure(picture, "Differences with their intervals, and costs", "png"),
+        page.paragraph(progress(ablation)),
+        page.figure(figure, "Differences with their intervals, and costs", "png"),
     ]
     for table in tables(ablation):
         parts += [page.heading(table.title), page.table(table.heads, table.rows), page.paragraph(table.note, note=True)]
     if said := verdicts(ablation):
-        parts += [page.heading("In words"), page.bullets(said)]
+        parts += [page.heading("Conclusions"), page.bullets(said)]
     heads, *rows = csv.reader(io.StringIO(as_csv(ablation)))
     parts += [page.heading("Every run"), page.table(heads, rows)]
     parts += [page.heading("Command"), page.preformatted(ablation.command)]

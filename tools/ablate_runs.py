@@ -22,7 +22,7 @@ from models.attention import Adapter
 from models.backend import load_checkpoint
 from models.insert import parse_attention
 from models.yolo import Model
-from tools.ablate_report import Ablation, as_csv, as_html, as_markdown, as_picture
+from tools.ablate_report import Ablation, as_csv, as_figure, as_html, as_markdown
 from tools.costs import PairedTimer, inference, machine, peak_bytes, training_step
 from tools.explain import explain
 from utils import cli
@@ -231,8 +231,8 @@ def time_arms(opt: argparse.Namespace, arms: list[Arm]) -> dict:
 def timed(out: Path, arms: list[Arm]) -> dict | None:
     """Returns the content of costs.json, if it has all the arms."""
     file = out / "costs.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"costs": {}}
-    return found if found["costs"].keys() >= {arm.name for arm in arms} else None
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"costs": {}}
+    return content if content["costs"].keys() >= {arm.name for arm in arms} else None
 
 
 def report(opt: argparse.Namespace, arms: list[Arm], splits: list[str]) -> Ablation:
@@ -253,13 +253,16 @@ def report(opt: argparse.Namespace, arms: list[Arm], splits: list[str]) -> Ablat
     words += ["--seeds", str(opt.seeds), *opt.rest]
     matched = next((name for name in names if name.startswith("plain=")), None)
     title = f"Attention in {Path(opt.cfg).stem} on {Path(opt.data).stem}"
-    ablation = Ablation(title, names, matched, seeds, splits, results, costs, about, shlex.join(words))
-    picture = as_picture(ablation)
+    ablation = Ablation(
+        title=title, arms=names, matched=matched, seeds=seeds, splits=splits, results=results, costs=costs,
+        machine=about, command=shlex.join(words),
+    )  # fmt: skip
+    figure = as_figure(ablation)
     for name, content in (
         ("runs.csv", as_csv(ablation)),
         ("table.md", as_markdown(ablation)),
-        ("figure.png", picture),
-        ("report.html", as_html(ablation, picture)),
+        ("figure.png", figure),
+        ("report.html", as_html(ablation, figure)),
     ):
         with atomic_write(opt.out / name) as output:
             output.write(content if isinstance(content, bytes) else content.encode())

@@ -17,13 +17,13 @@ from models.attention_view import (
     without_gates,
 )
 from models.common import SE, SOCA
-from tools.attend_report import Block, Explained, Finding
+from tools.attend_report import Block, ModelView, ScoredDetection
 from utils.data.letterbox import letterbox, to_input
 
 
 def explain_image(
     model: torch.nn.Module, title: str, image: np.ndarray, size: int, opt: argparse.Namespace
-) -> Explained:
+) -> ModelView:
     """Returns everything that the page shows of one model and an image, BGR uint8 (H, W, 3).
 
     size: longer side in pixels at which the model sees the image.
@@ -42,12 +42,17 @@ def explain_image(
         without = trace_detections(model, pixels, **limits)
         without_gate = class_activation(model, pixels, *explained)
         scores = score_rows(model, pixels, rows, classes)
-    boxes = found.boxes.cpu().numpy()
-    findings = [Finding(box, int(stride), score) for box, stride, score in zip(boxes, found.strides, scores)]
+    detections = [
+        ScoredDetection(box=box, stride=int(stride), without=score)
+        for box, stride, score in zip(found.boxes.cpu().numpy(), found.strides, scores)
+    ]
     frame = letterbox(image, size, stride=stride)[0]
     views = view_blocks(model, pixels)
     blocks = [_block(model, name, view, with_gate, without_gate) for name, view in views.items()]
-    return Explained(title, list(model.names), frame, findings, without.boxes.cpu().numpy(), shown, blocks)
+    return ModelView(
+        title=title, names=list(model.names), frame=frame, detections=detections, without=without.boxes.cpu().numpy(),
+        shown=shown, blocks=blocks,
+    )  # fmt: skip
 
 
 def classes_in_turn(classes: list[int]) -> list[int]:
@@ -68,8 +73,10 @@ def _block(
 ) -> Block:
     block = gated_blocks(model)[name]
     measured = spectrum(view.maps) if isinstance(block, SOCA) else None
-    still = gate_of_statistic(block, np.zeros(len(view.gate))) if isinstance(block, SOCA | SE) else None
+    zeros = np.zeros(len(view.gate))
     return Block(
-        name, view.maps, view.gate, [(a[name], b[name]) for a, b in zip(with_gate.maps, without_gate.maps)],
-        still, measured, gate_of_statistic(block, measured.s_root) if measured else None,
+        name=name, maps=view.maps, gate=view.gate,
+        heat=[(a[name], b[name]) for a, b in zip(with_gate.maps, without_gate.maps)],
+        gate_of_zeros=gate_of_statistic(block, zeros) if isinstance(block, SOCA | SE) else None,
+        spectrum=measured, gate_of_root=gate_of_statistic(block, measured.s_root) if measured else None,
     )  # fmt: skip

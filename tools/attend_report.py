@@ -1,4 +1,4 @@
-"""What tools/attend.py knows how to say: the text and the HTML page of what attention did with a picture."""
+"""Writes the text and the HTML page of tools/attend.py from what attend_measures.py measures."""
 
 import sys
 from collections.abc import Sequence
@@ -33,53 +33,53 @@ h2{margin:2em 0 0;border-top:1px solid #ccc;padding-top:.6em}p{max-width:75ch}
 """
 
 
-@dataclass
-class Finding:
-    """A detection, and what the same prediction scores without the gate."""
+@dataclass(frozen=True)
+class ScoredDetection:
+    """A detection, and the score of the same prediction without the gate."""
 
     box: np.ndarray  # (6,): x1, y1, x2, y2 in pixels of the frame, confidence, class
     stride: int  # of the map that predicted it, in pixels
     without: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Block:
-    """What one attention block did."""
+    """The input, the gate and the effect of one attention block."""
 
     name: str
-    maps: np.ndarray  # (C, h, w), what came in
+    maps: np.ndarray  # (C, h, w), the input
     gate: np.ndarray  # (C,)
     heat: list[tuple[np.ndarray | None, np.ndarray | None]]  # Grad-CAM of the detections shown, with and without
-    still: np.ndarray | None = None  # (C,) the gate of SOCA and SE where the statistic is 0, whatever the picture
+    gate_of_zeros: np.ndarray | None = None  # (C,) of SOCA and SE, the gate for a statistic of zeros
     spectrum: Spectrum | None = None  # of SOCA, where the map varies
-    gate_of_root: np.ndarray | None = None  # (C,) the gate, were the root exact
+    gate_of_root: np.ndarray | None = None  # (C,) of SOCA, the gate for the statistic of the true root
 
     @property
     def order(self) -> np.ndarray:
-        """Channels, the most raised first."""
+        """Returns the channels, the highest gate first."""
         return np.argsort(-self.gate, kind="stable")
 
 
-@dataclass
-class Explained:
-    """What the page says of one model."""
+@dataclass(frozen=True)
+class ModelView:
+    """Everything that the page shows of one model."""
 
     title: str
     names: list[str]
-    frame: np.ndarray  # BGR uint8 (H, W, 3), the picture as the network sees it
-    found: list[Finding]
-    without: np.ndarray  # (m, 6), what is found where every gate is replaced
-    shown: list[int]  # of `found`, those that Grad-CAM explains
+    frame: np.ndarray  # BGR uint8 (H, W, 3), the image as the network sees it
+    detections: list[ScoredDetection]
+    without: np.ndarray  # (m, 6), the detections where every gate is replaced
+    shown: list[int]  # of `detections`, those that Grad-CAM explains
     blocks: list[Block]
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def as_text(one: Explained) -> str:
-    """A few lines on one model, for a terminal."""
+def as_text(one: ModelView) -> str:
+    """Returns a few lines about one model, for a terminal."""
     height, width = one.frame.shape[:2]
-    counts = f"{len(one.found)} with the gate, {len(one.without)} without"
+    counts = f"{len(one.detections)} with the gate, {len(one.without)} without"
     lines = [f"{one.title}, {width} x {height} px: detections: {counts}"]
     for block in one.blocks:
         lines.append(f"  {block.name}: {_summary(block)}")
@@ -90,10 +90,14 @@ def as_text(one: Explained) -> str:
 
 def _summary(block: Block) -> str:
     gate = block.gate
-    moved = "" if block.still is None else f"; the picture moves it by up to {np.abs(gate - block.still).max():.4f}"
+    change = (
+        ""
+        if block.gate_of_zeros is None
+        else f"; the image changes it by up to {np.abs(gate - block.gate_of_zeros).max():.4f}"
+    )
     return (
         f"{len(gate)} channels on a map of {block.maps.shape[2]} x {block.maps.shape[1]}; gate {gate.min():.3f} to "
-        f"{gate.max():.3f}, mean {gate.mean():.3f}, standard deviation {gate.std():.4f}{moved}"
+        f"{gate.max():.3f}, mean {gate.mean():.3f}, standard deviation {gate.std():.4f}{change}"
     )
 
 
@@ -109,8 +113,11 @@ def _five_steps(block: Block) -> str:
 # --- page -------------------------------------------------------------------------------------------------------------
 
 
-def as_html(models: Sequence[Explained], picture: str, without: str, confidence: float) -> str:
-    """One page that needs no other file. without: in words, what replaces the gates; confidence: the lowest shown."""
+def as_html(models: Sequence[ModelView], image: str, without: str, confidence: float) -> str:
+    """Returns a page that needs no other file.
+
+    image: name of the image; without: in words, what replaces the gates; confidence: the minimum that is shown.
+    """
     parts = [
         page.paragraph(
             f"Without the gate means: every gate is replaced by {without}. Nothing was trained again, so this shows "
@@ -132,11 +139,11 @@ def as_html(models: Sequence[Explained], picture: str, without: str, confidence:
         if len(there) > 1:
             parts.append(_sorted_gates(there))
         parts.append(page.group("pair", (_block(one, block) for one, block in there)))
-    return page.page(f"What attention did with {picture}", parts, STYLE)
+    return page.page(f"What attention does with {image}", parts, STYLE)
 
 
-def _detections(one: Explained) -> str:
-    boxes = np.array([f.box for f in one.found]).reshape(-1, 6)
+def _detections(one: ModelView) -> str:
+    boxes = np.array([f.box for f in one.detections]).reshape(-1, 6)
     images = [
         page.figure(_drawn(one, boxes), f"with the gate: {len(boxes)}"),
         page.figure(_drawn(one, one.without), f"without the gate: {len(one.without)}"),
@@ -144,19 +151,19 @@ def _detections(one: Explained) -> str:
     parts = [page.heading(one.title, 3), page.group("row", images)]
     rows = [
         [str(i), class_name(one.names, int(f.box[5])), f"{f.box[4]:.3f}", f"{f.without:.3f}", str(f.stride)]
-        for i, f in enumerate(one.found[:DETECTIONS], 1)
+        for i, f in enumerate(one.detections[:DETECTIONS], 1)
     ]
     if rows:
         parts.append(page.table(["no.", "class", "confidence", "without", "stride"], rows, left=2))
     else:
         parts.append(page.paragraph("No detections with the gate."))
-    if len(one.found) > DETECTIONS:
-        parts.append(page.paragraph(f"... and {len(one.found) - DETECTIONS} more.", note=True))
+    if len(one.detections) > DETECTIONS:
+        parts.append(page.paragraph(f"... and {len(one.detections) - DETECTIONS} more.", note=True))
     return page.group("model", parts)
 
 
-def _sorted_gates(there: Sequence[tuple[Explained, Block]]) -> str:
-    """The gates of both models in falling order, in one chart."""
+def _sorted_gates(there: Sequence[tuple[ModelView, Block]]) -> str:
+    """Returns the gates of both models in falling order, in one chart."""
     series = [(f"{block.name}, {one.title}", np.sort(block.gate)[::-1]) for one, block in there]
     note = (
         "Channel k of one model corresponds to channel k of the other only if both were trained from the same weights."
@@ -164,7 +171,7 @@ def _sorted_gates(there: Sequence[tuple[Explained, Block]]) -> str:
     return _lines("gates, each in falling order", series, "channels, sorted") + page.paragraph(note, note=True)
 
 
-def _block(one: Explained, block: Block) -> str:
+def _block(one: ModelView, block: Block) -> str:
     emphasis = draw_emphasis(block.maps, block.gate, one.frame)
     caption = "red: the channels that are strong here have a gate above the mean; blue: below"
     parts = [
@@ -198,7 +205,7 @@ def _channels(block: Block, channels: np.ndarray) -> str:
     return page.group("maps", figures)
 
 
-def _grad_cam(one: Explained, block: Block) -> str:
+def _grad_cam(one: ModelView, block: Block) -> str:
     parts = [
         page.heading("Features that support a detection (Grad-CAM at this block's output)", 4),
         page.paragraph(
@@ -212,7 +219,7 @@ def _grad_cam(one: Explained, block: Block) -> str:
         parts.append(page.paragraph("No detections, so nothing to show."))
     unreached = []
     for i, heats in zip(one.shown, block.heat):
-        finding = one.found[i]
+        finding = one.detections[i]
         if all(heat is None for heat in heats):
             unreached.append(f"{i + 1} (stride {finding.stride})")
             continue
@@ -224,9 +231,9 @@ def _grad_cam(one: Explained, block: Block) -> str:
     return "\n".join(parts)
 
 
-def _heat_figures(one: Explained, number: int, heats: tuple) -> list[str]:
-    """Detection `number` with the gate and without, on the same scale of brightness."""
-    finding = one.found[number]
+def _heat_figures(one: ModelView, number: int, heats: tuple) -> list[str]:
+    """Returns detection `number` with and without the gate, on the same scale of brightness."""
+    finding = one.detections[number]
     name = class_name(one.names, int(finding.box[5]))
     brightest = max(float(heat.max()) for heat in heats if heat is not None)
     figures = []
@@ -267,13 +274,13 @@ def _spectrum(block: Block) -> str:
 # --- images and charts ----------------------------------------------------------------------------------------------
 
 
-def _drawn(one: Explained, boxes: np.ndarray, on: np.ndarray | None = None, hide_labels: bool = False) -> np.ndarray:
+def _drawn(one: ModelView, boxes: np.ndarray, on: np.ndarray | None = None, hide_labels: bool = False) -> np.ndarray:
     frame = one.frame if on is None else on
     return draw_boxes(frame, torch.from_numpy(np.asarray(boxes)), one.names, hide_labels=hide_labels)
 
 
 def _bars(title: str, values: np.ndarray) -> str:
-    """Values as bars that start at their mean; those above it in the first colour."""
+    """Returns a chart of values as bars that start at their mean, those above it in the first colour."""
     low, high = _range([values])
     heights = (100 * (high - values) / (high - low)).tolist()
     mean = 100 * (high - float(values.mean())) / (high - low)
@@ -285,7 +292,7 @@ def _bars(title: str, values: np.ndarray) -> str:
 
 
 def _lines(title: str, series: Sequence[tuple[str, np.ndarray]], x: str, log: bool = False) -> str:
-    """Curves over the same numbers, from 0, in one chart."""
+    """Returns a chart of curves over the indices of their values."""
     curves = [np.log10(v) if log else v for _, v in series]
     low, high = _range(curves)
     paths, words = [], []
@@ -302,14 +309,17 @@ def _lines(title: str, series: Sequence[tuple[str, np.ndarray]], x: str, log: bo
 
 
 def _range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Ends of an axis on which all of them have room."""
+    """Returns the ends of an axis that holds all curves."""
     low, high = min(float(c.min()) for c in curves), max(float(c.max()) for c in curves)
     margin = 0.05 * (high - low) or 0.01
     return low - margin, high + margin
 
 
 def _chart(title: str, paths: str, count: int, ticks: Sequence[str], x: str, legend: str = "") -> str:
-    """A figure whose curves stretch with the page while its words do not. paths: in count x 100, y downwards."""
+    """Returns a figure whose curves stretch with the page and whose text does not.
+
+    paths: SVG in units of count x 100, y downwards.
+    """
     ladder = "".join(f"<span>{tick}</span>" for tick in ticks)
     return (
         f"<figure><figcaption>{page.escape(title)}{legend}</figcaption><div class=plot><div class=ticks>{ladder}</div>"

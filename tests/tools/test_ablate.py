@@ -20,7 +20,7 @@ import train
 from models.attention import Adapter
 from models.backend import load_checkpoint
 from tools import ablate, ablate_runs
-from tools.ablate_report import Ablation, as_csv, as_html, as_markdown, as_picture, paired, t_quantile, verdicts
+from tools.ablate_report import Ablation, as_csv, as_figure, as_html, as_markdown, paired, t_quantile, verdicts
 from utils.files import ROOT
 
 # --- intervals --------------------------------------------------------------------------------------------------------
@@ -85,7 +85,10 @@ def ablation() -> Ablation:
     }
     costs = {arm: {"parameters": 1000, "flops": 2e9} for arm in ("none", "SE@P5", "plain=SE@P5")}
     costs["SE@P5"]["parameters"] = 1100
-    return Ablation("a <b> c", list(costs), "plain=SE@P5", [0, 1], ["val"], results, costs, "", "python it")
+    return Ablation(
+        title="a <b> c", arms=list(costs), matched="plain=SE@P5", seeds=[0, 1], splits=["val"], results=results,
+        costs=costs, command="python it",
+    )  # fmt: skip
 
 
 def test_every_run_is_in_the_csv(ablation):
@@ -107,7 +110,7 @@ def test_markdown(ablation):
 
 
 def test_page_and_picture(ablation):
-    picture = as_picture(ablation)
+    picture = as_figure(ablation)
     assert picture.startswith(b"\x89PNG")
     page = as_html(ablation, picture)
     assert "a &lt;b&gt; c" in page
@@ -230,7 +233,7 @@ def test_the_page_opens(ablation, tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("needs Chromium")
-    (tmp_path / "page.html").write_text(as_html(ablation, as_picture(ablation)), encoding="utf-8")
+    (tmp_path / "page.html").write_text(as_html(ablation, as_figure(ablation)), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
     page = subprocess.run([browser, *flags, f"file://{tmp_path / 'page.html'}"], capture_output=True, timeout=120)
     assert b"Every run" in page.stdout

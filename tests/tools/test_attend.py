@@ -14,7 +14,7 @@ from models.attention_view import GATED, REPLACEMENTS
 from models.yolo import Model
 from tools import attend
 from tools.attend_measures import classes_in_turn
-from tools.attend_report import Block, Explained, Finding, as_html, as_text
+from tools.attend_report import Block, ModelView, ScoredDetection, as_html, as_text
 from utils import checkpoint, cli
 
 
@@ -86,7 +86,7 @@ def test_one_model(tmp_path, photo, run):
     assert len(read.pictures) == 2 + 8 + 1 + 8 and all(p is not None for p in read.pictures)
     assert read.others == [] and "http" not in text and "@import" not in text and "url(" not in text
     assert read.charts == 4
-    assert "What attention did with zwei &lt;Kästen&gt;.png" in text and "<Kästen>" not in text
+    assert "What attention does with zwei &lt;Kästen&gt;.png" in text and "<Kästen>" not in text
     assert "nan" not in re.sub(r"base64,[^']*", "", text)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["page.html", photo.name, "soca.pt"])
 
@@ -162,9 +162,15 @@ def test_what_the_page_says_of_given_numbers():
     gate = np.float32([0.5, 0.25, 1.0])
     box = np.float32([4, 4, 20, 20, 0.75, 1])
     heat = np.float32([[0, 1], [0, 0]])
-    still = np.float32([0.5, 0.5, 0.9])
-    blocks = [Block("3-SE", maps, gate, [(heat, None)], still), Block("9-SE", maps, gate, [(None, None)])]
-    one = Explained("a.pt", ["cat", "dog"], frame, [Finding(box, 8, 0.5)], box[None], [0], blocks)
+    zeros = np.float32([0.5, 0.5, 0.9])
+    blocks = [
+        Block(name="3-SE", maps=maps, gate=gate, heat=[(heat, None)], gate_of_zeros=zeros),
+        Block(name="9-SE", maps=maps, gate=gate, heat=[(None, None)]),
+    ]
+    one = ModelView(
+        title="a.pt", names=["cat", "dog"], frame=frame, shown=[0], blocks=blocks, without=box[None],
+        detections=[ScoredDetection(box=box, stride=8, without=0.5)],
+    )  # fmt: skip
     text = as_html([one], "x.jpg", "its mean", 0.25)
     order = [text.index(f"channel {c}: {g}; {e} % of the map") for c, g, e in
              ((2, "1.000", 41.9), (0, "0.500", 20.9), (1, "0.250", 37.2))]  # fmt: skip
@@ -178,6 +184,6 @@ def test_what_the_page_says_of_given_numbers():
     assert as_text(one).splitlines() == [
         "a.pt, 64 x 32 px: detections: 1 with the gate, 1 without",
         "  3-SE: 3 channels on a map of 4 x 2; gate 0.250 to 1.000, mean 0.583, standard deviation 0.3118; "
-        "the picture moves it by up to 0.2500",
+        "the image changes it by up to 0.2500",
         "  9-SE: 3 channels on a map of 4 x 2; gate 0.250 to 1.000, mean 0.583, standard deviation 0.3118",
     ]
