@@ -43,8 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         metavar="FOLDER",
-        help="continue the unfinished run in this folder, with the options it was begun with; if the folder does not "
-        "exist, begin a run there, which the same command can resume. Processes that torchrun starts share the files "
+        help="continue the unfinished run in this folder, with the options it was begun with. If there is no such "
+        "folder, begin a run in it; the same command then resumes it. Processes that torchrun starts share the files "
         "of one run",
     )
     return parser
@@ -63,7 +63,10 @@ def _add_detection(group) -> None:
         help="NMS drops a box that overlaps a more confident one by more than this IoU (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--max-det", type=cli.whole(1), default=1000, help="maximum number of detections per image (%(default)s)"
+        "--max-det",
+        type=cli.whole(1),
+        default=1000,
+        help="maximum number of detections per image (default: %(default)s)",
     )
     group.add_argument("--device", default="", help="cpu, or a GPU number such as 0 (default: a GPU if there is one)")
     group.add_argument("--classes", nargs="+", type=int, help="detect only the classes with these numbers: 0, or 0 2 3")
@@ -71,7 +74,7 @@ def _add_detection(group) -> None:
         "--agnostic-nms", action="store_true", help="class-agnostic NMS: a box also suppresses boxes of other classes"
     )
     group.add_argument("--augment", action="store_true", help="test-time augmentation: three sizes, one mirrored")
-    group.add_argument("--half", action="store_true", help="float16, on CUDA only")
+    group.add_argument("--half", action="store_true", help="use float16 (half precision), on CUDA only")
     group.add_argument("--dnn", action="store_true", help="run an ONNX file with OpenCV")
     group.add_argument(
         "--tile",
@@ -111,7 +114,7 @@ def _add_reading(group) -> None:
 def _add_results(group) -> None:
     group.add_argument("--save-txt", action="store_true", help="write a label file per image")
     group.add_argument("--save-conf", action="store_true", help="add the confidence to the label files")
-    group.add_argument("--save-crop", action="store_true", help="write the part of the image inside each box")
+    group.add_argument("--save-crop", action="store_true", help="write the image inside each box as a file of its own")
     group.add_argument(
         "--save-json", action="store_true", help="write all detections to predictions.json, as COCO does"
     )

@@ -31,7 +31,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--download", action="store_true", help="fetch official weights if they are missing")
     parser.add_argument("--batch-size", type=cli.whole(1), default=32, help="images per batch (default: %(default)s)")
     parser.add_argument(
-        "--imgsz", "--img", "--img-size", type=int, default=640, help="longer image side in pixels (%(default)s)"
+        "--imgsz",
+        "--img",
+        "--img-size",
+        type=int,
+        default=640,
+        help="longer image side in pixels (default: %(default)s)",
     )
     parser.add_argument(
         "--conf-thres", type=cli.real(0, 1), default=0.001, help="minimum confidence (default: %(default)s)"
@@ -48,12 +53,15 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--device", default="", help="cpu, or a GPU number such as 0 (default: a GPU if there is one)")
     parser.add_argument(
-        "--workers", type=cli.whole(0), default=8, help="maximum number of processes that read images (%(default)s)"
+        "--workers",
+        type=cli.whole(0),
+        default=8,
+        help="maximum number of processes that read images (default: %(default)s)",
     )
     parser.add_argument("--single-cls", action="store_true", help="count all objects as one class")
     parser.add_argument("--augment", action="store_true", help="test-time augmentation: three sizes, one mirrored")
     parser.add_argument("--verbose", action="store_true", help="print a row per class, also for 50 classes or more")
-    parser.add_argument("--half", action="store_true", help="float16, on CUDA only")
+    parser.add_argument("--half", action="store_true", help="use float16 (half precision), on CUDA only")
     parser.add_argument("--dnn", action="store_true", help="run an ONNX file with OpenCV")
     _add_results(parser.add_argument_group("what is written"))
     _add_metrics(parser.add_argument_group("metrics and reports"))
@@ -84,7 +92,7 @@ def _add_metrics(group) -> None:
         type=cli.whole(0),
         default=12,
         metavar="N",
-        help="number of images that errors draws (%(default)s)",
+        help="number of images that --report errors draws (default: %(default)s)",
     )
     group.add_argument(
         "--matrix", default="full", choices=("full", "v6.1"),
@@ -99,7 +107,7 @@ def parse_opt(known: bool = False) -> cli.Options:
 
 
 def _python_parser() -> argparse.ArgumentParser:
-    """The options of a Python call. As in v6.1 the one difference is half precision by default."""
+    """Returns the parser for Python calls. As in v6.1 the one difference is that half precision is the default."""
     parser = make_parser()
     parser.set_defaults(half=True)
     return parser

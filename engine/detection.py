@@ -74,7 +74,7 @@ def detect(opt: cli.Options) -> Path:
 
 
 def _load_detector(opt: cli.Options, streams: bool) -> Detector:
-    """The detector that the options ask for."""
+    """Returns the detector that the options ask for."""
     device = select_device(opt.device)
     weights = [find_weights(file, opt.download) for file in opt.weights]
     model = Backend(weights, device, opt.half, opt.dnn, opt.data).eval()
@@ -149,7 +149,7 @@ def _detect_batches(
 
 
 def _title(frame: Frame, sources: list[Source]) -> str:
-    """A frame in the log: `2/3 film.mp4 (7/90)`."""
+    """Returns the name of a frame in the log: `2/3 film.mp4 (7/90)`."""
     text = f"{frame.source + 1}/{len(sources)} {sources[frame.source].title}"
     if frame.number is None:
         return text
@@ -179,7 +179,7 @@ def _progress_bar(sources: list[Source], files: int) -> Iterator:
 
 @contextlib.contextmanager
 def _record_features(frame: Frame, detector: Detector, results: ResultWriter) -> Iterator[None]:
-    """Inside, the feature maps of this frame, and the gates of SOCA and SE, go into a folder with the frame's name."""
+    """Writes, inside `with`, the feature maps of this frame and the gates of SOCA and SE to a folder of its name."""
     model = detector.model.model
     folder = increment_path(results.folder / results.stem(frame), exist_ok=results.ledger is not None, mkdir=True)
     image = letterbox(frame.image, detector.size, stride=detector.model.stride)[0]
@@ -203,7 +203,7 @@ def _gate_writer(folder: Path, name: str, image: np.ndarray) -> Observer:
 
 
 def _find_run(opt: cli.Options) -> Ledger | None:
-    """The unfinished run in the folder of --resume, whose options `opt` then has; None where a run is to begin."""
+    """Returns the unfinished run in the folder of --resume and gives `opt` its options; None to begin a run."""
     if not opt.resume:
         return None
     folder = Path(opt.resume)
@@ -224,12 +224,12 @@ def _find_run(opt: cli.Options) -> Ledger | None:
 
 
 def _recorded(opt: cli.Options) -> dict[str, Any]:
-    """The options that a resumed run must share with the one it continues."""
+    """Returns the options that a resumed run must share with the one it continues."""
     return {name: value for name, value in vars(opt).items() if name not in CHANGEABLE}
 
 
 def _begin_shared(opt: cli.Options, sources: list[Source]) -> Ledger:
-    """A new run: in the folder of --resume, or in one that the first process makes and tells the others."""
+    """Begins a run in the folder of --resume, or in one that the first process makes and tells the others."""
     if opt.resume:
         return Ledger.begin(Path(opt.resume), sources, _recorded(opt), alone=False)
 

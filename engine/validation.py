@@ -128,7 +128,7 @@ def _load_setup(opt: cli.Options) -> Setup:
 
 
 def _of_training(opt: cli.Options, model: torch.nn.Module, loader: Iterable, save_dir: Path) -> Setup:
-    """The same for a model in training, whose data set and loader are given."""
+    """Does the same for a model in training, whose data set and loader are given."""
     parameter = next(model.parameters())
     mixed = opt.half and parameter.device.type == "cuda" and parameter.dtype == torch.float32
     return Setup(
@@ -159,7 +159,7 @@ def _observers(opt: cli.Options, setup: Setup, plots: bool, callbacks: Any) -> l
 
 
 def _hook_caller(callbacks: Any, names: list[str]) -> Callable:
-    """An observer that calls v6.1's hooks."""
+    """Returns an observer that calls v6.1's hooks."""
 
     def call(batch: EvaluatedBatch) -> None:
         for image, path, boxes, native in zip(batch.images, batch.paths, batch.detections, batch.native):
@@ -171,7 +171,7 @@ def _hook_caller(callbacks: Any, names: list[str]) -> Callable:
 
 
 def _returned(result: Evaluation, measured: coco.CocoMetrics | None, per_class: bool) -> Results:
-    """The result, with COCO's mAP where it was measured, as v6.1 does after its COCO evaluation."""
+    """Returns the result, with COCO's mAP where it was measured, as v6.1 does after its COCO evaluation."""
     numbers, maps = list(result.results), result.metrics.map_per_class(len(result.names))
     if measured:
         numbers[2:4] = np.nan_to_num([measured.statistics["AP50"], measured.statistics["AP"]]).tolist()
@@ -216,7 +216,7 @@ def _explain_errors(result: Evaluation, count: int, save_dir: Path) -> None:
 
 
 def _truth(setup: Setup, single_cls: bool) -> tuple[coco.Truth, bool]:
-    """The labels as COCO's metric takes them, and whether they are COCO's own."""
+    """Returns the labels as COCO's metric takes them, and whether they are COCO's own."""
     dataset, entry = setup.loader.dataset, setup.data[setup.split]
     truth = coco.truth_of(dataset, entry, setup.names, single_cls)
     if single_cls or not str(entry).endswith("coco/val2017.txt"):
@@ -236,7 +236,7 @@ def _write_json(file: Path, result: Evaluation, truth: coco.Truth) -> None:
 
 
 def _measure_coco(result: Evaluation, truth: coco.Truth, asked: bool, is_coco: bool) -> coco.CocoMetrics | None:
-    """COCO's metric where it was asked for, or where the data set is COCO, as v6.1 does."""
+    """Returns COCO's metric where it was asked for, or where the data set is COCO, as v6.1 does."""
     if not asked and not is_coco:
         return None
     try:
@@ -252,7 +252,7 @@ def _measure_coco(result: Evaluation, truth: coco.Truth, asked: bool, is_coco: b
 
 
 def _changed(opt: cli.Options, **changes) -> cli.Options:
-    """A copy of the options with some of them replaced."""
+    """Returns a copy of the options with some of them replaced."""
     changed = copy.copy(opt)
     vars(changed).update(changes)
     return changed

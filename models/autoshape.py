@@ -109,7 +109,7 @@ class AutoShape(nn.Module):
         return Detections(list(images), pred, files, times, self.names, tuple(pixels.shape))
 
     def _like(self) -> torch.Tensor:
-        """A tensor on the device and of the type that the model takes; exported files have no parameters."""
+        """Returns a tensor of the device and type that the model takes; exported files have no parameters."""
         if isinstance(self.model, Backend):
             return torch.empty(0, device=self.model.device, dtype=self.model.dtype)
         return next(self.model.parameters())
@@ -118,7 +118,7 @@ class AutoShape(nn.Module):
         return torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type == "cuda")
 
     def _input_shape(self, shapes: Sequence[tuple[int, int]], size: int) -> tuple[int, int]:
-        """(height, width), multiples of the stride, that hold every image with its longer side resized to `size`."""
+        """Returns (height, width), multiples of the stride, that hold all images with longer sides of `size`."""
         if size < 1:
             raise ValueError(f"size must be at least 1 pixel, got {size}")
         heights, widths = zip(*((height * size / max(height, width), width * size / max(height, width))
@@ -135,7 +135,7 @@ class AutoShape(nn.Module):
             LOGGER.info(f"{layer.i:>3}  {ms:8.2f} ms  {layer.np:>10} parameters  {layer.type}")
 
     def _read(self, image: Any, i: int) -> tuple[np.ndarray, str]:
-        """An image as RGB uint8 (H, W, 3), and the name of its results."""
+        """Returns an image as RGB uint8 (H, W, 3), and the name of its results."""
         from PIL import Image, ImageOps
 
         nameless = f"image{i}.jpg"
@@ -162,7 +162,7 @@ class AutoShape(nn.Module):
 
 
 def _as_rgb(image: np.ndarray, i: int) -> np.ndarray:
-    """An array as RGB uint8 (H, W, 3), a copy; i is its position in the list, for errors."""
+    """Returns an array as RGB uint8 (H, W, 3), a copy; i is its position in the list, for errors."""
     shape = image.shape
     if image.ndim == 2:
         image = image[..., None]
@@ -229,7 +229,7 @@ class Detections:
         return "\n".join(lines)
 
     def _names(self) -> Sequence[str]:
-        """A name for every detected class; its number if it has no name."""
+        """Returns a name for every detected class; its number if it has no name."""
         highest = max((int(boxes[:, 5].max()) for boxes in self.pred if len(boxes)), default=-1)
         count = max(highest + 1, len(self.names or ()))
         return [class_name(self.names, c) for c in range(count)]

@@ -100,7 +100,7 @@ def find_font(characters: frozenset[str]) -> tuple[str, str]:
 
 
 def _fonts_since_matplotlib_looked() -> list:
-    """Fonts installed after matplotlib made its list, which it keeps in a file; they are added to the list."""
+    """Returns fonts installed after matplotlib made its list, which it keeps in a file, and adds them to it."""
     from matplotlib import font_manager
 
     known = list(font_manager.fontManager.ttflist)
@@ -113,7 +113,7 @@ def _fonts_since_matplotlib_looked() -> list:
 
 @lru_cache(maxsize=1)
 def _default_font() -> tuple[tuple[str, str], frozenset[int]]:
-    """(file, family) of DejaVu Sans, and its characters."""
+    """Returns (file, family) of DejaVu Sans, and its characters."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
 
@@ -242,7 +242,7 @@ class Annotator:
         self._font = ImageFont.truetype(find_font(self._characters)[0], self.font_size)
 
     def _fit(self, text: str) -> tuple[str, int, int]:
-        """The text, shortened until it is no wider than the image, and the width and height of its strip."""
+        """Returns the text, shortened until it is no wider than the image, and the width and height of its strip."""
         if not text.isascii() and not (self._font and visible(text) <= self._characters):
             self._characters |= visible(text)
             self._use_pillow()
@@ -261,12 +261,12 @@ class Annotator:
         return width + margin, sum(self._ascent_descent()) + 1
 
     def _ascent_descent(self) -> tuple[int, int]:
-        """Pixels of OpenCV's text above and below its base line, the same for any letters."""
+        """Returns the pixels of OpenCV's text above and below its base line, the same for any letters."""
         (_, ascent), descent = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, *self._stroke())
         return ascent, descent
 
     def _stroke(self) -> tuple[float, int]:
-        """Font scale and thickness for OpenCV."""
+        """Returns font scale and thickness for OpenCV."""
         scale = max(min(self.line_width / 3, (self.height + self.width) / 1600), MIN_SCALE)
         return scale, max(self.line_width - 1, 1) if scale > 0.6 else 1
 

@@ -70,7 +70,7 @@ def _check_arguments(
 
 
 def _score(rows: torch.Tensor, conf_thres: float, multi_label: bool) -> torch.Tensor:
-    """The decoded rows (k, 5 + nc) of one image as boxes (n, 6), those above the threshold."""
+    """Returns the decoded rows (k, 5 + nc) of one image that are above the threshold as boxes (n, 6)."""
     x, y, width, height = rows[:, :4].unbind(1)
     valid = (torch.minimum(width, height) >= MIN_BOX_SIDE) & (torch.maximum(width, height) <= MAX_BOX_SIDE)
     valid &= (x + y).isfinite()
@@ -88,12 +88,12 @@ def _score(rows: torch.Tensor, conf_thres: float, multi_label: bool) -> torch.Te
 
 
 def _known_boxes(labels: torch.Tensor) -> torch.Tensor:
-    """Known boxes (m, 5), class first and centre form, as boxes (m, 6) of confidence 1."""
+    """Returns known boxes (m, 5), class first and centre form, as boxes (m, 6) of confidence 1."""
     return torch.cat([xywh_to_xyxy(labels[:, 1:5]), torch.ones_like(labels[:, :1]), labels[:, :1]], 1)
 
 
 def _suppress(boxes: torch.Tensor, iou_thres: float, agnostic: bool, max_det: int) -> torch.Tensor:
-    """The rows of boxes (n, 6) that greedy suppression keeps, up to max_det."""
+    """Returns the rows of boxes (n, 6) that greedy suppression keeps, up to max_det."""
     if not len(boxes):
         return boxes
     boxes = boxes[boxes[:, 4].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
@@ -121,7 +121,7 @@ def _nms(corners: torch.Tensor, confidence: torch.Tensor, iou_thres: float) -> t
 
 @cache
 def _torchvision_nms() -> Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]:
-    """torchvision's NMS, loaded from its library of compiled operators alone if that is in a known place.
+    """Returns torchvision's NMS, from its library of compiled operators alone if that is in a known place.
 
     `import torchvision` imports torch._dynamo and a thousand other modules, and takes longer than importing torch.
     """

@@ -202,7 +202,7 @@ def measure(boxes: Boxes, truth: Truth, package: str | None = None) -> CocoMetri
 
 
 def _image_numbers(truth: Truth) -> dict[str, int]:
-    """A number for each image, since ids may be text, in the order in which pycocotools takes the ids."""
+    """Returns a number for each image, since ids may be text, in the order in which pycocotools takes the ids."""
     ids = truth.image_ids
     paths = sorted(ids, key=lambda path: (str(ids[path]) if isinstance(ids[path], str) else "", ids[path]))
     return {path: number for number, path in enumerate(paths, 1)}
@@ -222,14 +222,14 @@ def _dataset(truth: Truth, number: dict[str, int]) -> dict:
 
 
 def _rows(boxes: Boxes, number: dict[str, int]) -> np.ndarray:
-    """The detections as rows (n, 7): image, x, y, w, h, score, category."""
+    """Returns the detections as rows (n, 7): image, x, y, w, h, score, category."""
     corners, scores = round_predictions(boxes.predictions)
     image = np.array([number[path] for path in boxes.paths])[boxes.image]
     return np.column_stack([image, corners, scores, boxes.predictions[:, 5] + 1])
 
 
 def _without_detections(truth: Truth, package: str) -> CocoMetrics:
-    """The numbers without any detection, which the packages do not accept: zero wherever there are labels."""
+    """Returns the numbers without any detection, which the packages refuse: zero where there are labels."""
     limits = [(0, 1e10), *AREAS.values()]
     counted = np.zeros((len(truth.categories), 4))
     for column, (low, high) in enumerate(limits):

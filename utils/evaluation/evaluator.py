@@ -74,12 +74,12 @@ class Evaluation:
 
     @property
     def results(self) -> tuple[float, ...]:
-        """v6.1's seven numbers: P, R, mAP50, mAP50-95, box loss, objectness loss, class loss."""
+        """Returns v6.1's seven numbers: P, R, mAP50, mAP50-95, box loss, objectness loss, class loss."""
         return (*self.metrics.means(), *self.loss)
 
     @property
     def class_maps(self) -> tuple[float, ...]:
-        """mAP50-95 of each class; the mean over classes for one without labels."""
+        """Returns mAP50-95 of each class; the mean over classes for one without labels."""
         return tuple(self.metrics.map_per_class(len(self.names)).tolist())
 
     def table(self, verbose: bool = True) -> str:
@@ -156,7 +156,7 @@ def evaluate(
 
 
 def _in_pixels(targets: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Targets (T, 6) with their x, y, w, h in pixels of an input of shape (height, width)."""
+    """Returns targets (T, 6) with their x, y, w, h in pixels of an input of shape (height, width)."""
     height, width = shape
     labels = targets.clone()
     labels[:, 2:] *= torch.tensor([width, height, width, height], device=targets.device)
@@ -166,7 +166,7 @@ def _in_pixels(targets: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 def _detections(
     decoded: torch.Tensor, labels: torch.Tensor, settings: EvaluationSettings, nc: int
 ) -> list[torch.Tensor]:
-    """The detections (n, 6) of each image of a batch; labels (T, 6) are in pixels of the input."""
+    """Returns the detections (n, 6) of each image of a batch; labels (T, 6) are in pixels of the input."""
     known = [labels[labels[:, 0] == i, 1:] for i in range(len(decoded))] if settings.hybrid else ()
     detections = non_max_suppression(
         decoded, settings.conf_thres, settings.iou_thres, multi_label=nc > 1, agnostic=settings.single_cls,

@@ -93,7 +93,7 @@ def iou_of_pairs(boxes: np.ndarray, others: np.ndarray, i: np.ndarray, j: np.nda
 
 
 def _claims(prediction: np.ndarray, label: np.ndarray, iou: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The pairs (P,) of each prediction with the label of highest IoU, in the order of the predictions."""
+    """Returns the pairs (P,) of each prediction with its label of highest IoU, in the order of predictions."""
     order = np.lexsort((label, iou, prediction))  # of equal IoUs v6.1 takes the later label
     last = np.flatnonzero(np.diff(prediction[order], append=-1))
     chosen = order[last]
@@ -294,7 +294,7 @@ class ConfusionMatrix:
     def _pairs(
         self, predictions: np.ndarray, labels: np.ndarray, image: np.ndarray, label_image: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs of a prediction (k,) and a label (k,) of highest IoU, whatever their classes."""
+        """Returns the pairs of a prediction (k,) and a label (k,) of highest IoU, whatever their classes."""
         prediction, label = same_group(image, 0, label_image, 0)
         iou = iou_of_pairs(predictions[:, :4], labels[:, 1:], prediction, label)
         near = iou > self.iou_thres

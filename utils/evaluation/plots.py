@@ -87,7 +87,7 @@ def plot_batch(
 
 
 def _to_pixels(image: torch.Tensor) -> np.ndarray:
-    """An image (C, H, W), uint8 or floating point 0-1, as uint8 (H, W, 3)."""
+    """Returns an image (C, H, W), uint8 or floating point 0-1, as uint8 (H, W, 3)."""
     if len(image) != 3:
         image = image[:1].expand(3, -1, -1)
     if image.is_floating_point():
@@ -102,7 +102,7 @@ def _interpolation(scale: float) -> int:
 def _annotate_tile(
     tile: np.ndarray, rows: np.ndarray, names: Names | None, title: str, conf_thres: float
 ) -> np.ndarray:
-    """A copy of an image with boxes from rows (n, 5 or 6): class, x, y, w, h (0-1), and the confidence if any."""
+    """Returns a copy of an image with boxes, rows (n, 5 or 6): class, x, y, w, h (0-1), confidence if any."""
     if rows.shape[1] > 5:
         rows = rows[rows[:, 5] > conf_thres]
     labels = [class_name(names, int(row[0]), 24) + "".join(f" {c:.1f}" for c in row[5:]) for row in rows]
@@ -125,7 +125,7 @@ def _annotate_tile(
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """An empty figure of that many inches, whose layout makes room for every text."""
+    """Returns an empty figure of that many inches, whose layout makes room for every text."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -143,18 +143,18 @@ def _save(figure: "Figure", path: Path, dpi: int) -> None:
 
 
 def _font_family(texts: Sequence[str]) -> list[str]:
-    """Families for matplotlib, which takes each character from the first that has it."""
+    """Returns font families for matplotlib, which takes each character from the first that has it."""
     return list(dict.fromkeys(["DejaVu Sans", find_font(visible("".join(texts)))[1]]))
 
 
 def _plain(text: str) -> str:
-    """The text escaped, so that matplotlib shows it as it is and does not leave it out of the legend."""
+    """Escapes a text, so that matplotlib shows it as it is and does not leave it out of the legend."""
     text = text.replace("$", r"\$")
     return " " + text if text.startswith("_") else text
 
 
 def _rotation(ticks: Sequence[str], room: int) -> int:
-    """Degrees by which to turn the names below an axis with room for that many characters."""
+    """Returns the degrees by which to turn the names below an axis with room for that many characters."""
     widest = max(map(len, ticks), default=0)
     return 0 if len(ticks) * (widest + 1) <= room else 90
 
@@ -197,7 +197,7 @@ def _class_histogram(axes: "Axes", classes: np.ndarray, names: Names | None) -> 
 
 
 def _centred_boxes(labels: np.ndarray, side: int = 1000) -> np.ndarray:
-    """White canvas (side, side, 3) with the outline of each box around the middle."""
+    """Returns a white canvas (side, side, 3) with the outline of each box around the middle."""
     canvas = np.full((side, side, 3), 255, dtype=np.uint8)
     for label, _, _, width, height in labels[np.argsort(-labels[:, 3] * labels[:, 4], kind="stable")]:
         corner = (np.array([width, height]) * side / 2).astype(int)
@@ -292,7 +292,7 @@ def plot_evolution(file: str | Path) -> Path:
 
 
 def _read_results(file: Path) -> tuple[list[str], np.ndarray]:
-    """Column titles and values (rows, columns) of one results.csv or evolve.csv."""
+    """Reads the column titles and the values (rows, columns) of one results.csv or evolve.csv."""
     with open(file, newline="", encoding="utf-8") as stream:
         reader = csv.reader(stream, skipinitialspace=True)
         titles = [title.strip() for title in next(reader, [])]

@@ -75,7 +75,7 @@ def coco_table(coco: CocoMetrics, truth: Truth, names: Sequence[str], verbose: b
 
 
 def _coco_numbers(coco: CocoMetrics, area: int, classes: slice = slice(None)) -> list[float]:
-    """AP, AP50, AP75 and AR100 of one range of areas (0 is all) and some classes; NaN without objects."""
+    """Returns AP, AP50, AP75 and AR100 of one range of areas (0 is all) and some classes; NaN without objects."""
     precision, recall = coco.precision[:, classes, area], coco.recall[:, classes, area]
     known = ~np.isnan(precision[0])
     if not known.any():

@@ -98,7 +98,7 @@ class Detector:
             return non_max_suppression(torch.cat(rows)[None], **self.nms)[0].cpu(), self.size
 
     def _rows(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Decoded rows (n, 5 + nc) of each image in its own pixels, without those of too low an objectness."""
+        """Returns decoded rows (n, 5 + nc) of each image in its own pixels, without those of low objectness."""
         with self.timers[0]:
             inputs = [to_input(image, self.size, self.model.stride) for image in images]
         rows: list = [None] * len(images)
@@ -110,13 +110,13 @@ class Detector:
 
 
 def _tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles begin that cover 0 to length evenly, neighbours having at least the share `overlap` in common."""
+    """Returns where tiles begin that cover 0 to length evenly and overlap by at least the share `overlap`."""
     steps = math.ceil((length - tile) / max(tile * (1 - overlap), 1))
     return [round(i * (length - tile) / steps) for i in range(steps + 1)] if steps else [0]
 
 
 def _uncut(rows: torch.Tensor, corner: tuple[int, int], tile: tuple[int, int], shape: tuple[int, int]) -> torch.Tensor:
-    """Rows (n, 5 + nc) of a tile in pixels of its image, without those that reach an edge inside the image.
+    """Returns rows (n, 5 + nc) of a tile in pixels of its image, without those that reach an edge inside it.
 
     corner: (top, left) of the tile; tile, shape: (height, width) of the tile and of the image.
     """

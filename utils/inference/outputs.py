@@ -54,7 +54,7 @@ def _apart_from_frames(files: list[Path]) -> list[Path]:
 
 
 def _label_lines(boxes: torch.Tensor, shape: tuple[int, int], save_conf: bool = False) -> list[str]:
-    """The lines of a label file: class x y w h [confidence] [track], 0-1 of the image, six digits each.
+    """Returns the lines of a label file: class x y w h [confidence] [track], 0-1, six digits each.
 
     boxes: (n, 6 or 7): x1, y1, x2, y2 in pixels of an image of shape (height, width), confidence, class, track number.
     """

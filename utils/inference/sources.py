@@ -26,7 +26,7 @@ class Source(NamedTuple):
 
     @property
     def live(self) -> bool:
-        """Whether frames come in real time and may be dropped. Those of a video in a list of streams do not."""
+        """Returns whether frames come in real time and may be dropped; those of a video in a list of streams do not."""
         return self.kind == STREAM and ("://" in self.name or not _is_video(self.name))
 
     @property
@@ -91,7 +91,7 @@ def list_sources(source: str | Path, download: bool = False) -> list[Source]:
 
 
 def _from_list(path: Path, download: bool) -> list[Source]:
-    """The sources in a text file, one per line."""
+    """Returns the sources in a text file, one per line."""
     listed = [_entry(line, download) for line in listed_files(path)]
     if not listed:
         raise ValueError(f"{path}: the list is empty; write a file or a stream per line")
