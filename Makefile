@@ -27,7 +27,7 @@ test-export: $(VENV)/.export
 	YOLOV5_ENVIRONMENTS=$(ENVIRONMENTS) $(RUN) -m pytest tests/utils/export tests/test_export.py
 
 fuzz: $(VENV)/.dev
-	FUZZ_CASES=$(CASES) OPENCV_LOG_LEVEL=OFF $(RUN) -m pytest tests/tools/test_fuzz.py --durations=4 --show-capture=no
+	FUZZ_CASES=$(CASES) OPENCV_LOG_LEVEL=OFF $(RUN) -m pytest tests/test_fuzz.py --durations=4 --show-capture=no
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

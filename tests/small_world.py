@@ -179,3 +179,7 @@ def full_disk(*_):
 
 
 CURVES = {"F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png"}  # only where something was found
+
+
+def random_images(B: int = 1) -> torch.Tensor:
+    return torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(2))
