@@ -126,7 +126,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(options: argparse.Namespace) -> None:
-    """The command."""
+    """Runs the command."""
     sources = {split: getattr(options, split) for split in SPLITS if getattr(options, split)}
     if not sources:
         raise ValueError("there is nothing to convert: give --train, --val or --test")

@@ -40,7 +40,7 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def diagnose(data: dict, image_size: int, anchors: np.ndarray) -> tuple[Contents, list[Finding]]:
-    """A loaded data set YAML, read and examined. anchors: (k, 2) width, height in pixels."""
+    """Reads and examines the data set of a loaded YAML. anchors: (k, 2) width, height in pixels."""
     contents = read_contents(data)
 
     def recall(sides: np.ndarray) -> float:
@@ -50,7 +50,7 @@ def diagnose(data: dict, image_size: int, anchors: np.ndarray) -> tuple[Contents
 
 
 def main(options: argparse.Namespace) -> None:
-    """The command."""
+    """Runs the command."""
     cli.check_range("--imgsz", options.imgsz, 32)
     given = load_dataset_yaml(options.data, splits=())
     data = load_dataset_yaml(options.data, tuple(split for split in SPLITS if given[split]))

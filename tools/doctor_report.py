@@ -22,7 +22,7 @@ STYLE = """
 
 
 def as_text(contents: Contents, findings: list[Finding], examples: int = 3) -> str:
-    """The findings as text: what was found, why it matters, what to do, and the first locations of each."""
+    """Writes the findings as text: what was found, why it matters, what to do, and the first locations of each."""
     lines = [_summary(contents)]
     if not findings:
         return lines[0] + "\nnothing found: no fault, no hint"
@@ -43,7 +43,7 @@ def _summary(contents: Contents) -> str:
 
 
 def as_json(contents: Contents, findings: list[Finding]) -> str:
-    """The findings as JSON, with all their locations."""
+    """Writes the findings as JSON, with all their locations."""
     told = [
         dict(zip(("severity", "what", "why", "do"), KINDS[f.kind]), kind=f.kind, count=f.count, places=f.locations)
         for f in findings
@@ -53,7 +53,7 @@ def as_json(contents: Contents, findings: list[Finding]) -> str:
 
 
 def as_html(contents: Contents, findings: list[Finding], title: str) -> str:
-    """The findings as a page that needs no other file, with the worst ones drawn."""
+    """Writes the findings as a page that needs no other file, with the worst ones drawn."""
     parts = [paragraph(_summary(contents))]
     for finding in findings:
         kind = KINDS[finding.kind]
@@ -75,7 +75,7 @@ def _view(contents: Contents, image: int, rows: list[int]) -> str:
 
 
 def draw(contents: Contents, image: int, rows: list[int], side: int = 560) -> bytes:
-    """A JPEG of an image with its boxes, those of `rows` red and thick, the others thin and blue."""
+    """Draws a JPEG of an image with its boxes: those of `rows` red and thick, the others thin and blue."""
     pixels = read_image(contents.images[image])
     scale = side / max(pixels.shape[:2])
     pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -23,7 +23,7 @@ pre{background:#f4f4f4;padding:.7em;white-space:pre-wrap;overflow-wrap:anywhere}
 
 
 def page(title: str, body: Iterable[str], style: str = "") -> str:
-    """The whole page. body: HTML, piece by piece; style: CSS beyond STYLE."""
+    """Returns the whole page. body: HTML, piece by piece; style: CSS beyond STYLE."""
     head = (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width,initial-scale=1'>"
@@ -33,18 +33,18 @@ def page(title: str, body: Iterable[str], style: str = "") -> str:
 
 
 def heading(text: str, level: int = 2, label: str = "") -> str:
-    """A heading; a label before it stands in a class of its own name, so that it can have a colour."""
+    """Returns a heading; a label before it is of the CSS class of its own name, so that it can have a colour."""
     before = f"<span class={escape(label)}>{escape(label)}</span> " if label else ""
     return f"<h{level}>{before}{escape(text)}</h{level}>"
 
 
 def paragraph(text: str, note: bool = False) -> str:
-    """A paragraph; a note is smaller and grey."""
+    """Returns a paragraph; a note is smaller and grey."""
     return f"<p{' class=note' if note else ''}>{emphasised(text)}</p>"
 
 
 def emphasised(text: str) -> str:
-    """Escaped text in which *better*, *worse*, *Why:* and *Do:* are emphasised."""
+    """Escapes text in which *better*, *worse*, *Why:* and *Do:* become emphasised."""
     text = escape(text)
     for word in ("better", "worse", "Why:", "Do:"):
         text = text.replace(f"*{word}*", f"<em>{word}</em>")
@@ -52,29 +52,29 @@ def emphasised(text: str) -> str:
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """A list of lines."""
+    """Returns a list of lines."""
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table that scrolls where it is wider than the page. left: columns of words, 1 or 2; the others are numbers."""
+    """Returns a table, which scrolls where it is wider than the page. left: number of left-aligned columns, 1 or 2."""
     lines = ["<tr>" + "".join(f"<th>{escape(head)}" for head in heads)]
     lines += ["<tr>" + "".join(f"<td>{emphasised(cell)}" for cell in row) for row in rows]
     return f"<div class=scroll><table class=left{left}>" + "\n".join(lines) + "</table></div>"
 
 
 def preformatted(text: str) -> str:
-    """Text as it stands, such as a command."""
+    """Returns text as it stands, such as a command."""
     return f"<pre>{escape(text)}</pre>"
 
 
 def group(name: str, parts: Iterable[str]) -> str:
-    """Parts side by side or one below the other, as the style of the class `name` says."""
+    """Returns parts in an element of the CSS class `name`, which says how they are arranged."""
     return f"<div class={name}>{''.join(parts)}</div>"
 
 
 def figure(image: np.ndarray | bytes, caption: str, kind: str = "jpg") -> str:
-    """An embedded image with a caption, which is its description too.
+    """Returns an embedded image with a caption, which is its description too.
 
     image: BGR uint8 (h, w, 3), or the bytes of a file of the kind jpg or png.
     """

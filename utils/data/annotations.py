@@ -54,16 +54,16 @@ class Annotations:
     faults: list[Fault]
 
     def labels_of(self, i: int) -> np.ndarray:
-        """(m, 5) rows of image i."""
+        """Returns the rows (m, 5) of image i."""
         return self.labels[self.starts[i] : self.starts[i + 1]]
 
     def polygons_of(self, i: int) -> list[np.ndarray]:
-        """m arrays (k, 2), row by row; k = 0 where the row was given as a box."""
+        """Returns m arrays (k, 2) of image i, row by row; k = 0 where the row was given as a box."""
         cuts = self.point_starts[self.starts[i] : self.starts[i + 1] + 1]
         return [self.points[a:b] for a, b in pairwise(cuts)]
 
     def take(self, order: np.ndarray) -> "Annotations":
-        """The images numbered in `order`, in that order."""
+        """Returns the images numbered in `order`, in that order."""
         rows, starts = _ragged_rows(self.starts, order)
         corners, point_starts = _ragged_rows(self.point_starts, rows)
         return replace(
@@ -77,12 +77,12 @@ class Annotations:
         )
 
     def choose(self, fraction: float, rng: np.random.Generator) -> "Annotations":
-        """A random share of the images, each as likely as any other, in the order that they had."""
+        """Returns a random share of the images, each as likely as any other, in the order that they had."""
         count = len(self.images)
         return self.take(np.sort(rng.choice(count, max(round(fraction * count), 1), replace=False)))
 
     def as_one_class(self) -> "Annotations":
-        """The same with every object of class 0."""
+        """Returns the same with every object of class 0."""
         return replace(self, labels=self.labels * np.array([0, 1, 1, 1, 1], np.float32))
 
 
@@ -91,7 +91,7 @@ def _starts(lengths: Iterable[int]) -> np.ndarray:
 
 
 def _ragged_rows(starts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of the pieces in `order` laid end to end, and where each piece then starts."""
+    """Returns the row numbers of the pieces in `order`, one after the other, and where each piece then starts."""
     lengths = np.diff(starts)[order]
     new_starts = _starts(lengths)
     return np.arange(new_starts[-1]) + np.repeat(starts[order] - new_starts[:-1], lengths), new_starts
@@ -132,7 +132,7 @@ def scan(
 
 
 def list_pairs(entry: Entry) -> Listing:
-    """The images of a dataset entry, sorted, with their label files; raises what `list_images` and `open` raise."""
+    """Lists the images of a dataset entry, sorted, with their label files. Raises what `list_images`, `open` raise."""
     if isinstance(entry, CocoSplit | VocSplit):
         return entry.open()
     images = list_images(entry)
@@ -140,7 +140,7 @@ def list_pairs(entry: Entry) -> Listing:
 
 
 def count_images(entry: Entry) -> int:
-    """Number of images of a dataset entry; of shards, which have to be read for it, of the usable ones."""
+    """Counts the images of a dataset entry; of shards, which have to be read for it, the usable ones."""
     return len((scan(entry) if isinstance(entry, ShardSplit) else list_pairs(entry)).images)
 
 
@@ -184,7 +184,7 @@ def _check_shards(split: ShardSplit) -> Annotations:
 
 
 def gather(images: list[str], checked: list[CheckedImage]) -> Annotations:
-    """Images, each with what was found of it, in arrays; the corrupt ones are left out."""
+    """Puts checked images into arrays; the corrupt ones are left out."""
     used = [(path, image) for path, image in zip(images, checked) if not image.corrupt]
     labels = [image.labels for _, image in used]
     # a box has no corners, so that boxes and polygons can stand in one list
@@ -232,7 +232,7 @@ def _report(annotations: Annotations, entry: Entry, prefix: str) -> None:
 
 
 def cache_path(entry: Entry) -> Path:
-    """`images/train` -> `labels/train.cache`, `train.txt` -> `train.cache`; several entries get a name of their own."""
+    """Returns the cache file: `images/train` -> `labels/train.cache`, `train.txt` -> `train.cache`."""
     paths = [entry] if isinstance(entry, str) else getattr(entry, "paths", entry)
     paths = [os.path.normpath(path) for path in paths]
     first = paths[0]
@@ -243,7 +243,7 @@ def cache_path(entry: Entry) -> Path:
 
 
 def files_digest(paths: list[str]) -> str:
-    """Changes when a file is added, removed, rewritten or moved."""
+    """Returns a checksum that changes when a file is added, removed, rewritten or moved."""
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -272,7 +272,7 @@ def _save_cache(path: Path, digest: str, annotations: Annotations) -> None:
 
 
 def _load_cache(path: Path, digest: str) -> Annotations | None:
-    """The stored result of a check; None if there is none, it is damaged or not ours, or its files have changed."""
+    """Reads the stored result of a check; None if there is none, it is damaged or not ours, or files have changed."""
     try:
         header, _, content = path.read_bytes().partition(b"\n")
     except OSError:

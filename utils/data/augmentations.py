@@ -1,9 +1,9 @@
-"""Augmentation: pure functions from pictures and labels to pictures and labels.
+"""Augmentation: pure functions from images and labels to images and labels.
 
-Whatever is random is split in two: `draw_*(rng, ...)` takes a generator and returns the numbers, another function
-applies numbers to a picture. The same numbers give the same picture on every machine.
+Randomness is kept apart: `draw_*(rng, ...)` takes a generator and returns numbers, another function applies the numbers
+to an image. The same numbers give the same image on every machine.
 
-Pictures are uint8 (height, width, C), with C = 3 in BGR order, and never changed in place. Labels are (n, 5): class,
+Images are uint8 (height, width, C), with C = 3 in BGR order, and never changed in place. Labels are (n, 5): class,
 then a box whose format each function names. Polygons are a list of n arrays (k, 2), one per label row, empty (k = 0)
 where the row has only a box; an empty list says the same for all rows.
 """
@@ -32,7 +32,7 @@ STRIP = 64  # rows that are recoloured at a time
 
 
 class Warp(NamedTuple):
-    """One draw of a perspective transform. The default leaves a picture where it is."""
+    """One draw of a perspective transform. The default changes nothing."""
 
     perspective_x: float = 0.0
     perspective_y: float = 0.0
@@ -40,7 +40,7 @@ class Warp(NamedTuple):
     scale: float = 1.0
     shear_x: float = 0.0  # degrees
     shear_y: float = 0.0
-    translate_x: float = 0.5  # of the output's width, where the picture's centre goes
+    translate_x: float = 0.5  # of the output's width, where the image's centre goes
     translate_y: float = 0.5
 
 
@@ -58,9 +58,9 @@ def draw_warp(
 
 
 def warp_matrix(warp: Warp, shape: tuple[int, int], new_shape: tuple[int, int]) -> np.ndarray:
-    """(3, 3) matrix from pixels of a picture of `shape` to pixels of one of `new_shape`, both (height, width).
+    """Returns the (3, 3) matrix from pixels of an image of `shape` to those of `new_shape`, both (height, width).
 
-    translation . shear . rotation and scale . perspective . centring, applied from the right.
+    It is translation . shear . rotation and scale . perspective . centring, applied from the right.
     """
     height, width = shape
     centre = np.array([[1, 0, -width / 2], [0, 1, -height / 2], [0, 0, 1]])
@@ -81,7 +81,7 @@ def random_perspective(
     warp: Warp,
     new_shape: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Warps a picture and its labels (class and pixel xyxy) into a frame of `new_shape`, by default its own."""
+    """Warps an image and its labels (class and pixel xyxy) into a frame of `new_shape`, by default its own."""
     shape = image.shape[:2]
     new_shape = new_shape or shape
     matrix = warp_matrix(warp, shape, new_shape)
@@ -89,21 +89,21 @@ def random_perspective(
 
 
 def warp_image(image: np.ndarray, matrix: np.ndarray, new_shape: tuple[int, int]) -> np.ndarray:
-    """The picture through `matrix` in a frame of `new_shape` (height, width), grey where it does not reach."""
+    """Warps an image by `matrix` into a frame of `new_shape` (height, width), which is grey outside the image."""
     if image.shape[:2] == tuple(new_shape) and np.array_equal(matrix, np.eye(3)):
         return image
     height, width = new_shape
-    if _is_affine(matrix):
+    if is_affine(matrix):
         return by_fours(lambda part: cv2.warpAffine(part, matrix[:2], (width, height), borderValue=FILL), image)
     return by_fours(lambda part: cv2.warpPerspective(part, matrix, (width, height), borderValue=FILL), image)
 
 
-def _is_affine(matrix: np.ndarray) -> bool:
+def is_affine(matrix: np.ndarray) -> bool:
     return matrix[2, 0] == 0 and matrix[2, 1] == 0
 
 
 def warp_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Pixel points (..., 2) through a (3, 3) matrix."""
+    """Maps pixel points (..., 2) by a (3, 3) matrix."""
     moved = points @ matrix[:, :2].T + matrix[:, 2]
     return moved[..., :2] / moved[..., 2:]
 
@@ -115,7 +115,7 @@ def warp_labels(
     new_shape: tuple[int, int],
     scale: float,
 ) -> np.ndarray:
-    """Labels (class and pixel xyxy) through `matrix`; those of which too little remains in the frame are dropped.
+    """Maps labels (class and pixel xyxy) by `matrix`; those of which too little remains in the frame are dropped.
 
     A box becomes the box around its four moved corners. A polygon becomes the box around those of 1000 points along
     its moved outline that lie in the frame, which is tighter, so less of its area has to remain.
@@ -146,7 +146,7 @@ def keep_boxes(
     max_aspect: float = 100,
     eps: float = 1e-16,
 ) -> np.ndarray:
-    """Which of the xyxy boxes `after` (n, 4) are still worth learning: bool (n,).
+    """Returns which of the xyxy boxes `after` (n, 4) are still worth learning: bool (n,).
 
     Both sides must exceed `min_side` pixels, the area `min_area` of the box `before`, and neither side may be
     `max_aspect` times the other.
@@ -158,24 +158,24 @@ def keep_boxes(
     return (width > min_side) & (height > min_side) & (area > min_area) & (aspect < max_aspect)
 
 
-# --- mixing pictures --------------------------------------------------------------------------------------------------
+# --- mixing images ----------------------------------------------------------------------------------------------------
 
 
 def draw_mixup(rng: np.random.Generator) -> float:
-    """Weight of the first picture, near one half (mixup, Zhang et al., ICLR 2018, with alpha = beta = 32)."""
+    """Draws the weight of the first image, near one half (mixup, Zhang et al., ICLR 2018, with alpha = beta = 32)."""
     return rng.beta(32.0, 32.0)
 
 
 def mixup(
     image: np.ndarray, labels: np.ndarray, other_image: np.ndarray, other_labels: np.ndarray, ratio: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blends two pictures of one size, `ratio` of the first, and keeps the labels of both."""
+    """Blends two images of one size, `ratio` of the first, and keeps the labels of both."""
     blend = (image * ratio + other_image * (1 - ratio)).astype(np.uint8)
     return blend, np.concatenate([labels, other_labels])
 
 
 def draw_copy_paste(rng: np.random.Generator, polygons: list[np.ndarray], probability: float) -> list[int]:
-    """Rows to copy: that share of those that have a polygon, in random order."""
+    """Draws the rows to copy: a share `probability` of those that have a polygon, in random order."""
     outlined = [row for row, polygon in enumerate(polygons) if len(polygon)] if probability else []
     return rng.permutation(outlined)[: round(probability * len(outlined))].tolist()
 
@@ -209,12 +209,12 @@ def copy_paste(
 
 
 def draw_hsv(rng: np.random.Generator, hue: float, saturation: float, value: float) -> np.ndarray:
-    """(3,) multipliers, each evenly from 1 plus or minus its gain."""
+    """Draws (3,) multipliers, each evenly from 1 plus or minus its gain."""
     return 1 + rng.uniform(-1, 1, 3) * (hue, saturation, value)
 
 
 def adjust_hsv(image: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
-    """Multiplies hue (which wraps around), saturation and value (which saturate). Only of pictures in colour."""
+    """Multiplies hue (which wraps around), saturation and value (which saturate). Only of images in colour."""
     if image.shape[2] != 3 or np.all(np.equal(multipliers, 1)):
         return image  # there and back through HSV would lose a little
     levels = np.arange(256)
@@ -225,10 +225,10 @@ def adjust_hsv(image: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
 
 
 def to_planes(image: np.ndarray, multipliers: np.ndarray | None = None) -> np.ndarray:
-    """The picture as networks take it, uint8 (C, height, width), of three in RGB order, whose colours are multiplied.
+    """Multiplies colours and returns the image as networks take it: uint8 (C, height, width), three in RGB order.
 
-    Equal to `adjust_hsv` but for the rounding of one pixel in a hundred, by a level or two: hue, saturation and value
-    are multiplied by arithmetic, not by a table, strip by strip while they are in the processor's cache.
+    Equal to `adjust_hsv` except for the rounding of one pixel in a hundred, by a level or two: hue, saturation and
+    value are multiplied by arithmetic, not by a table, strip by strip while they are in the processor's cache.
     """
     height, width, channels = image.shape
     if channels != 3:
@@ -252,12 +252,12 @@ def to_planes(image: np.ndarray, multipliers: np.ndarray | None = None) -> np.nd
 
 
 def flip_up_down(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Top to bottom; labels are class and xywh 0-1."""
+    """Mirrors an image top to bottom; labels are class and xywh 0-1."""
     return by_fours(lambda part: cv2.flip(part, 0), image), _mirror(labels, 2)
 
 
 def flip_left_right(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Left to right; labels are class and xywh 0-1."""
+    """Mirrors an image left to right; labels are class and xywh 0-1."""
     return by_fours(lambda part: cv2.flip(part, 1), image), _mirror(labels, 1)
 
 
@@ -289,7 +289,7 @@ class Albumentations:
         self.transforms = [albumentations.Compose([getattr(albumentations, kind)(p=1)]) for kind in kinds]
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A picture of the same size, each transform applied to one in a hundred."""
+        """Returns an image of the same size; each transform is applied to one image in a hundred."""
         for transform in self.transforms:
             if rng.random() < 0.01:
                 transform.set_random_seed(int(rng.integers(2**31)))

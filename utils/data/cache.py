@@ -26,16 +26,17 @@ GIB = 2**30
 
 
 class SharedImages:
-    """uint8 images in one block of memory, which other processes of this user can open; none can change them.
+    """uint8 images in one block of memory, which other processes of this user can open but not change.
 
-    A block is found by its key, lives as long as a process has it open, and leaves nothing behind, however they end.
-    A forked worker inherits it, a spawned one opens it again, and so does the next process that asks for the same key.
+    A block is found by its key, exists as long as a process has it open, and leaves nothing behind, however the
+    processes end. A forked worker inherits it; a spawned one opens it again, and so does the next process that asks for
+    the same key.
 
     Args:
-        key: tells the content; two blocks of one key are the same.
+        key: identifies the content; two blocks of one key are the same.
         shapes: int (n, 2), the (height, width) of each image.
-        fill: called with n arrays to write to, if the block is not there yet.
-        fits: asked with a number of bytes before memory is taken.
+        fill: called with n arrays to write to, if the block does not exist yet.
+        fits: called with a number of bytes before memory is taken; returns False where that is too much.
 
     Raises MemoryError if it does not fit.
     """
@@ -67,7 +68,7 @@ class SharedImages:
             self._make(fill, fits)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """(height, width, channels) image i, which cannot be written to."""
+        """Returns image i, uint8 (height, width, channels), which cannot be written to."""
         shape = (*self._shapes[i].tolist(), self._channels)
         return np.frombuffer(self._memory, np.uint8, math.prod(shape), int(self._starts[i])).reshape(shape)
 
@@ -77,7 +78,7 @@ class SharedImages:
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
         if not self._attach(self._address):
-            raise RuntimeError("the images that the starting process keeps in memory are gone")
+            raise RuntimeError("the images that the starting process kept in memory no longer exist")
 
     def _make(self, fill: Callable[[list[np.ndarray]], None], fits: Callable[[int], bool]) -> None:
         size = int(self._starts[-1])
@@ -100,7 +101,7 @@ class SharedImages:
         return name.is_file() and self._attach(name.read_text())
 
     def _attach(self, address: str) -> bool:
-        """Maps the block at `address`; False where there is none any more, or another."""
+        """Maps the block at `address`; returns False where it no longer exists or is another one."""
         try:
             self._file = open(address, "rb")
             self._memory = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -121,7 +122,7 @@ class SharedImages:
 class ImagesOnDisk:
     """Decoded images in the user's cache folder, found by the bytes of the file that they came from.
 
-    So a changed file is never answered by its old pixels, equal files share an entry, and entries outlive the run.
+    So a changed file never gives its old pixels, equal files share an entry, and entries outlive the run.
     They are written whole or not at all; processes and runs may use them side by side.
 
     kind: how the pixels were made, where it matters; part of an entry's name.
@@ -139,7 +140,7 @@ class ImagesOnDisk:
         return self.folder / name[:2] / f"{name}-{self.kind}"
 
     def load(self, data: np.ndarray, shape: tuple[int, int]) -> np.ndarray | None:
-        """The image, of `shape` (height, width), made of a file's bytes `data` earlier; None if it is not here."""
+        """Returns the image of `shape` (height, width) that was made of a file's bytes `data`, or None."""
         try:
             pixels = np.fromfile(self._path(data), np.uint8)
         except OSError:
@@ -148,7 +149,7 @@ class ImagesOnDisk:
         return pixels.reshape(shape) if pixels.size == math.prod(shape) else None
 
     def save(self, data: np.ndarray, image: np.ndarray) -> None:
-        """Keeps the image made of a file's bytes; a disk that takes no more is a warning, once."""
+        """Keeps the image made of a file's bytes; a disk that is full is reported once."""
         if not self._writable:
             return
         path = self._path(data)

@@ -1,4 +1,4 @@
-"""Checks of a data set: what can be wrong with its images, labels, boxes, classes and splits.
+"""Checks a data set: what can be wrong with its images, labels, boxes, classes and splits.
 
 `read_contents` reads a data set once, `examine` gives all findings; tools/doctor.py prints them.
 """
@@ -168,7 +168,7 @@ def read_contents(data: dict) -> Contents:
 
 
 def _read_image(path: str) -> tuple[tuple[int, int], str, np.ndarray, list[tuple[str, str]]]:
-    """Size, digest, thumbnail and (kind, text) of faults; (0, 0) for the size of an unreadable image."""
+    """Returns size, digest, thumbnail and (kind, text) of faults; (0, 0) for the size of an unreadable image."""
     from PIL import Image
 
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -188,7 +188,7 @@ def _read_image(path: str) -> tuple[tuple[int, int], str, np.ndarray, list[tuple
 
 
 def read_label_file(path: str, nc: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
-    """Rows (n, 5) of the lines that can be used, their line numbers (n,), and (kind, text) of all faults."""
+    """Returns the rows (n, 5) of the usable lines, their line numbers (n,), and (kind, text) of all faults."""
     nothing = np.zeros((0, 5)), np.zeros(0, int)
     if not os.path.exists(path):
         return *nothing, [("label-missing", path)]
@@ -207,12 +207,13 @@ def read_label_file(path: str, nc: int) -> tuple[np.ndarray, np.ndarray, list[tu
 def near_pairs(
     thumbnails: np.ndarray, splits: np.ndarray, max_bits: int = NEAR_BITS, block: int | None = None
 ) -> np.ndarray:
-    """Pairs (m, 2), i < j, of grey thumbnails (n, 16, 17) that look alike: for each j the first i of its own split and
-    the first i of another, so that a thousand frames of a fixed camera are a thousand pairs and not half a million.
+    """Finds pairs (m, 2), i < j, of grey thumbnails (n, 16, 17) that look alike.
 
-    Compared are the signs of the differences of neighbouring pixels, 256 bits, as a product of matrices of +1 and -1.
-    A few lines of numpy, where the imagehash library would bring scipy; 64 bits, its usual size, do not tell one
-    microscope slide from another. Thumbnails without any contrast are not compared.
+    For each j they are the first i of its own split and the first i of another, so that a thousand frames of a fixed
+    camera are a thousand pairs and not half a million. The signs of the differences of neighbouring pixels are
+    compared, 256 bits, as a product of matrices of +1 and -1: a few lines of numpy, where the imagehash library would
+    bring scipy, and its usual 64 bits do not tell one microscope slide from another. Thumbnails without any contrast
+    are not compared.
     """
     n = len(thumbnails)
     bits = np.where(np.diff(thumbnails.astype(np.int16), axis=2) > 0, 1, -1).reshape(n, -1).astype(np.float32)
@@ -231,7 +232,7 @@ def near_pairs(
 
 
 def overlapping_pairs(boxes: np.ndarray, owner: np.ndarray, min_iou: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (m, 2) of rows of one image whose boxes (N, 4: x, y, w, h) overlap by `min_iou` or more; the IoU."""
+    """Finds pairs (m, 2) of rows of one image whose boxes (N, 4: x, y, w, h) overlap by `min_iou`, and their IoU."""
     pairs, values = [np.zeros((0, 2), int)], [np.zeros(0)]
     order = np.argsort(owner, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
@@ -247,7 +248,7 @@ def overlapping_pairs(boxes: np.ndarray, owner: np.ndarray, min_iou: float) -> t
 
 
 def box_checks(labels: np.ndarray, sizes: np.ndarray, image_size: int) -> dict[str, np.ndarray]:
-    """Row numbers by kind, the worst first. labels (N, 5) 0-1; sizes (N, 2): width, height of each row's image."""
+    """Returns row numbers by kind, the worst first. labels (N, 5) 0-1; sizes (N, 2): width, height of the images."""
     sides = labels[:, 3:] * sizes
     scaled = sides_at(labels, sizes, image_size)
     degenerate = sides.min(1) < 1
@@ -264,12 +265,12 @@ def box_checks(labels: np.ndarray, sizes: np.ndarray, image_size: int) -> dict[s
 
 
 def sides_at(labels: np.ndarray, sizes: np.ndarray, image_size: int) -> np.ndarray:
-    """Sides (N, 2) of boxes in pixels, once their images (N, 2: width, height) have a longer side of image_size."""
+    """Returns sides (N, 2) of boxes in pixels, once the longer side of their images is image_size."""
     return labels[:, 3:] * sizes * image_size / sizes.max(1, keepdims=True)
 
 
 def class_checks(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Classes by kind, from the boxes per class (nc,) of each split."""
+    """Returns classes by kind, from the boxes per class (nc,) of each split."""
     train, val = counts["train"], counts.get("val")
     found = {"class-absent": np.flatnonzero(train == 0)}
     found["class-rare"] = np.flatnonzero((train > 0) & (train * IMBALANCE < train.max()))
@@ -284,7 +285,7 @@ def class_checks(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def examine(
     contents: Contents, image_size: int, recall: Callable[[np.ndarray], float], good_recall: float
 ) -> list[Finding]:
-    """All findings, faults first.
+    """Returns all findings, faults first.
 
     image_size: at which the data set will be trained, in pixels.
     recall: gives the share of boxes, 0-1, that some anchor matches, from their sides (N, 2) in pixels at that size.
@@ -299,7 +300,7 @@ def examine(
 def _from_faults(contents: Contents) -> list[Finding]:
     found = defaultdict(dict)
     for kind, text, image in contents.faults:
-        found[kind].setdefault(text, image)  # an image of two splits is told once
+        found[kind].setdefault(text, image)  # an image of two splits is reported once
     readable = contents.sizes.all(1)
     return [
         Finding(kind, len(texts), list(texts), [(i, []) for i in texts.values() if readable[i]])
@@ -367,10 +368,10 @@ def _from_boxes(contents: Contents, image_size: int) -> list[Finding]:
 
 
 def _of_rows(contents: Contents, kind: str, rows: np.ndarray, describe: Callable[[np.ndarray], str]) -> Finding:
-    """A finding of single rows (m, 1) or of pairs (m, 2)."""
+    """Makes a finding of single rows (m, 1) or of pairs (m, 2)."""
     image_of = [contents.images[contents.owner[row[0]]] for row in rows]
     once = {(image, *contents.lines[row]): row for image, row in zip(image_of[::-1], rows[::-1])}
-    rows = list(once.values())[::-1]  # an image of two splits is told once
+    rows = list(once.values())[::-1]  # an image of two splits is reported once
     texts, views = [], defaultdict(list)
     for row in rows:
         image = int(contents.owner[row[0]])

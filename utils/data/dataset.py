@@ -53,14 +53,14 @@ from utils.data.store import FileStore, ImageStore, ShardStore
 from utils.log import LOGGER
 
 FRACTION_STREAM = 3  # keeps this random stream apart from those of the samples, seeded by (seed, epoch, index)
-EDGE = 1e-3  # pixels by which boxes stay inside the far edges of the picture
+EDGE = 1e-3  # pixels by which boxes stay inside the far edges of the image
 
 Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
 Sample = tuple[torch.Tensor, torch.Tensor, str, Shapes | None]
 
 
 def open_dataset(entry: Entry, options: LoaderOptions) -> "DetectionDataset":
-    """The dataset of an entry of a data set YAML: folder, list file, list of those, or a split in another format.
+    """Makes the dataset of an entry of a data set YAML: folder, list file, list of those, or split in another format.
 
     Raises ValueError where no image is usable, no label is found though augmenting, or a class is beyond `nc`.
     """
@@ -130,11 +130,11 @@ class DetectionDataset(torch.utils.data.Dataset):
         return len(self.image_files)
 
     def labels_of(self, i: int) -> np.ndarray:
-        """float32 (m, 5) labels of image i: class, x, y, w, h, 0-1."""
+        """Returns the labels of image i, float32 (m, 5): class, x, y, w, h, 0-1."""
         return self.annotations.labels_of(i)
 
     def generator(self, epoch: int, index: int) -> np.random.Generator:
-        """The source of all randomness of one sample."""
+        """Returns the source of all randomness of one sample."""
         return np.random.default_rng((self.seed, epoch, index))
 
     def __getitem__(self, key: int | tuple) -> Sample:
@@ -189,9 +189,9 @@ class DetectionDataset(torch.utils.data.Dataset):
     def _mosaic(
         self, index: int, rng: np.random.Generator, partners: tuple | None, window: tuple | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Image `index` and three others around a random centre, warped into one picture of the image size.
+        """Joins image `index` and three others around a random centre, warped into one image of the image size.
 
-        Or eight others around one of them, in the share of mosaics that the hyper-parameter mosaic9 says.
+        A share of the mosaics, which the hyper-parameter mosaic9 sets, has eight others around one of them.
         """
         size = self.image_size
         nine = self.hyp.get("mosaic9", 0) and rng.random() < self.hyp["mosaic9"]
@@ -220,7 +220,7 @@ class DetectionDataset(torch.utils.data.Dataset):
         return warp_mosaic(images, tiles, spans, matrix, size), labels
 
     def _partners(self, rng: np.random.Generator, count: int, window: tuple[int, ...] | None) -> list[int]:
-        """Numbers of random images to join another in a mosaic: of a window, or of all whose pixels can be loaded."""
+        """Draws images to join another in a mosaic: from a window, or from all whose pixels can be loaded."""
         candidates = window or self.store.available
         return [candidates[k] for k in rng.integers(len(candidates), size=count).tolist()]
 
@@ -237,10 +237,12 @@ class DetectionDataset(torch.utils.data.Dataset):
 
 
 def rect_shapes(shapes: np.ndarray, batch_size: int, image_size: int, stride: int, pad: float) -> np.ndarray:
-    """Frames for images of `shapes` (n, 2: width, height), sorted by height / width: int (batches, 2: height, width).
+    """Returns a frame for each batch of images sorted by height / width: int (batches, 2: height, width).
 
     Each is the smallest multiple of the stride (plus `pad` strides, rounded up) in which every image of its batch fits
     with its longer side at `image_size`.
+
+    shapes: (n, 2) width, height of the images.
     """
     aspect = shapes[:, 1] / shapes[:, 0]
     firsts = np.arange(0, len(shapes), batch_size)

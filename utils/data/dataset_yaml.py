@@ -1,26 +1,26 @@
-"""Dataset YAML: where the images are, and what the classes are called.
+"""Dataset YAML: where the images are, and the names of the classes.
 
     path: ../datasets/cells     # root; relative to the repository, else to this file's folder
     train: images/train         # folder, or text file of image paths, or a list of those
     val: images/val
     nc: 3
     names: [red, white, platelet]     # or {0: red, 1: white, 2: platelet}
-    channels: 3                       # of a picture: 1 for grey, 3 for colour (also without the key), or more
+    channels: 3                       # of an image: 1 for grey, 3 for colour (the default), or more
 
-A split may also be COCO JSON, whose classes are matched by name (without nc and names those of the JSON are taken):
+A split may also be COCO JSON, whose classes are matched by name (without nc and names, its own names are used):
 
     train: annotations/instances_train2017.json
-    train_images: images/train2017    # where `file_name` starts; `images` says it for all splits; else the root
+    train_images: images/train2017    # folder where `file_name` starts (`images`: for all splits; default: the root)
 
-or Pascal VOC, a list below ImageSets or a folder called Annotations (with `format: voc` any folder of XML files):
+or Pascal VOC: a list below ImageSets or a folder called Annotations (with `format: voc`, any folder of XML files):
 
     train: VOC2007/ImageSets/Main/trainval.txt
-    difficult: true                   # keep the objects marked as difficult, which v6.1 leaves out
+    difficult: true                   # keep the objects marked as difficult (default: leave them out, as v6.1)
 
-or WebDataset tar shards (`utils.data.shards`): `train: shards/train-{000000..000099}.tar`.
+or WebDataset tar shards (`utils.data.formats.shards`): `train: shards/train-{000000..000099}.tar`.
 
-Two optional keys say what to do where images are missing. `draw: shapes` has them drawn. `download` is fetched where
-the user asked for that: the name of a known set (`utils.downloads.KNOWN_SETS`), archives, or a list of both:
+Two optional keys say what to do where images are missing. `draw: shapes` draws them. `download` is fetched if the user
+asked for it: the name of a known set (`utils.downloads.KNOWN_SETS`), archives, or a list of both:
 
     download:
       - {url: https://example.com/cells.zip, sha256: 0123...cdef, folder: images}   # folder: below the root
@@ -43,16 +43,16 @@ from utils.downloads import KNOWN_SETS, Archive, download_dataset
 from utils.files import ROOT, find_file, read_yaml
 from utils.log import LOGGER
 
-MOST_SHARDS = 1_000_000
+MAX_SHARDS = 1_000_000
 SPLITS = ("train", "val", "test")
 
 
 def load_dataset_yaml(
     path: str | Path, splits: tuple[str, ...] = ("train", "val"), download: bool = False
 ) -> dict[str, Any]:
-    """Reads a dataset YAML and checks that the images of every asked split are in place.
+    """Reads a dataset YAML and checks that the images of the given splits exist.
 
-    download: fetch them where they are not and the YAML says from where, with checksums.
+    download: fetch them if they do not and the YAML says from where, with checksums.
 
     Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, a
     split in another format, or None where the YAML leaves it out), `nc` an int, `names` a list of nc strings and
@@ -62,7 +62,7 @@ def load_dataset_yaml(
     """
     file = _find(path)
     data = read_yaml(file)
-    channels = _whole(data.get("channels", 3), "channels", "channels of a picture", file)
+    channels = _whole(data.get("channels", 3), "channels", "channels of an image", file)
     entries = {split: _entry(data, split, file) for split in SPLITS}
     for split in splits:
         if split not in SPLITS:
@@ -70,10 +70,10 @@ def load_dataset_yaml(
         if entries[split] is None:
             raise ValueError(f"{file}: key '{split}' is missing; give a folder of images or a list file")
 
-    wanted = [place for split in splits for place in _as_list(entries[split])]
-    annotations = [place for place in wanted if _is_json(place)]
+    wanted = [path for split in splits for path in _as_list(entries[split])]
+    annotations = [path for path in wanted if _is_json(path)]
     if data.get("names") is not None or not annotations:
-        _classes(data, file)  # tells of a fault before any image is looked for
+        _classes(data, file)  # raises for a fault before any image is looked for
     roots = _candidate_roots(data, file)
     root = _choose_root(roots, wanted)
     if "draw" in data and _missing(root, wanted):
@@ -105,7 +105,7 @@ def _find(path: str | Path) -> Path:
 
 
 def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
-    """(nc, names): either may be left out of the YAML, not both."""
+    """Returns (nc, names). The YAML may leave out one of them, not both."""
     nc, names = data.get("nc"), data.get("names")
     if nc is None and names is None:
         raise ValueError(f"{file}: keys 'nc' and 'names' are missing; give the number of classes and their names")
@@ -137,70 +137,70 @@ def _list_of_names(names: Any, file: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-# --- places -----------------------------------------------------------------------------------------------------------
+# --- paths ------------------------------------------------------------------------------------------------------------
 
 
 def _entry(data: dict[str, Any], split: str, file: Path) -> str | list[str] | None:
     entry = data.get(split)
     if entry is None or entry == "" or entry == []:
         return None
-    if not all(isinstance(place, str) for place in _as_list(entry)):
+    if not all(isinstance(path, str) for path in _as_list(entry)):
         raise ValueError(f"{file}: {split} must be a path or a list of paths, got {entry!r}")
-    if any(_is_shard(place) for place in _as_list(entry)):
-        return [path for place in _as_list(entry) for path in _expand_braces(place, f"{file}: {split}")]
+    if any(_is_shard(path) for path in _as_list(entry)):
+        return [shard for path in _as_list(entry) for shard in _expand_braces(path, f"{file}: {split}")]
     return entry
 
 
-def _expand_braces(place: str, where: str) -> list[str]:
-    """`a-{0..2}.tar` -> a-0.tar, a-1.tar, a-2.tar."""
+def _expand_braces(path: str, where: str) -> list[str]:
+    """Expands `a-{0..2}.tar` to a-0.tar, a-1.tar, a-2.tar."""
     require("webdataset", f"{where}: a set of tar shards")
     from braceexpand import UnbalancedBracesError, braceexpand
 
-    ends = [[int(end[:18]) for end in ends] for ends in re.findall(r"\{(-?\d+)\.\.(-?\d+)", place)]
-    many = any(abs(last - first) >= MOST_SHARDS for first, last in ends)  # which the library would spell out at once
+    ends = [[int(end[:18]) for end in ends] for ends in re.findall(r"\{(-?\d+)\.\.(-?\d+)", path)]
+    many = any(abs(last - first) >= MAX_SHARDS for first, last in ends)  # which the library would spell out at once
     try:
-        paths = [] if many else list(islice(braceexpand(place), MOST_SHARDS + 1))
+        paths = [] if many else list(islice(braceexpand(path), MAX_SHARDS + 1))
     except UnbalancedBracesError as error:
         raise ValueError(f"{where}: {error}") from None
-    if many or len(paths) > MOST_SHARDS:
-        raise ValueError(f"{where}: {place} stands for more than {MOST_SHARDS} shards")
+    if many or len(paths) > MAX_SHARDS:
+        raise ValueError(f"{where}: {path} stands for more than {MAX_SHARDS} shards")
     return paths
 
 
 def _in_its_format(data: dict[str, Any], split: str, entry: Any, root: Path, names: list[str], file: Path) -> Any:
-    """The entry as it is, or the split in another format that it stands for."""
+    """Returns the entry unchanged, or the split in another format that it names."""
     if entry is None:
         return None
     if data.get("format") not in (None, "voc"):
         raise ValueError(f"{file}: format must be 'voc' or be left out, got {data['format']!r}")
     if not isinstance(difficult := data.get("difficult", False), bool):
         raise ValueError(f"{file}: difficult must be true or false, got {difficult!r}")
-    places = tuple(_as_list(entry))
-    as_coco = {_is_json(place) for place in places}
-    as_shards = {_is_shard(place) for place in places}
-    as_voc = {data.get("format") == "voc" or is_voc_path(place) for place in places}
+    paths = tuple(_as_list(entry))
+    as_coco = {_is_json(path) for path in paths}
+    as_shards = {_is_shard(path) for path in paths}
+    as_voc = {data.get("format") == "voc" or is_voc_path(path) for path in paths}
     if max(len(as_coco), len(as_shards), len(as_voc)) > 1:
-        raise ValueError(f"{file}: {split} mixes formats of labels: {', '.join(places)}")
+        raise ValueError(f"{file}: {split} mixes formats of labels: {', '.join(paths)}")
     if True in as_shards:
-        return ShardSplit(places)
+        return ShardSplit(paths)
     key = f"{split}_images" if f"{split}_images" in data else "images"
     images = data.get(key)
     if images is not None and not isinstance(images, str):
         raise ValueError(f"{file}: {key} must be a folder, got {images!r}")
     folder = root / images if images else None
     if True in as_coco:
-        return CocoSplit(places, str(folder or root), tuple(names))
+        return CocoSplit(paths, str(folder or root), tuple(names))
     if True in as_voc:
-        return VocSplit(places, str(folder) if folder else None, tuple(names), difficult)
+        return VocSplit(paths, str(folder) if folder else None, tuple(names), difficult)
     return entry
 
 
-def _is_shard(place: str) -> bool:
-    return place.lower().endswith(".tar")
+def _is_shard(path: str) -> bool:
+    return path.lower().endswith(".tar")
 
 
-def _is_json(place: str) -> bool:
-    return place.lower().endswith(".json")
+def _is_json(path: str) -> bool:
+    return path.lower().endswith(".json")
 
 
 def _as_list(entry: Any) -> list:
@@ -208,7 +208,7 @@ def _as_list(entry: Any) -> list:
 
 
 def _candidate_roots(data: dict[str, Any], file: Path) -> list[Path]:
-    """Where the dataset may lie: `path` as seen from the repository, then as seen from the YAML's own folder."""
+    """Returns where the dataset may be: `path` relative to the repository, then relative to the YAML's own folder."""
     path = data.get("path", "")
     if not isinstance(path, str | None) or "\0" in (path or ""):
         raise ValueError(f"{file}: path must be the dataset's folder, got {path!r}")
@@ -217,21 +217,21 @@ def _candidate_roots(data: dict[str, Any], file: Path) -> list[Path]:
 
 
 def _choose_root(roots: list[Path], wanted: list[str]) -> Path:
-    """The first root that holds every wanted place; else the first that exists; else the first."""
+    """Returns the first root that holds every path; else the first that exists; else the first."""
     complete = [root for root in roots if not _missing(root, wanted)]
     existing = [root for root in roots if os.path.isdir(root)]
     return (complete + existing + roots)[0]
 
 
 def _missing(root: Path, wanted: list[str]) -> list[Path]:
-    # os.path.exists is false, and does not raise, for a name that is too long or holds a zero byte
-    return [root / place for place in wanted if not os.path.exists(root / place)]
+    # os.path.exists returns False, and does not raise, for a name that is too long or holds a zero byte
+    return [root / path for path in wanted if not os.path.exists(root / path)]
 
 
 def _under(root: Path, entry: str | list[str] | None) -> str | list[str] | None:
     if entry is None:
         return None
-    return [str(root / place) for place in entry] if isinstance(entry, list) else str(root / entry)
+    return [str(root / path) for path in entry] if isinstance(entry, list) else str(root / entry)
 
 
 def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries: dict[str, Any], file: Path) -> None:
@@ -244,8 +244,8 @@ def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries:
                 message += "; --download fetches the images"
             elif data.get("download"):
                 message += (
-                    "; the file says how to get the images, which is left to you. "
-                    f"After reading it, run this yourself:\n{str(data['download']).strip()}"
+                    "; the download text of the file is never executed. After reading it, "
+                    f"run this yourself:\n{str(data['download']).strip()}"
                 )
             else:
                 message += f"; put the images there or correct '{split}' or 'path'"
@@ -253,7 +253,7 @@ def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries:
 
 
 def _archives(download: Any, file: Path) -> list[Archive]:
-    """What can be fetched; nothing where `download` is left out or a text for the user."""
+    """Returns the archives that can be fetched; none where `download` is left out or is a text for the user."""
     if isinstance(download, str) and download.strip() not in KNOWN_SETS:
         return []
     archives: list[Archive] = []

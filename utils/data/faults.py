@@ -42,7 +42,7 @@ class FaultError(ValueError):
         self.fault = fault
 
     def leaving_out(self) -> Fault:
-        """The fault of an image that is left out because of it."""
+        """Returns the fault, marked as the reason why its image is left out."""
         return replace(self.fault, left_out=True)
 
 
@@ -52,7 +52,7 @@ class UnknownClassError(ValueError):
 
 @dataclass(frozen=True)
 class Location:
-    """A place in a file, of which faults can be told."""
+    """A place in a file, where faults are found."""
 
     file: str
     row: str = ""  # the label's name there, such as "annotation 7"
@@ -62,9 +62,9 @@ class Location:
         return f"{self.file}: {self.row}" if self.row else self.file
 
     def fault(self, kind: str, words: str) -> Fault:
-        """A fault found here."""
+        """Makes a fault at this place."""
         return Fault(kind, self.file, f"{self.row}: {words}" if self.row else words, self.line)
 
     def error(self, kind: str, words: str) -> FaultError:
-        """The same, to be raised."""
+        """Makes an error of a fault at this place, to be raised."""
         return FaultError(self.fault(kind, words))

@@ -52,7 +52,7 @@ class LabelledSplit:
 
 
 def open_image(name: str, stated: tuple[Any, Any], source: Path | None, location: Location) -> LabelledImage:
-    """An image without objects yet. Its size is that of the file; the stated one counts where there is no file.
+    """Returns an image without objects. Its size is that of the file, or the stated one where there is no file.
 
     Raises FaultError where the file has another size than stated, or no size is known.
     """
@@ -71,7 +71,7 @@ def open_image(name: str, stated: tuple[Any, Any], source: Path | None, location
 
 
 def finite_number(value: Any, rule: str, location: Location) -> float:
-    """A finite number, or FaultError `rule, got ...`."""
+    """Returns a finite number, or raises FaultError `rule, got ...`."""
     try:
         number = float(value) if not isinstance(value, bool) else float("nan")
     except (TypeError, ValueError, OverflowError):
@@ -89,12 +89,12 @@ def check_box(box: Sequence[float], location: Location) -> None:
 
 
 def hull(points: np.ndarray) -> tuple[float, float, float, float]:
-    """The smallest box x1, y1, x2, y2 that holds all points (k, 2)."""
+    """Returns the smallest box x1, y1, x2, y2 that holds all points (k, 2)."""
     return (*points.min(0).tolist(), *points.max(0).tolist())
 
 
 def safe_name(name: Any, location: Location) -> str:
-    """A relative file name that stays below its folder, or FaultError."""
+    """Returns a relative file name that stays below its folder, or raises FaultError."""
     path = PurePosixPath(str(name).replace("\\", "/"))
     inside = isinstance(name, str) and path.name and not path.is_absolute() and ".." not in path.parts
     if not inside or ":" in path.parts[0] or "\0" in name:
@@ -103,12 +103,12 @@ def safe_name(name: Any, location: Location) -> str:
 
 
 def first_file(candidates: Sequence[Path]) -> Path | None:
-    """The first path that is a file."""
+    """Returns the first path that is a file, or None."""
     return next((path for path in candidates if path.is_file()), None)
 
 
 def names_in_order(folder: Path, images: list[LabelledImage]) -> list[str]:
-    """Class names: those of the folder's labels.txt first, then the others in alphabetical order."""
+    """Returns class names: those of the folder's labels.txt first, then the others in alphabetical order."""
     file = folder / NAMES_FILE
     listed = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
     found = sorted({item.name for image in images for item in image.objects})
@@ -152,7 +152,7 @@ class Listing:
 def rows_of(
     objects: Sequence[LabelledObject], classes: Sequence[int], size: Size, locations: Sequence[Location]
 ) -> ImageLabels:
-    """Label rows of objects in pixels; of equal rows the first is kept. Polygons are kept of objects of one part."""
+    """Returns label rows of objects in pixels; of equal rows the first. An object of one part keeps its polygon."""
     corners = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
     scaled, useful, faults = normalise_boxes(corners, size, locations)
     labels = np.column_stack([np.array(classes, np.float64), scaled]).astype(np.float32).reshape(-1, 5)
@@ -170,7 +170,7 @@ def rows_of(
 def normalise_boxes(
     boxes: np.ndarray, size: Size, locations: Sequence[Location]
 ) -> tuple[np.ndarray, np.ndarray, list[Fault]]:
-    """Boxes (n, 4) x1, y1, x2, y2 in pixels to centre x, y, width, height as 0-1 of an image of `size`.
+    """Turns boxes (n, 4) x1, y1, x2, y2 in pixels into centre x, y, width, height, 0-1 of an image of `size`.
 
     Returns the boxes float64 (n, 4), which of them are useful (n,), and the faults of the others.
     """

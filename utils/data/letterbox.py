@@ -13,14 +13,14 @@ import torch
 from utils.boxes import Array, clip_boxes, columns, stack_columns
 from utils.data.images import by_fours
 
-GREY = 114  # of every pixel that no picture covers
+GREY = 114  # value of the pixels outside the image
 FILL = (GREY, GREY, GREY, GREY)
 
 
 class Letterbox(NamedTuple):
-    """Where a picture lies inside its padded frame."""
+    """Where an image lies inside its padded frame."""
 
-    inner: tuple[int, int]  # height, width of the resized picture
+    inner: tuple[int, int]  # height, width of the resized image
     border: tuple[int, int, int, int]  # top, bottom, left, right: padding in whole pixels
     ratio: tuple[float, float]  # width, height: resized over original
     pad: tuple[float, float]  # left, top before rounding: half of all padding, maybe x.5
@@ -34,7 +34,7 @@ def letterbox_geometry(
     scaleup: bool = True,
     stride: int = 32,
 ) -> Letterbox:
-    """Fits a picture of `shape` (height, width) into `new_shape`. Options as in `letterbox`."""
+    """Fits an image of `shape` (height, width) into `new_shape`. Options as in `letterbox`."""
     height, width = shape
     new_h, new_w = (new_shape, new_shape) if isinstance(new_shape, int) else new_shape
     gain = min(new_h / height, new_w / width)
@@ -63,15 +63,15 @@ def letterbox(
     scaleup: bool = True,
     stride: int = 32,
 ) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
-    """Resizes a picture to fit a frame, keeping its proportions, and pads the rest with one colour.
+    """Resizes an image to fit a frame, keeping its proportions, and pads the rest with one colour.
 
     Args:
         new_shape: frame, one side or (height, width).
         auto: pad only up to the next multiple of `stride`, so the result may be smaller than the frame.
-        stretch: fill the frame, whatever becomes of the proportions; without effect beside `auto`.
-        scaleup: allow a picture smaller than the frame to be enlarged.
+        stretch: fill the frame, without keeping the proportions; without effect beside `auto`.
+        scaleup: allow an image smaller than the frame to be enlarged.
 
-    Returns: the picture, ratio (width, height), and padding (left, top) in pixels, maybe x.5.
+    Returns: the image, ratio (width, height), and padding (left, top) in pixels, maybe x.5.
     """
     place = letterbox_geometry(image.shape[:2], new_shape, auto, stretch, scaleup, stride)
     if image.shape[:2] != place.inner:
@@ -87,9 +87,10 @@ def letterbox_planes(
     scaleup: bool = True,
     stride: int = 32,
 ) -> tuple[np.ndarray, tuple[float, float], tuple[float, float]]:
-    """`letterbox` in grey, as networks take it: uint8 (C, height, width), of three in RGB order, ratio and padding.
+    """Resizes and pads as `letterbox` does, in grey, and returns planes as networks take them, ratio and padding.
 
-    The one way from a BGR picture to a network's input: for val, detect, the hub, and the checks of exported files.
+    Planes are uint8 (C, height, width), three of them in RGB order. This is the only way from a BGR image to a
+    network's input: for val, detect, the hub, and the checks of exported files.
     """
     place = letterbox_geometry(image.shape[:2], new_shape, auto, scaleup=scaleup, stride=stride)
     height, width = place.inner
@@ -109,7 +110,7 @@ def letterbox_planes(
 def to_input(
     image: np.ndarray, size: int | tuple[int, int], stride: int, auto: bool = True
 ) -> tuple[torch.Tensor, tuple[int, int]]:
-    """One picture as the network sees it.
+    """Returns one image as the network sees it.
 
     Args:
         image: BGR uint8 (H, W, 3).
@@ -128,7 +129,7 @@ def scale_boxes(
     to_shape: tuple[int, int],
     ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Array:
-    """xyxy boxes of the letterboxed input (height, width) mapped to the original image (height, width) and clipped.
+    """Maps xyxy boxes of the letterboxed input (height, width) to the original image (height, width) and clips them.
 
     ratio_pad: ((gain_h, gain_w), (pad_w, pad_h)) as the loader recorded it; worked out from the shapes when not given.
     """
@@ -143,7 +144,7 @@ def scale_boxes(
 
 
 def boxes_to_original(boxes: np.ndarray, image: np.ndarray, shapes: Sequence[tuple]) -> np.ndarray:
-    """xyxy boxes (n, 4) of letterboxed images mapped to the original ones and clipped there.
+    """Maps xyxy boxes (n, 4) of letterboxed images to the original ones and clips them there.
 
     image:  (n,) of each box.
     shapes: per image ((h0, w0), ((gain_h, gain_w), (pad_w, pad_h))).

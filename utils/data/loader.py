@@ -30,7 +30,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, tuple[str, ...], tuple]
 def create_dataloader(
     entry: Entry, options: LoaderOptions
 ) -> tuple[torch.utils.data.DataLoader | ShardLoader, DetectionDataset]:
-    """A loader of batches (images, targets, paths, shapes) and the dataset behind it.
+    """Returns a loader of batches (images, targets, paths, shapes), and its dataset.
 
     entry: of a data set YAML, as `open_dataset` takes it; for tar shards `cache`, `quad` and `rect` mean nothing.
 
@@ -62,7 +62,7 @@ def create_dataloader(
 
 
 def _possible(entry: Entry, options: LoaderOptions) -> LoaderOptions:
-    """The options without those that the others, or the entry, leave without effect, which is a warning."""
+    """Returns the options without those that have no effect beside the others or for the entry; logs a warning."""
     ignored = []
     if options.rect and options.shuffle:
         ignored.append(("shuffle is ignored: rect makes its batches by aspect ratio", {"shuffle": False}))
@@ -82,7 +82,7 @@ def _possible(entry: Entry, options: LoaderOptions) -> LoaderOptions:
 
 
 def processes_here(world_size: int) -> int:
-    """How many of a run's processes share this machine, as torchrun says; all of them where it does not."""
+    """Returns how many of a run's processes are on this machine, as torchrun says; all of them where it does not."""
     return min(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), world_size)
 
 
@@ -123,12 +123,13 @@ class EpochSampler(torch.utils.data.Sampler):
         self._places = places[places < length]  # the last block may be smaller
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next iteration."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def set_weights(self, weights: np.ndarray | None) -> None:
-        """Images of the next iterations are drawn with replacement in proportion to these weights (length,), at least
-        0 each; None: every image once again. The draw, too, depends on (seed, epoch) and the weights alone.
+        """Draws images of the next iterations with replacement in proportion to weights (length,), each 0 or more.
+
+        None: every image once again. The draw, too, depends on (seed, epoch) and the weights alone.
 
         Raises ValueError where several processes share an epoch, or images stay together in blocks.
         """
@@ -151,13 +152,13 @@ class EpochSampler(torch.utils.data.Sampler):
 
 
 def draw_images(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Image numbers for one epoch, drawn with replacement in proportion to their weights; evenly if all are 0."""
+    """Draws image numbers for one epoch, with replacement, in proportion to their weights; evenly if all are 0."""
     total = weights.sum()
     return rng.choice(len(weights), size=len(weights), p=weights / total if total > 0 else None)
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples to images (B, C, H, W), targets (T, 6) with the image's number in column 0, paths and shapes."""
+    """Joins samples: images (B, C, H, W), targets (T, 6) with the image's number in column 0, paths and shapes."""
     images, targets, paths, shapes = zip(*samples)
     numbers = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(t) for t in targets]))
     targets = torch.cat(targets)
@@ -172,9 +173,10 @@ class WindowSampler(EpochSampler):
     """Windows of batches instead of single images: the samples of a window are mosaics of its own images.
 
     A window is a list of batches, each a list of (epoch, index, partners, window): the three images that join this one
-    in a mosaic of four, and all images of the window. Partners are dealt out, so that a batch shows as many images as
-    it can: in a window of four batches each image once, as its own sample or as another's partner. Where the batches of
-    an epoch do not come out even, some windows are longer, up to seven batches. All of that depends on (seed, epoch).
+    in a mosaic of four, and all images of the window. Partners are chosen so that a batch shows as many images as
+    possible: in a window of four batches each image once, as its own sample or as another's partner. Where the number
+    of batches is no multiple of four, some windows are longer, up to seven batches. All of that depends on (seed,
+    epoch) alone.
 
     Args:
         order: as of an `EpochSampler`.
@@ -199,7 +201,7 @@ class WindowSampler(EpochSampler):
 
 
 def deal_partners(window: list[list[int]], number: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """Three images for each of batch `number`: from the other batches of the window, none twice while they last."""
+    """Draws three images for each of batch `number` from the other batches of the window, none twice if possible."""
     count = 3 * len(window[number])
     others = [index for k, batch in enumerate(window) if k != number for index in batch]
     again = rng.choice(np.concatenate(window), max(count - len(others), 0))
@@ -241,7 +243,7 @@ class WindowLoader(torch.utils.data.DataLoader):
             yield from window
 
 
-# --- quad: larger pictures at the memory of small ones ----------------------------------------------------------------
+# --- quad: larger images at the memory of small ones ----------------------------------------------------------------
 
 
 class QuadDataset(torch.utils.data.Dataset):
@@ -259,7 +261,7 @@ class QuadDataset(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitems__(self, keys: list[tuple]) -> list[Sample]:
-        """Called by the loader with all (epoch, index) of a batch."""
+        """Returns the samples of a batch; called by the loader with all its (epoch, index)."""
         samples = [self.dataset[key] for key in keys]
         quads = []
         for first in range(0, max(len(samples) // 4 * 4, 1), 4):
@@ -270,7 +272,7 @@ class QuadDataset(torch.utils.data.Dataset):
 
 
 def merge_quad(samples: list[Sample], draw: float) -> Sample:
-    """Four samples to one of twice the side: the first enlarged if draw < 0.5, otherwise all four side by side.
+    """Merges four samples into one of twice the side: the first enlarged if draw < 0.5, else all four side by side.
 
     The order is top left, bottom left, top right, bottom right. The path is the first one's; shapes are None.
     """

@@ -9,7 +9,7 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """Number of cores, 1 or more: those of the CPU affinity, and no more than the quota of the control groups."""
+    """Returns the number of cores, 1 or more: those of the CPU affinity, at most the quota of the control groups."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for folder in _control_groups():
         if match := _find(folder / "cpu.max", r"^(\d+) (\d+)"):
@@ -22,7 +22,7 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that can still be taken, or None where the system does not say."""
+    """Returns the bytes of memory that can still be taken, or None where the system does not say."""
     free = _number(PROC / "meminfo", r"MemAvailable:\s+(\d+)")
     if free is None:
         return None
@@ -39,7 +39,7 @@ def free_memory() -> int | None:
 
 
 def _control_groups() -> Iterator[Path]:
-    """The folders of this process's control group, version 2, and of those that contain it; a limit of any counts."""
+    """Returns the folders of this process's control group (version 2) and of its parents; the limit of each counts."""
     match = _find(PROC / "self/cgroup", r"^0::/(.*)$")
     folder = CGROUP / (match[1] if match else "")
     while folder.is_relative_to(CGROUP):

@@ -10,26 +10,26 @@ import cv2
 import numpy as np
 
 from utils.boxes import clip_boxes, points_to_pixels, xywhn_to_xyxy
-from utils.data.augmentations import _is_affine, warp_points
+from utils.data.augmentations import is_affine, warp_points
 from utils.data.images import by_fours
 from utils.data.letterbox import GREY
 
 
 class Tile(NamedTuple):
-    """One of the pictures of a mosaic, at its own size."""
+    """One of the images of a mosaic, at its own size."""
 
     canvas: tuple[int, int, int, int]  # x1, y1, x2, y2 of the part of the canvas it covers, maybe none
     pad: tuple[int, int]  # x, y on the canvas of its own top left corner, negative where it is cut off
 
 
 def draw_mosaic_centre(rng: np.random.Generator, size: int) -> tuple[int, int]:
-    """(x, y) where the four pictures meet: evenly from the middle half of a canvas of 2 size x 2 size pixels."""
+    """Draws (x, y) where the four images meet: evenly from the middle half of a canvas of 2 size x 2 size pixels."""
     x, y = rng.uniform(size - size // 2, 2 * size - size // 2, 2).astype(int).tolist()
     return x, y
 
 
 def mosaic_tiles(shapes: list[tuple[int, int]], centre: tuple[int, int], size: int) -> list[Tile]:
-    """Places four pictures of `shapes` (height, width) around `centre` on a canvas of 2 size x 2 size pixels.
+    """Places four images of `shapes` (height, width) around `centre` on a canvas of 2 size x 2 size pixels.
 
     In the order top left, top right, bottom left, bottom right; each touches the centre with one corner.
     """
@@ -44,17 +44,16 @@ def mosaic_tiles(shapes: list[tuple[int, int]], centre: tuple[int, int], size: i
 
 
 def draw_mosaic9_corner(rng: np.random.Generator, size: int) -> tuple[int, int]:
-    """(x, y) in the 3 size x 3 size pixels of nine pictures where the canvas of 2 size x 2 size pixels begins."""
+    """Draws (x, y) in the 3 size x 3 size pixels of nine images, where the canvas of 2 size x 2 size pixels begins."""
     x, y = rng.uniform(0, size, 2).astype(int).tolist()
     return x, y
 
 
 def mosaic9_tiles(shapes: list[tuple[int, int]], corner: tuple[int, int], size: int) -> list[Tile]:
-    """Places nine pictures of `shapes` (height, width) on 3 size x 3 size pixels, of which the canvas shows 2 size x
-    2 size from `corner` (x, y) on.
+    """Places nine images of `shapes` (height, width) on 3 size x 3 size pixels.
 
-    The first in the middle, the others around it clockwise from the one above, each against the one before it; a later
-    one lies over an earlier.
+    The canvas shows 2 size x 2 size of them, from `corner` (x, y) on. The first is in the middle, the others around it
+    clockwise from the one above, each touching the one before it; a later one covers an earlier one.
     """
     s = size
     (h0, w0), tiles = shapes[0], []
@@ -64,7 +63,7 @@ def mosaic9_tiles(shapes: list[tuple[int, int]], corner: tuple[int, int], size: 
             (s, s), (s, s - h), (s + wp, s - h), (s + w0, s), (s + w0, s + hp),
             (s + w0 - w, s + h0), (s + w0 - wp - w, s + h0), (s - w, s + h0 - h), (s - w, s + h0 - hp - h),
         )[k]  # fmt: skip
-        # what sticks out of the three by three is cut off, then what lies outside of the canvas
+        # what lies outside the three by three is cut off, then what lies outside the canvas
         x1, x2 = (min(max(x, 0), 3 * s) - corner[0] for x in (left, left + w))
         y1, y2 = (min(max(y, 0), 3 * s) - corner[1] for y in (top, top + h))
         x1, y1, x2, y2 = (min(max(edge, 0), 2 * s) for edge in (x1, y1, x2, y2))
@@ -74,7 +73,7 @@ def mosaic9_tiles(shapes: list[tuple[int, int]], corner: tuple[int, int], size: 
 
 
 def mosaic_canvas(images: list[np.ndarray], tiles: list[Tile], size: int) -> np.ndarray:
-    """Pictures pasted on a grey canvas of 2 size x 2 size pixels."""
+    """Pastes images on a grey canvas of 2 size x 2 size pixels."""
     canvas = np.full((2 * size, 2 * size, images[0].shape[2]), GREY, dtype=np.uint8)
     for image, ((x1, y1, x2, y2), (left, top)) in zip(images, tiles):
         canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]
@@ -84,8 +83,9 @@ def mosaic_canvas(images: list[np.ndarray], tiles: list[Tile], size: int) -> np.
 def mosaic_labels(
     labels: list[np.ndarray], polygons: list[list[np.ndarray]], shapes: list, tiles: list[Tile], size: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Labels (class and xywh 0-1) and polygons (0-1) of the pictures of `shapes` (height, width), as one set on the
-    canvas: class and pixel xyxy, and pixel polygons, clipped to the canvas.
+    """Joins the labels (class and xywh 0-1) and polygons (0-1) of the images of `shapes` (height, width) on the canvas.
+
+    Returns class and pixel xyxy, and pixel polygons, clipped to the canvas.
     """
     frames = np.array([(width, height, *tile.pad) for (height, width), tile in zip(shapes, tiles)], np.float32)
     rows = np.concatenate(labels)
@@ -100,7 +100,7 @@ def mosaic_labels(
 
 
 def tile_spans(tiles: list[Tile], matrix: np.ndarray, size: int) -> list[tuple[int, int, int, int] | None]:
-    """The part of a frame of size x size pixels that each tile reaches: left, top, right, bottom; None if hidden."""
+    """Returns the part of a frame of size x size pixels that each tile reaches: left, top, right, bottom, or None."""
     corners = _corners(tiles, matrix)
     spans = np.ceil(np.concatenate([corners.min(1), corners.max(1)], 1)).clip(0, size).astype(int).tolist()
     return [
@@ -121,14 +121,14 @@ def warp_mosaic(
     matrix: np.ndarray,
     size: int,
 ) -> np.ndarray:
-    """What `warp_image` would make of the canvas in a frame of size x size pixels, without painting the canvas.
+    """Warps a mosaic into a frame of size x size pixels, as `warp_image` would its canvas, without painting the canvas.
 
-    Each picture goes straight to the part of the frame that its tile covers, as `tile_spans` says; one that is hidden
-    there may be None. Labels stay true to a tenth of a pixel. Pixels differ from those of the canvas by rounding, by
-    that tenth, where the canvas would blend two neighbours across a seam, and where a picture shrinks to half or less:
-    it is averaged here, not sampled. The matrix must be affine.
+    Each image goes straight to the part of the frame that its tile covers, as `tile_spans` says; one that is not
+    visible there may be None. Labels are exact to a tenth of a pixel. Pixels differ from those of the canvas by
+    rounding, by that tenth, where the canvas would blend two neighbours across a seam, and where an image shrinks to
+    half or less: it is averaged here, not sampled. The matrix must be affine.
     """
-    assert _is_affine(matrix)
+    assert is_affine(matrix)
     upright = matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0
     shrink = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     channels = next((image.shape[2] for image in images if image is not None), 3)
@@ -152,8 +152,9 @@ def warp_mosaic(
 def _warp_into(
     part: np.ndarray, image: np.ndarray, matrix: np.ndarray, left: int, top: int, corners: np.ndarray
 ) -> None:
-    """Fills what lies within the `corners` (4, 2) of a `part`, which begins at (left, top) of a frame, with an image
-    under an affine matrix.
+    """Fills the area within `corners` (4, 2) of a `part` with an image, mapped by an affine matrix.
+
+    The part begins at (left, top) of a frame.
     """
     height, width, channels = part.shape
     to_part = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ matrix
@@ -173,23 +174,21 @@ def _warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], **option
 
 
 def _half(image: np.ndarray) -> np.ndarray:
-    """Each pixel the mean of 2 x 2; the last row or column of an odd number is dropped."""
+    """Halves an image: each pixel is the mean of 2 x 2; the last row or column of an odd number is dropped."""
     height, width = (side // 2 for side in image.shape[:2])
     even = image[: 2 * height, : 2 * width]
     return by_fours(lambda part: cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), even)
 
 
-REACH = 40  # pixels that a resize may begin before what is seen of it
-
-
-SHIFT = 0.1  # pixels of the frame by which a picture may be off its place
+REACH = 40  # pixels that a resize may begin before its visible area
+SHIFT = 0.1  # pixels of the frame by which an image may be off its position
 
 
 def _resize_into(part: np.ndarray, image: np.ndarray, matrix: np.ndarray, left: int, top: int) -> None:
-    """Fills `part`, which begins at (left, top) of a frame, with an image under an upright affine matrix.
+    """Fills `part`, which begins at (left, top) of a frame, with an image mapped by an upright affine matrix.
 
-    A resize is several times as fast as a warp, but starts at a whole pixel of both pictures. So it starts just outside
-    of what is seen, at an edge that falls on a whole pixel, nearly, of the frame.
+    A resize is several times as fast as a warp, but starts at a whole pixel of both images. So it starts just outside
+    the visible area, at an edge that falls on a whole pixel, nearly, of the frame.
     """
     (rows, columns), (height, width) = image.shape[:2], part.shape[:2]
     (gain_x, _, offset_x), (_, gain_y, offset_y), _ = matrix.tolist()
@@ -209,10 +208,11 @@ def _resize_into(part: np.ndarray, image: np.ndarray, matrix: np.ndarray, left: 
 
 
 def _source_range(gain: float, offset: float, length: int, available: int) -> tuple[int, int, int] | None:
-    """Along one axis, where pixel i of a picture goes to gain i + offset: the first and the last but one of the pixels
-    to resize so that the result covers 0 to `length`, and how many pixels it begins before 0.
+    """Returns, along one axis, the first pixel to resize, the end of those pixels, and how many pixels to skip then.
 
-    Beyond the `available` ones only where need be. None where no edges of whole pixels meet.
+    Pixel i of an image goes to gain i + offset. The resized pixels cover 0 to `length`, and begin so many pixels before
+    0 as are to be skipped. They lie beyond the `available` ones only where necessary. None where no edges of whole
+    pixels meet.
     """
     offset += 0.5 - 0.5 * gain  # of edges: pixel i lies between the edges i and i + 1
     last = math.floor(-offset / gain)

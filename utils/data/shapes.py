@@ -25,9 +25,9 @@ EMPTY = 0.02  # share of scenes without any object
 OBJECTS = (3, 7)  # objects in the other scenes; one that finds no room is left out
 LONGEST_SIDE = (0.09, 1.0)  # of an object's box: 29 to 320 pixels in an image of 320
 MIDDLE = 2.4  # pull of the sizes towards the geometric middle of that range; 1 is log-uniform
-TILT = 20.0  # most degrees that an outline is turned from upright
-STRETCH = 1.4  # most that an outline is stretched along one direction
-PERSPECTIVE = 0.2  # most that its far side shrinks
+TILT = 20.0  # maximum degrees by which an outline is turned from upright
+STRETCH = 1.4  # maximum factor by which an outline is stretched along one direction
+PERSPECTIVE = 0.2  # maximum share by which its far side shrinks
 OVER = 0.16  # share of objects that stand in front of another one
 HIDDEN = (0.1, 0.3)  # how much of an object is hidden where another figure is put there to hide it; never more
 CUT = 0.1  # share of objects that the image border cuts
@@ -37,14 +37,14 @@ LOOSE = (0, 1)  # distractors that stand alone
 OCCLUDERS = (0, 1)  # distractors that stand in front of an object
 GROUND = (0, 115)  # range of the background's colours: darker than the figures, as behind things lit from the front
 PAINT = (120, 255)  # range of the figures' colours
-CONTRAST = 40.0  # least colour distance (CIE 1976) of a figure from nearly everything around it
-GRADIENT = 35.0  # most that a figure's colour drifts from one end to the other
-TEXTURE = 12.0  # most that a pattern adds to a figure's colour
+CONTRAST = 40.0  # minimum colour distance (CIE 1976) of a figure from nearly everything around it
+GRADIENT = 35.0  # maximum change of a figure's colour from one end to the other
+TEXTURE = 12.0  # maximum that a pattern adds to a figure's colour
 RIM = 0.25  # share of figures with a rim of another colour
 CLUTTER = (1, 4)  # lines, scribbles and words on the background
-SHADE = 0.3  # most of the light that a shadow or a vignette takes away
-BLUR = 0.004  # largest standard deviation of the blur: 1.3 pixels in an image of 320
-NOISE = 6.0  # largest standard deviation of the noise
+SHADE = 0.3  # maximum share of the light that a shadow or a vignette takes away
+BLUR = 0.004  # maximum standard deviation of the blur: 1.3 pixels in an image of 320
+NOISE = 6.0  # maximum standard deviation of the noise
 JPEG = (55, 95)  # range of the JPEG quality
 
 TRIES = 20  # attempts to find room for a figure
@@ -58,26 +58,26 @@ class Figure:
     kind: int  # class, or DISTRACTOR
     outline: np.ndarray  # (k, 2) x, y in pixels from the image's corner; may reach beyond the image
     longest: float  # longer side, in pixels, of the box around the whole outline
-    pixels: int  # how many of it can be seen
+    pixels: int  # number of its visible pixels
 
     @property
     def hidden(self) -> float:
-        """Share of its area, 0-1, that lies behind other figures or outside the image."""
+        """Returns the share of its area, 0-1, that lies behind other figures or outside the image."""
         return max(0.0, 1 - self.pixels / cv2.contourArea(self.outline.astype(np.float32)))
 
     @property
     def visible(self) -> float:
-        """Share of its area, 0-1, that can be seen."""
+        """Returns the share of its area, 0-1, that is visible."""
         return 1 - self.hidden
 
 
 def draw_scene(
     rng: np.random.Generator, size: tuple[int, int] = SIZES[0]
 ) -> tuple[np.ndarray, np.ndarray, list[Figure]]:
-    """One scene of `size` (height, width); lengths grow with it.
+    """Draws one scene of `size` (height, width); lengths grow with it.
 
     Returns the image, uint8 (h, w, 3) in BGR; the labels, float32 (n, 5): class, x, y, w, h, centre form, 0-1 of the
-    image, around what is visible of each object; and all figures, back to front. Those that are not distractors are
+    image, around the visible part of each object; and all figures, back to front. Those that are not distractors are
     the objects, in the order of the labels.
     """
     scene = _Scene(rng, *size)
@@ -125,7 +125,7 @@ def _describe(splits: dict[str, int], seed: int) -> str:
 
 
 def _holds(root: Path, splits: dict[str, int], seed: int) -> bool:
-    """Whether this very set is in `root` already. Raises ValueError where the place is taken by something else."""
+    """Returns True if this very set is in `root` already. Raises ValueError where `root` holds something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     wanted = _describe(splits, seed)
@@ -135,7 +135,7 @@ def _holds(root: Path, splits: dict[str, int], seed: int) -> bool:
         found += ", but not all of them"
     if found != wanted:
         raise ValueError(
-            f"{root} holds {found}, and {wanted} were to be drawn there: remove it or choose another place"
+            f"{root} holds {found}, and {wanted} were to be drawn there: remove it or choose another folder"
         )
     return True
 
@@ -181,8 +181,8 @@ def _distractor_outline(rng: np.random.Generator) -> np.ndarray:
             return np.concatenate([wave - 0.06j, (wave + 0.06j)[::-1]])
 
 
-def _seen(rng: np.random.Generator, outline: np.ndarray, side: float) -> np.ndarray:
-    """(k, 2): the outline turned, stretched and slanted, its box centred on 0, 0 and `side` pixels at the longest."""
+def _view_outline(rng: np.random.Generator, outline: np.ndarray, side: float) -> np.ndarray:
+    """Turns, stretches and slants an outline (k, 2), centres it on 0, 0 and makes its longer side `side` pixels."""
     stretched, slanted = np.exp(1j * rng.uniform(0, 2 * np.pi, 2))  # the directions of these
     points = outline * stretched
     points = (points.real + 1j * points.imag * rng.uniform(1 / STRETCH, 1)) * slanted / stretched
@@ -194,7 +194,7 @@ def _seen(rng: np.random.Generator, outline: np.ndarray, side: float) -> np.ndar
 
 
 class _Scene:
-    """What is painted so far, and which figure owns each pixel."""
+    """A scene as it is painted: the image, and which figure owns each pixel."""
 
     def __init__(self, rng: np.random.Generator, h: int, w: int):
         self.rng, self.h, self.w = rng, h, w
@@ -205,16 +205,16 @@ class _Scene:
     def add(self, kind: int, manner: str) -> None:
         """Paints one more figure, in front of all others, where there is room; without room nothing changes."""
         rng, canvas = self.rng, np.array([self.w, self.h])
-        least, most = np.array(LONGEST_SIDE) * canvas.max()
+        shortest, longest = np.array(LONGEST_SIDE) * canvas.max()
         targets = [f for f in self.figures if f.kind != DISTRACTOR and f.longest >= WHOLE * canvas.max()]
         manner = "alone" if manner == "over" and not targets else manner
         for _ in range(TRIES):
-            side = least * (most / least) ** rng.beta(MIDDLE, MIDDLE)
+            side = shortest * (longest / shortest) ** rng.beta(MIDDLE, MIDDLE)
             if manner == "over":  # sizes that can hide a fair share
                 target = targets[rng.integers(len(targets))]
-                side = min(max(target.longest * rng.uniform(0.4, 1.4), least), most)
+                side = min(max(target.longest * rng.uniform(0.4, 1.4), shortest), longest)
             outline = _distractor_outline(rng) if kind == DISTRACTOR else _class_outline(rng, kind)
-            outline = _seen(rng, outline, side)
+            outline = _view_outline(rng, outline, side)
             half = outline.max(0)
             centre = rng.uniform(half, np.maximum(half, canvas - half))
             if manner == "over":
@@ -228,7 +228,7 @@ class _Scene:
                 return
 
     def labels(self) -> np.ndarray:
-        """(n, 5) as `draw_scene` returns them."""
+        """Returns the labels (n, 5), as `draw_scene` does."""
         rows = []
         for i, figure in enumerate(self.figures):
             if figure.kind != DISTRACTOR:
@@ -237,7 +237,7 @@ class _Scene:
         return np.array(rows, np.float32).reshape(-1, 5)
 
     def _take(self, new: Figure, manner: str) -> bool:
-        """Paints the figure where it is, unless it does not hide what it should, or hides too much."""
+        """Paints the figure at its position, unless it does not hide what it should, or hides too much."""
         region = _region(new.outline, self.w, self.h)
         if manner != "over" and self.owner[tuple((s.start + s.stop) // 2 for s in region)] >= 0:
             return False  # the middle is taken: the usual failure, found early
@@ -258,7 +258,7 @@ class _Scene:
         return True
 
     def _as_meant(self, new: Figure, covered: list[Figure], manner: str) -> bool:
-        """Whether the new figure and those that it covers are hidden as much as they should be."""
+        """Returns True if the new figure and those that it covers are hidden as much as they should be."""
         if manner == "over":
             meant = any(f.hidden >= HIDDEN[0] for f in covered if f.kind != DISTRACTOR)
         elif manner == "cut":
@@ -270,19 +270,19 @@ class _Scene:
 
 
 def _in_pieces(mask: np.ndarray) -> bool:
-    """Whether slivers lie apart from the main part, which would stretch the box beyond what a person would draw."""
+    """Returns True if slivers lie apart from the main part; the box would be larger than a person would draw it."""
     areas = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA]
     return bool((areas < 0.2 * areas.max(initial=0)).any())
 
 
 def _region(outline: np.ndarray, w: int, h: int) -> tuple[slice, slice]:
-    """Rows and columns of the image that the outline's box meets."""
+    """Returns the rows and columns of the image that the outline's box covers."""
     (x1, y1), (x2, y2) = np.floor(outline.min(0)).tolist(), np.ceil(outline.max(0)).tolist()
     return slice(max(0, int(y1)), min(h, int(y2))), slice(max(0, int(x1)), min(w, int(x2)))
 
 
 def _coverage(outline: np.ndarray, region: tuple[slice, slice]) -> np.ndarray:
-    """The share, 0-1, of each pixel of the region that lies inside the outline."""
+    """Returns the share, 0-1, of each pixel of the region that lies inside the outline."""
     rows, columns = region
     size = columns.stop - columns.start, rows.stop - rows.start
     fine = np.zeros((size[1] * FINE, size[0] * FINE), np.uint8)
@@ -295,7 +295,7 @@ def _coverage(outline: np.ndarray, region: tuple[slice, slice]) -> np.ndarray:
 
 
 def _paint(rng, image: np.ndarray, figure: Figure, region: tuple[slice, slice], alpha: np.ndarray) -> None:
-    """Fills the figure with a gradient, a pattern and maybe a rim, all clear of the colours that are there now."""
+    """Fills the figure with a gradient, a pattern and maybe a rim, in colours that differ from those behind it."""
     h, w = alpha.shape
     ground = image[region]
     around = cv2.resize(ground, (8, 8), interpolation=cv2.INTER_AREA).reshape(-1, 3)
@@ -310,7 +310,7 @@ def _paint(rng, image: np.ndarray, figure: Figure, region: tuple[slice, slice], 
 
 
 def _clear_colour(rng, around: np.ndarray) -> np.ndarray:
-    """A colour, (3,) BGR 0-255, at least CONTRAST from nearly all of `around` (k, 3): else the clearest of some."""
+    """Draws a colour, (3,) BGR 0-255, at least CONTRAST from nearly all of `around` (k, 3), or the clearest of some."""
     choice = rng.uniform(*PAINT, (24, 3)).astype(np.float32)
     lab = cv2.cvtColor(np.concatenate([choice, around])[None] / 255, cv2.COLOR_BGR2LAB)[0]
     distance = np.linalg.norm(lab[:24, None] - lab[24:], axis=2)
@@ -319,7 +319,7 @@ def _clear_colour(rng, around: np.ndarray) -> np.ndarray:
 
 
 def _ramp(rng, w: int, h: int) -> np.ndarray:
-    """(h, w, 1), rising evenly from 0 to 1 in a random direction."""
+    """Returns (h, w, 1), rising evenly from 0 to 1 in a random direction."""
     angle = rng.uniform(0, 2 * math.pi)
     dx, dy = math.cos(angle) * w, math.sin(angle) * h
     x = np.arange(w, dtype=np.float32) * (dx / w) - min(dx, 0)
@@ -332,7 +332,7 @@ def _gradient(rng, w: int, h: int, start, end) -> np.ndarray:
 
 
 def _pattern(rng, w: int, h: int, strength: float) -> np.ndarray:
-    """(h, w, 1), stripes or checks within +-strength."""
+    """Returns (h, w, 1), stripes or checks within +-strength."""
     waves = np.sin(_ramp(rng, w, h) * rng.uniform(10, 60))
     if rng.random() < 0.5:
         waves = waves * np.sin(_ramp(rng, w, h) * rng.uniform(10, 60))
@@ -340,7 +340,7 @@ def _pattern(rng, w: int, h: int, strength: float) -> np.ndarray:
 
 
 def _background(rng, h: int, w: int) -> np.ndarray:
-    """A gradient with clouds and a faint pattern, and lines, scribbles and words on it."""
+    """Draws a gradient with clouds and a faint pattern, and lines, scribbles and words on it."""
     small, unit, font = (w // 4, h // 4), max(h, w) / 320, cv2.FONT_HERSHEY_SIMPLEX
     clouds = rng.normal(0, rng.uniform(0, 25), (*rng.integers(3, 9, 2), 3)).astype(np.float32)
     image = _gradient(rng, *small, *rng.uniform(*GROUND, (2, 3))) + _pattern(rng, *small, 10)
@@ -364,7 +364,7 @@ def _background(rng, h: int, w: int) -> np.ndarray:
 
 
 def _photograph(rng, image: np.ndarray) -> np.ndarray:
-    """Exposure for all; shadow, vignette, blur and noise for some."""
+    """Applies exposure to all scenes; shadow, vignette, blur and noise to some."""
     h, w = image.shape[:2]
     small = w // 4, h // 4
     light = np.full((h // 4, w // 4, 3), rng.uniform(0.8, 1.2), np.float32)

@@ -58,7 +58,7 @@ class ShardStream(torch.utils.data.IterableDataset):
             yield self.collate(batch)
 
     def _samples(self, files: list[str], epoch: int, count: int, seed: tuple[int, ...]) -> Iterator[Sample]:
-        """The first `count` samples of an epoch over these shards, which start again where there are fewer."""
+        """Yields the first `count` samples of an epoch over these shards, which start again where there are fewer."""
         items = islice(self._items(files, np.random.default_rng(seed)), count)
         if self.dataset.augment:
             from webdataset.filters import shuffle
@@ -73,7 +73,7 @@ class ShardStream(torch.utils.data.IterableDataset):
                 store.replace(place, *item)
 
     def _items(self, files: list[str], rng: np.random.Generator) -> Iterator[tuple[int, bytes]]:
-        """Number and file of each usable image, pass after pass."""
+        """Yields number and file content of each usable image, pass after pass."""
         while True:
             for file in rng.permutation(files).tolist() if self.dataset.augment else files:
                 for sample in read_shard(file):
@@ -86,7 +86,7 @@ class ShardStream(torch.utils.data.IterableDataset):
 
 
 def _images_per_shard(files: tuple[str, ...], images: list[str]) -> dict[str, int]:
-    """How many of the images, which stand in the order of the shards, each shard holds."""
+    """Counts the images of each shard; the images are in the order of the shards."""
     counts = dict.fromkeys(files, 0)
     shards = iter(files)
     shard = next(shards)
@@ -131,15 +131,15 @@ class ShardLoader:
 
     @property
     def sampler(self) -> "ShardLoader":  # no attribute: torch ends the workers of a loader in a reference cycle slowly
-        """What knows the epoch."""
+        """Returns the object that knows the epoch: the loader itself."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next iteration."""
+        """Sets the epoch of the next iteration."""
         self._stream.epoch.fill_(epoch)
 
     def set_weights(self, weights: np.ndarray | None) -> None:
-        """ValueError: what is read from front to back cannot be drawn by weight."""
+        """Raises ValueError for weights: what is read from front to back cannot be drawn by weight."""
         if weights is not None:
             raise ValueError("images in shards cannot be drawn by weight; leave out --image-weights")
 

@@ -41,21 +41,21 @@ class ImageStore:
 
     @property
     def available(self) -> Sequence[int]:
-        """Numbers of the images whose pixels can be loaded now."""
+        """Returns the numbers of the images whose pixels can be loaded now."""
         raise NotImplementedError
 
     def load(self, i: int) -> np.ndarray:
-        """Image i, uint8 (height, width, C)."""
+        """Returns image i, uint8 (height, width, C)."""
         raise NotImplementedError
 
     def shape_of(self, i: int) -> tuple[int, int]:
-        """(height, width) of image i as `load` returns it."""
+        """Returns the (height, width) of image i as `load` gives it."""
         width, height = self.sizes[i].tolist()
         gain = self.image_size / max(height, width)
         return max(int(height * gain), 1), max(int(width * gain), 1)
 
     def decode(self, i: int, data: np.ndarray) -> np.ndarray:
-        """Image i from the bytes of its file, uint8 (n,). Raises ValueError where its size has changed."""
+        """Decodes image i from the bytes of its file, uint8 (n,). Raises ValueError where its size has changed."""
         w0, h0 = self.sizes[i].tolist()
         gain = self.image_size / max(h0, w0)
         # training may let the decoder do part of the reduction
@@ -108,7 +108,7 @@ class FileStore(ImageStore):
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
-        """While open, an image that is read from its file is kept for the next sample that shows it."""
+        """Keeps an image that is read from its file for the next sample that shows it, as long as it is open."""
         self._decoded = {} if self._in_memory is None else None
         try:
             yield
@@ -126,7 +126,7 @@ class FileStore(ImageStore):
         return image
 
     def _shapes(self) -> np.ndarray:
-        """int (n, 2): height, width of every image as loaded."""
+        """Returns height and width of every image as loaded, int (n, 2)."""
         return np.array([self.shape_of(i) for i in range(len(self.files))])
 
     @property

@@ -104,7 +104,7 @@ def test_only_asked_splits_must_exist(dataset):
         (PLACES + "nc: two\n", "nc must be a whole number of classes, 1 or more, got 'two'"),
         (PLACES + "nc: 0\n", "nc must be"),
         (PLACES + "nc: true\n", "nc must be"),
-        (PLACES + CLASSES + "channels: 0\n", "channels must be a whole number of channels of a picture, .* got 0"),
+        (PLACES + CLASSES + "channels: 0\n", "channels must be a whole number of channels of an image, .* got 0"),
         (PLACES + CLASSES + "channels: rgb\n", "channels must be .* got 'rgb'"),
         (PLACES + "names: {1: a, 2: b}\n", r"the keys of names must be 0 to 1, got \[1, 2\]"),
         (PLACES + "names: red\n", "names must be a list"),
@@ -148,7 +148,7 @@ def test_download_text_is_shown_and_never_run(dataset, tmp_path):
     text = f"path: /nowhere\ndownload: |\n  from pathlib import Path\n  Path({str(trap)!r}).touch()\n"
     with pytest.raises(FileNotFoundError, match=r"run this yourself:\nfrom pathlib import Path\nPath\(") as error:
         load_dataset_yaml(dataset(text + PLACES + CLASSES))
-    assert "left to you" in str(error.value)
+    assert "is never executed" in str(error.value)
     assert not trap.exists()
 
 
@@ -336,7 +336,7 @@ def test_shards_in_a_yaml(shards, tmp_path, monkeypatch):
         read("[train-000.tar, .]")
     with pytest.raises(ValueError, match="stands for more than 1000000 shards"):
         read("train-{0..99999999}.tar")
-    monkeypatch.setattr("utils.data.dataset_yaml.MOST_SHARDS", 1000)
+    monkeypatch.setattr("utils.data.dataset_yaml.MAX_SHARDS", 1000)
     with pytest.raises(ValueError, match="stands for more than 1000 shards"):
         read("train-{0..99}-{0..99}.tar")
     with pytest.raises(FileNotFoundError, match="pipe:touch trap"):

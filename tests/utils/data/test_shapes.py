@@ -152,7 +152,7 @@ def test_labels_follow_from_the_painted_pixels(kind, monkeypatch):
 def test_outlines_have_the_corners_of_their_class(name, corners, inward):
     rng = np.random.default_rng(0)
     for _ in range(20):
-        outline = shapes._seen(rng, shapes._class_outline(rng, NAMES.index(name)), 100.0)
+        outline = shapes._view_outline(rng, shapes._class_outline(rng, NAMES.index(name)), 100.0)
         back, ahead = outline - np.roll(outline, 1, 0), np.roll(outline, -1, 0) - outline
         turn = np.sign(back[:, 0] * ahead[:, 1] - back[:, 1] * ahead[:, 0])
         assert len(outline) == corners

@@ -41,7 +41,7 @@ TYPES = {str: "text", int | str: "a whole number or text", list: "a list of obje
 
 @dataclass
 class CocoFile:
-    """A COCO JSON, checked as far as its records have to fit together."""
+    """The content of a COCO JSON, whose records are known to refer to each other."""
 
     file: str
     images: dict[int | str, dict]  # by id
@@ -50,7 +50,7 @@ class CocoFile:
     strays: list[Fault] = field(default_factory=list)  # annotations of images that are not listed
 
     def locate(self, annotation: dict) -> Location:
-        """Where an annotation stands."""
+        """Returns where an annotation stands in the file."""
         return Location(self.file, f"annotation {annotation.get('id')}")
 
 
@@ -84,7 +84,7 @@ def read_file(file: str | Path) -> CocoFile:
 
 
 def object_of(annotation: dict, name: str, location: Location) -> tuple[LabelledObject, list[Fault]]:
-    """The object of an annotation, and the faults that leave its box usable.
+    """Returns the object of an annotation, and the faults that leave its box usable.
 
     A mask (run-length encoded) gives no outline. Raises FaultError where there is neither a box nor an outline.
     """
@@ -129,7 +129,7 @@ def _value(record: dict, key: str, kind: Any, location: Location) -> Any:
 
 
 def _numbers(values: Any) -> np.ndarray | None:
-    """Numbers (n,) float64, which need not be finite; None where a value is something else."""
+    """Returns numbers (n,) float64, which need not be finite; None where a value is something else."""
     try:
         return np.array([float(value) for value in values])
     except (TypeError, ValueError, OverflowError):
@@ -161,7 +161,7 @@ class CocoSplit:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The files of labels."""
+        """Returns the files of labels."""
         return self.files
 
     def __str__(self) -> str:
@@ -186,7 +186,7 @@ class CocoSplit:
         return Listing(images, [annotated[path][0].file for path in images], _CocoReader(annotated, self.names))
 
     def annotated(self) -> tuple[dict[str, int | str], list[int | str], list[CocoBox]]:
-        """What a metric needs and training does not: the ids in the files, and all annotations, crowds included.
+        """Reads what a metric needs and training does not: the ids in the files, and all annotations, crowds included.
 
         Returns the id of each image by its path; of each class the id of its category (a number that no category has,
         for a class that the files do not know); and the annotations, image by image.
@@ -260,7 +260,7 @@ class _CocoReader:
 
 
 def coco_names(file: str | Path) -> list[str]:
-    """The names of a COCO JSON's categories in the order of their ids."""
+    """Returns the names of a COCO JSON's categories in the order of their ids."""
     categories = read_file(file).categories
     names = [categories[key] for key in sorted(categories, key=lambda key: (isinstance(key, str), key))]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
@@ -274,7 +274,7 @@ def coco_names(file: str | Path) -> list[str]:
 
 
 def load(file: Path, image_folders: Sequence[Path]) -> LabelledSplit:
-    """The images and objects of a COCO JSON, crowds included; classes in the order of the categories' ids.
+    """Reads the images and objects of a COCO JSON, crowds included; classes in the order of the categories' ids.
 
     Images are looked for in the folders, then beside the file. Raises FaultError for whatever is wrong.
     """

@@ -27,7 +27,7 @@ MIN_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}  # of the shapes that a
 
 
 def load(folder: Path) -> LabelledSplit:
-    """The images and objects of a folder of JSON files, searched with its sub-folders.
+    """Reads the images and objects of a folder of JSON files, searched with its sub-folders.
 
     Polygons of the same group_id and label are one object. Raises FaultError for whatever is wrong.
     """
@@ -54,7 +54,7 @@ def _objects(content: dict, file: Path) -> list[LabelledObject]:
         item, group = object_of(row, location), row.get("group_id")
         grouped = item is not None and item.polygons and isinstance(group, int | str)
         if item is None:
-            LOGGER.warning(f"{location}: a {row.get('shape_type')} is no object; left out")
+            LOGGER.warning(f"{location}: a shape of the type {row.get('shape_type')!r} is not an object; left out")
         elif grouped and (item.name, group) in groups:
             whole = groups[item.name, group]
             whole.polygons += item.polygons
@@ -67,7 +67,7 @@ def _objects(content: dict, file: Path) -> list[LabelledObject]:
 
 
 def object_of(row: dict, location: Location) -> LabelledObject | None:
-    """The object of a shape; None for a shape that is no object, such as a line. Raises FaultError."""
+    """Returns the object of a shape; None for a shape that is no object, such as a line. Raises FaultError."""
     kind = row.get("shape_type") or "polygon"
     if not isinstance(row.get("label"), str) or not row["label"]:
         raise location.error("class", f"needs a label, got {row.get('label')!r}")
@@ -83,7 +83,7 @@ def object_of(row: dict, location: Location) -> LabelledObject | None:
 
 
 def _points(value: Any, least: int, location: Location) -> np.ndarray:
-    """(k, 2) from a list of pairs."""
+    """Returns points (k, 2) from a list of pairs."""
     rule = f"points must be {least} or more pairs of numbers"
     if not isinstance(value, list) or len(value) < least or not all(isinstance(p, list) and len(p) == 2 for p in value):
         raise location.error("format", f"{rule}, got {str(value)[:60]}")

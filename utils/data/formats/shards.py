@@ -40,7 +40,7 @@ class ShardSplit:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The files of labels."""
+        """Returns the files of labels."""
         return self.files
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class ShardSplit:
 
 
 def read_shard(file: str) -> Iterator[dict]:
-    """The samples of a shard: {"__key__": name, "jpg": bytes, "txt": bytes, ...}. FaultError for a damaged one."""
+    """Reads samples {"__key__": name, "jpg": bytes, "txt": bytes, ...}. Raises FaultError for a damaged shard."""
     # not the library's own opening of files, which runs what follows `pipe:` in a shell
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -64,7 +64,7 @@ def read_shard(file: str) -> Iterator[dict]:
 
 
 def image_of(file: str, sample: dict) -> tuple[str, bytes]:
-    """The path of a sample's image, and its bytes. Raises FaultError where it has no image."""
+    """Returns the path of a sample's image, and its bytes. Raises FaultError where it has no image."""
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in sample), None)
     if suffix is None:
         words = "no image; a name has one dot, before a suffix such as jpg or png"
@@ -73,7 +73,7 @@ def image_of(file: str, sample: dict) -> tuple[str, bytes]:
 
 
 def check_shard(file: str) -> list[tuple[str, CheckedImage]]:
-    """The path of every image of a shard, with what was found of it; without an image, the sample's name alone."""
+    """Checks a shard: the path of every image with what was found; of a sample without an image its name."""
     return [_check_sample(file, sample) for sample in read_shard(file)]
 
 
@@ -93,7 +93,7 @@ def _labels_of(data: bytes, kind: str, name: str) -> ImageLabels:
 
 
 def _text_of(data: bytes, kind: str, name: str) -> str:
-    """The lines of a label file."""
+    """Returns the lines of a label file."""
     location = Location(f"{name}.{kind}")
     try:
         if kind == "txt":
@@ -120,14 +120,14 @@ class PackedFile:
     size: int
 
     def read_bytes(self) -> bytes:
-        """Its content."""
+        """Returns its content."""
         with open(self.tar, "rb") as file:
             file.seek(self.start)
             return file.read(self.size)
 
 
 def load(split: ShardSplit, names: Sequence[str]) -> LabelledSplit:
-    """The images and objects of the shards. Raises FaultError for whatever cannot be used."""
+    """Reads the images and objects of the shards. Raises FaultError for whatever cannot be used."""
     images = []
     for file in split.files:
         packed = _packed_files(file)
@@ -145,7 +145,7 @@ def load(split: ShardSplit, names: Sequence[str]) -> LabelledSplit:
 
 
 def _packed_files(file: str) -> dict[str, PackedFile]:
-    """The files in a shard by their names, whose suffixes are in small letters as those of `read_shard`."""
+    """Lists the files in a shard by their names, with suffixes in small letters, as `read_shard` has them."""
     packed = {}
     with tarfile.open(file) as tar:
         for member in tar:
@@ -157,7 +157,7 @@ def _packed_files(file: str) -> dict[str, PackedFile]:
 def save(out: Path, splits: dict[str, LabelledSplit], names: list[str]) -> None:
     """Writes data.yaml and `split-000000.tar` and so on, with the images in them.
 
-    Raises ValueError where an image was not found or its name has a dot too many.
+    Raises ValueError where the name of an image has more than one dot.
     """
     changes, entries = Counter(), {}
     for split, labels in splits.items():

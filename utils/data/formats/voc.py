@@ -39,8 +39,10 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def parse_xml(data: bytes, path: str | Path) -> ET.Element:
-    """The root of an XML text. One that declares a document type is refused: it could define entities, which blow a
-    small text up without end or read other files.
+    """Parses an XML text and returns its root.
+
+    A text that declares a document type is refused: it could define entities, which make a small text endless or read
+    other files.
 
     Raises FaultError `path:line: ...`.
     """
@@ -65,13 +67,13 @@ def parse_xml(data: bytes, path: str | Path) -> ET.Element:
 
 
 def objects_of(root: ET.Element, path: str | Path) -> list[tuple[ET.Element, Location]]:
-    """The elements of all objects, with their locations."""
+    """Returns the elements of all objects, with their locations."""
     nodes = root.iterfind("object")
     return [(node, Location(str(path), f"object {i} ({_name(node)!r})")) for i, node in enumerate(nodes, 1)]
 
 
 def object_of(node: ET.Element, location: Location) -> LabelledObject:
-    """The object of an element. Raises FaultError where a corner of its box is no number."""
+    """Returns the object of an element. Raises FaultError where a corner of its box is no number."""
     corners = [node.findtext(f"bndbox/{key}") for key in CORNERS]
     try:
         # pixels count from 1, and v6.1 makes of the box from pixel a to pixel b one of the width b - a
@@ -83,12 +85,12 @@ def object_of(node: ET.Element, location: Location) -> LabelledObject:
 
 
 def is_difficult(node: ET.Element) -> bool:
-    """Whether an object is marked as difficult."""
+    """Returns True for an object that is marked as difficult."""
     return (node.findtext("difficult") or "0").strip() == "1"
 
 
 def stated_size(root: ET.Element) -> tuple[int | None, int | None]:
-    """Width and height in pixels as the file says, None where it does not."""
+    """Returns width and height in pixels as the file states them, None where it does not."""
     texts = [(root.findtext(f"size/{key}") or "").strip() for key in ("width", "height")]
     width, height = (int(text) if text.isdecimal() else None for text in texts)
     return width, height
@@ -128,9 +130,9 @@ class VocSplit:
 
 
 def is_voc_path(path: str | Path) -> bool:
-    """True for a list of names (not of image files) below ImageSets, and for a folder called Annotations."""
+    """Returns True for a list of names (not of image files) below ImageSets, and for a folder called Annotations."""
     path = Path(path)
-    if os.path.isdir(path):  # not its own methods, which raise for a name that is too long
+    if os.path.isdir(path):  # not Path's own methods, which raise for a name that is too long
         return path.name == "Annotations"
     return os.path.isfile(path) and "ImageSets" in path.parts[:-1] and not any(map(is_image, _listed_names(path)[:1]))
 
@@ -141,7 +143,7 @@ def _listed_names(file: Path) -> list[str]:
 
 
 def _list_file(file: Path, images: str | None) -> dict[str, str]:
-    """Image -> XML file, of the names in a list; a name without image is given one that the check will miss."""
+    """Maps images to XML files, for the names in a list; a name without an image gets a path that does not exist."""
     root = next((parent.parent for parent in file.parents if parent.name == "ImageSets"), file.parent)
     folder = Path(images) if images else root / "JPEGImages"
     by_stem = _images_by_stem(folder)
@@ -152,7 +154,7 @@ def _list_file(file: Path, images: str | None) -> dict[str, str]:
 
 
 def _folder(folder: str, images: str | None) -> dict[str, str]:
-    """Image -> XML file, of the images of a folder of XML files."""
+    """Maps images to XML files, for the images of a folder of XML files."""
     beside = os.path.join(os.path.dirname(os.path.normpath(folder)), "JPEGImages")
     by_stem = _images_by_stem(Path(images or (beside if os.path.isdir(beside) else folder)))
     stems = {Path(name).stem for name in os.listdir(folder) if name.lower().endswith(".xml")}
@@ -197,7 +199,7 @@ class _VocReader:
 
 
 def load(folder: Path, image_folders: Sequence[Path]) -> LabelledSplit:
-    """The images and objects of a folder of XML files, searched with its sub-folders.
+    """Reads the images and objects of a folder of XML files, searched with its sub-folders.
 
     Images are looked for in the folders, then in the folder itself, JPEGImages and images beside it. Raises FaultError
     for whatever is wrong.

@@ -33,21 +33,22 @@ COLUMNS = ("class", "x", "y", "width", "height")
 
 
 def image_to_label_path(path: str | Path) -> str:
-    """`.../images/a/b.jpg` -> `.../labels/a/b.txt`; the last folder called images counts.
+    """Returns the label path of an image: `.../images/a/b.jpg` -> `.../labels/a/b.txt`.
 
-    Without such a folder the label lies beside its image. Images that differ only in their suffix share a label file.
+    The last folder called images counts. Without such a folder the label lies beside its image. Images that differ only
+    in their suffix share a label file.
     """
     return os.path.splitext(labels_folder(str(path)))[0] + ".txt"
 
 
 def labels_folder(path: str) -> str:
-    """The path with its last folder called images replaced by labels."""
+    """Replaces the last folder called images of a path by labels."""
     images, labels = f"{os.sep}images{os.sep}", f"{os.sep}labels{os.sep}"
     return labels.join(path.rsplit(images, 1))
 
 
 def read_text(path: str) -> str:
-    """The text of a label file. Raises FaultError where it is not UTF-8."""
+    """Reads the text of a label file. Raises FaultError where it is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -68,7 +69,7 @@ class LabelLines:
 
     @property
     def error(self) -> Fault | None:
-        """The first fault for which training cannot use the file."""
+        """Returns the first fault for which training cannot use the file."""
         return next((fault for fault in self.faults if fault.kind != "mixed"), None)
 
 
@@ -127,12 +128,12 @@ def parse_labels(text: str, path: str | Path, nc: int | None = None) -> ImageLab
 
 
 def read_labels(image: str, label_file: str, size: Size) -> ImageLabels:
-    """The labels of an image from its text file."""
+    """Reads the labels of an image from its text file."""
     return parse_labels(read_text(label_file), label_file)
 
 
 def _split_lines(text: str, path: str, faults: list[Fault]) -> tuple[list[int], list[list[str]]]:
-    """Line numbers and words of the lines that are not empty; a line of blanks between others is a fault."""
+    """Returns numbers and words of the lines that are not empty; a line of blanks between others is a fault."""
     lines, rows = [], []
     for number, line in enumerate(text.rstrip().splitlines(), 1):
         words = line.split()
@@ -173,7 +174,7 @@ def _parse_row(words: list[str], location: Location) -> np.ndarray:
 
 
 def _check_values(rows: np.ndarray, lines: list[int], path: str, nc: int | None, faults: list[Fault]) -> np.ndarray:
-    """Which rows (n,) have all values in their ranges; a fault for each other. Comparisons are false for NaN."""
+    """Returns which rows (n,) have all values in range, and adds a fault for each other. NaN compares as false."""
     fits = (rows >= 0) & np.isfinite(rows)
     fits[:, 1:] &= rows[:, 1:] <= 1
     fits[:, 0] &= rows[:, 0] == np.floor(rows[:, 0])
@@ -192,7 +193,7 @@ def _check_values(rows: np.ndarray, lines: list[int], path: str, nc: int | None,
 
 
 def load(entry: str | list[str], names: Sequence[str]) -> LabelledSplit:
-    """The images of a dataset entry (see `list_images`), and the objects in the text file of each.
+    """Reads the images of a dataset entry (see `list_images`), and the objects in the text file of each.
 
     names: of the classes. Raises FaultError where a label file cannot be used.
     """
@@ -211,14 +212,14 @@ def load(entry: str | list[str], names: Sequence[str]) -> LabelledSplit:
 
 
 def _home(path: str, entry: str | list[str]) -> str:
-    """The folder of an entry that holds the image; the image's own where a list file names it."""
+    """Returns the folder of an entry that holds the image; the image's own where a list file names it."""
     folders = [folder for folder in ([entry] if isinstance(entry, str) else entry) if os.path.isdir(folder)]
     inside = (folder for folder in folders if path.startswith(folder.rstrip(os.sep) + os.sep))
     return next(inside, os.path.dirname(path))
 
 
 def objects_of(labels: ImageLabels, names: Sequence[str], size: Size) -> list[LabelledObject]:
-    """Label rows as objects in pixels of an image of `size`."""
+    """Returns label rows as objects in pixels of an image of `size`."""
     objects = []
     for i, row in enumerate(labels.rows.astype(float)):
         centre, half = row[1:3] * size, row[3:] * size / 2
@@ -229,7 +230,7 @@ def objects_of(labels: ImageLabels, names: Sequence[str], size: Size) -> list[La
 
 
 def save(out: Path, splits: dict[str, LabelledSplit], names: list[str]) -> None:
-    """Writes data.yaml and `labels/split/name.txt`, whose images belong into `images/split`."""
+    """Writes data.yaml and `labels/split/name.txt`, whose images belong in `images/split`."""
     changes = Counter()
     for split, labels in splits.items():
         for image in labels.images:
@@ -241,7 +242,7 @@ def save(out: Path, splits: dict[str, LabelledSplit], names: list[str]) -> None:
 
 
 def label_lines(image: LabelledImage, names: list[str], changes: Counter) -> list[str]:
-    """The lines of an image's label file. Boxes are clipped to the image, and left out if nothing remains of them.
+    """Returns the lines of an image's label file; boxes are clipped to the image, and left out if nothing remains.
 
     changes: counts what the format cannot hold, in words.
     """

@@ -17,7 +17,7 @@ def test_labelme_circle_and_other_shapes(tmp_path, capfd):
     (tmp_path / "a.json").write_text(json.dumps(content))
     image = load(tmp_path).images[0]
     assert image.name == "a.png" and [item.box for item in image.objects] == [(45, 20, 55, 30), (10, 5, 30, 29)]
-    assert "a.json: shapes[1]: a line is no object; left out" in capfd.readouterr().err
+    assert "a.json: shapes[1]: a shape of the type 'line' is not an object; left out" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
