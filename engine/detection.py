@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from models.attention_view import Observer, observed
-from models.backend import Backend, find_weights, frame_size
+from models.backend import Backend, find_weights, frame_size, load_checkpoint
 from models.common import SE, SOCA
-from models.yolo import checkpoint_classes
 from utils import checkpoint, cli, dist
 from utils.data.letterbox import letterbox
 from utils.device import select_device
@@ -69,7 +68,7 @@ def detect(opt: cli.Options) -> Path:
             _detect_batches(first, batches, detector, results, tracking, opt.visualize, len(todo))
     if opt.update and dist.is_main():
         for file in opt.weights:
-            checkpoint.strip(find_weights(file, opt.download), classes=checkpoint_classes())
+            checkpoint.strip(find_weights(file, opt.download), read=load_checkpoint)
     return save_dir
 
 

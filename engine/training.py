@@ -16,7 +16,7 @@ from engine.run import Run, save_checkpoints, tell_how_to_resume
 from engine.setup import labels_per_image, prepare
 from models.attention_view import GateRecorder
 from models.backend import load_checkpoint, load_model
-from models.yolo import Model, checkpoint_classes
+from models.yolo import Model
 from utils import checkpoint, cli, dist
 from utils.boxes import round_up
 from utils.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate, log_evaluation
@@ -237,7 +237,7 @@ def finish(run: Run) -> None:
     """Strips the checkpoints, measures the best one with images and a row per class, and draws the curves."""
     last, best = (run.save_dir / "weights" / name for name in ("last.pt", "best.pt"))
     if best.exists():
-        checkpoint.strip(best, classes=checkpoint_classes())
+        checkpoint.strip(best, read=load_checkpoint)
         model = load_model(best, run.device).to(memory_format=torch.channels_last)
         LOGGER.info(f"\nvalidating {best}")
         evaluation = evaluate_on_val(run, model, observers=[mosaic_writer(run.save_dir, run.names)])

@@ -1,17 +1,24 @@
 """Runs a trained detector behind one call, whatever its file format."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from models.experimental import Ensemble
-from models.yolo import Detect, Model, checkpoint_classes
+from models.rebuild import Names, fill_from_state, rebuild
+from models.yolo import Model
 from utils import checkpoint
 from utils.boxes import check_image_size
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.files import ROOT
 from utils.log import LOGGER
+from utils.pickles import StandIn
 from utils.runtimes.base import Runtime
 from utils.runtimes.table import RUNTIMES, runtime_for
 
@@ -44,29 +51,43 @@ def find_weights(name: str | Path, download: bool = False) -> Path:
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """Reads a checkpoint and brings its modules up to date for today's torch."""
-    content = checkpoint.load(path, checkpoint_classes())
-    for key in ("model", "ema"):
-        if isinstance(content.get(key), nn.Module):
-            _check(content[key], path)
-            _modernise(content[key])
+    """Reads a checkpoint; `model` and `ema` are detectors built anew (see rebuild.py), in the stored precision.
+
+    The other entries are plain: text, numbers, lists, dicts and tensors. Raises ValueError that names the file.
+    """
+    with _no_collection():
+        names = Names()
+        content = checkpoint.load(path, names.known)
+        try:
+            content["model"] = rebuild(content["model"], names, numbers := Path(path).stat().st_size)
+            if content.get("ema") is not None:
+                content["ema"] = _averaged(content["ema"], content["model"], names, numbers)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     return content
 
 
-def _check(model: nn.Module, path: str | Path) -> None:
-    if not isinstance(model, Model) or not isinstance(model.model[-1], Detect):
-        raise ValueError(f"{path}: holds a {type(model).__name__}, not a detector of this family")
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps Python from looking for garbage: a file makes many objects in a row, and each look takes longer."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _modernise(model: Model) -> None:
-    """Sets the attributes that today's code expects on modules that older releases and older torch pickled."""
-    for m in model.modules():
-        if isinstance(m, nn.Hardswish | nn.LeakyReLU | nn.ReLU | nn.ReLU6 | nn.SiLU):
-            m.inplace = True
-        elif isinstance(m, nn.Upsample):
-            m.__dict__.setdefault("recompute_scale_factor", None)
-    if isinstance(model.names, dict):
-        model.names = [model.names[k] for k in sorted(model.names)]
+def _averaged(ema: Any, model: Model, names: Names, numbers: int) -> Model:
+    """Returns the averaged model, which a file has as a model, as (model, updates) or as a state dict."""
+    if isinstance(ema, tuple | list) and ema:
+        ema = ema[0]
+    if isinstance(ema, StandIn):
+        return rebuild(ema, names, numbers)
+    if not isinstance(ema, dict):
+        raise ValueError(f"`ema` must be a model or a state dict, got {type(ema).__name__}")
+    return fill_from_state(deepcopy(model), ema)
 
 
 def load_model(weights: str | Path | list, device: str | torch.device = "cpu", fuse: bool = True) -> nn.Module:

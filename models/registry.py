@@ -181,6 +181,11 @@ def register(rule: Rule, name: str = "") -> Callable[[type], type]:
     return add
 
 
+def registered() -> list[type]:
+    """Returns the class of every block."""
+    return [block for block, _ in _BLOCKS.values()]
+
+
 def lookup(name: str) -> tuple[type, Rule]:
     """Returns the class and the rule of a name; ValueError that proposes the nearest name when there is none."""
     if name in _BLOCKS:

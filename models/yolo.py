@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import attention, common, experimental
+from models import attention, common, experimental  # noqa: F401  model YAMLs name their blocks
 from models.architecture import layer_strides, parse_model, plain_yaml
 from models.common import Conv
 from models.insert import insert_rows
 from models.registry import detects, register
-from utils import activations, cli
+from utils import cli
 from utils.boxes import round_up
 from utils.device import Timer, select_device
 from utils.files import find_file, read_yaml
@@ -290,13 +290,6 @@ def scale_image(image: torch.Tensor, ratio: float, multiple: int = 32, keep_shap
     if not keep_shape:
         H, W = (math.ceil(side * ratio / multiple) * multiple for side in (H, W))
     return F.pad(image, [0, W - size[1], 0, H - size[0]], value=0.447)
-
-
-def checkpoint_classes() -> set[type]:
-    """Returns the module classes of this project that a checkpoint may hold."""
-    rooms = (common, attention, experimental, activations, sys.modules[__name__])
-    found = {c for room in rooms for c in vars(room).values() if isinstance(c, type) and issubclass(c, nn.Module)}
-    return {c for c in found if c.__module__.startswith(("models.", "utils."))}
 
 
 def profile_layers(model: "Model", images: torch.Tensor, repeats: int = 10) -> list[float]:

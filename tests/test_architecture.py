@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file may import only files listed above it: rooms from top to bottom, the files of a room from left to right.
 HOUSE = """
 models              registry
-utils               log cli boxes files dist device downloads activations checkpoint nms drawing
+utils               log cli boxes files dist device downloads activations pickles checkpoint nms drawing
 utils.data          machine shapes faults images letterbox labels
 utils.data.formats  yolo coco voc labelme shards
 utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader
@@ -27,7 +27,7 @@ utils.export        executorch_program coreml_model litert_model edge_tpu saved_
 utils.export        web_model tensorrt_engine proof exporter
 utils.evaluation    metrics plots evaluator coco errors report
 models              insert second_order common attention attention_view experimental
-models              architecture yolo transfer backend autoshape
+models              architecture yolo rebuild transfer backend autoshape
 engine              run setup validation training detection
 .                   hubconf train val detect export
 """

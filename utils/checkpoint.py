@@ -1,65 +1,46 @@
 """Reads and writes `.pt` files. The only `torch.load` of the project is here, and it executes no code of a file.
 
-A checkpoint is a zip archive with a pickle of modules. `load` reads it with `weights_only=True` and a list of the
-classes that may be rebuilt; a file that asks for anything else is refused, by name. `save` writes v6.1's keys, whole or
-not at all.
+A checkpoint is a zip archive with a pickle of modules. `load` checks the pickle first (pickles.py), then reads it with
+`weights_only=True` and stand-ins for every class, of which models/rebuild.py builds the detector anew. `save` writes
+v6.1's keys, whole or not at all.
 """
 
-import collections
+import codecs
 import errno
-import re
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Callable
 from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from utils import pickles
 from utils.device import is_out_of_memory
 from utils.files import atomic_write, megabytes
 from utils.log import LOGGER
+from utils.pickles import Refused, StandIn, plain
 
 # v6.1's keys, in its order; `training` is this project's, the state that a resumed run needs (engine/run.py)
 KEYS = ("epoch", "best_fitness", "model", "ema", "updates", "optimizer", "wandb_id", "date")
 
-_TORCH_LAYERS = [
-    *(nn.Conv1d, nn.Conv2d, nn.Linear, nn.Dropout, nn.Identity),
-    *(nn.BatchNorm2d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm),
-    *(nn.Sequential, nn.ModuleList, nn.Upsample, nn.ZeroPad2d, nn.Flatten, nn.Softmax, nn.MultiheadAttention),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ConvTranspose2d, nn.PixelShuffle),
-    *(nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.GELU, nn.Mish),
-    nn.modules.linear.NonDynamicallyQuantizableLinear,
-]
-# NumPy scalars and arrays, which v6.1 stores as `best_fitness`, by the names that old and new NumPy give them
-_NUMPY = [np.dtype, np.ndarray, *(type(np.dtype(t)) for t in ("float32", "float64", "int32", "int64", "bool"))]
-_REBUILD = {"_reconstruct": np.zeros(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
-_NUMPY_NAMED = [(f, f"numpy.{core}.multiarray.{name}") for name, f in _REBUILD.items() for core in ("core", "_core")]
+_LOCK = Lock()  # torch keeps one list of allowed classes for all threads
+PICKLE_BYTES = 32 * 2**20  # of the largest pickle that is read; that of yolov5x while it trains has 0.6 MB
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Replaces `_codecs.encode`, by which NumPy pickles bytes under protocol 2."""
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"a checkpoint may only hold latin1 bytes, got {encoding!r}")
-    return text.encode("latin1")
-
-
-def _allowed(classes: Iterable[type]) -> list:
-    builtin = [(set, "__builtin__.set"), (set, "builtins.set"), (_encode, "_codecs.encode"), collections.OrderedDict]
-    return [*classes, *_TORCH_LAYERS, *_NUMPY, *_NUMPY_NAMED, *builtin]
-
-
-def load(path: str | Path, classes: Iterable[type] = ()) -> dict[str, Any]:
+def load(path: str | Path, known: Callable[[str], bool]) -> dict[str, Any]:
     """Reads a checkpoint on the CPU without executing code of the file.
 
     Args:
         path: a `.pt` file.
-        classes: module classes that may be rebuilt, besides torch's layers (`models.yolo.checkpoint_classes()`).
+        known: whether a full name, such as models.common.Conv, is that of a module class that may occur.
 
     Returns:
-        its dict; `model` and `ema` are modules in the stored precision.
+        its dict. `model` and `ema` are stand-ins for modules, or what else the file has there; the rest is plain: text,
+        numbers, lists, dicts, tensors. Of a path there is the text, of any other object None.
 
     Raises:
         ValueError: the file is damaged, is not a checkpoint, or asks for anything that is not allowed.
@@ -70,36 +51,173 @@ def load(path: str | Path, classes: Iterable[type] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     try:
-        with torch.serialization.safe_globals(_allowed(classes)):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged and hostile files make torch raise exceptions of many types
+        content = _read(path, pickles.check(*_open(path), known))
+    except Refused as error:
+        origin = f". {_origin(error.asked)}" if error.asked else ""
+        raise ValueError(f"{path}: refused, no code was executed: {error}{origin}") from None
+    except Exception as error:  # damaged files make torch and zipfile raise exceptions of many types
         # an error of the system is not about the content, except EINVAL: a seek to before the start of a truncated file
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise OSError(error.errno, error.strerror, str(path)) from None
         if is_out_of_memory(error):
             raise MemoryError(f"{path}: {megabytes(path):.0f} MB do not fit into memory: {error}") from None
-        raise ValueError(f"{path}: {_reason(str(error))}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), nn.Module):
+        raise ValueError(f"{path}: {_reason(error)}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), StandIn):
         found = sorted(map(str, content))[:8] if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{path}: not a detector's checkpoint: expected a dict with a `model` module, found {found}")
-    return content
+    try:
+        rest = {key: plain(value) for key, value in content.items() if key not in ("model", "ema")}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return {key: rest.get(key, value) for key, value in content.items()}
 
 
-def _reason(message: str) -> str:
-    if asked := re.search(r"(?:GLOBAL |class )([\w.]+)", message):
-        return (
-            f"refused, no code was executed: the file asks for {asked[1]}, which is not among the allowed classes. "
-            "If it is your own block, define it in models/common.py"
-        )
-    if "Only persistent_load of storage is allowed" in message:
+def _read(path: Path, names: set[str]) -> Any:
+    """Returns what torch makes of a checked file, with stand-ins for these names and no other class."""
+    stand_ins = [(pickles.stand_in(name), name) for name in names]
+    # torch has these three of its own, but not in each version
+    known = [(set, "builtins.set"), (set, "__builtin__.set"), (codecs.encode, "_codecs.encode")]
+    with _LOCK:
+        others = torch.serialization.get_safe_globals()  # of the program, which may have allowed real classes
+        torch.serialization.clear_safe_globals()
+        try:
+            with torch.serialization.safe_globals([*stand_ins, *known]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(others)
+
+
+# --- the archive ------------------------------------------------------------------------------------------------------
+
+
+class _OtherFile(ValueError):
+    """The file is of another kind, and the message says of which."""
+
+
+def _open(path: Path) -> tuple[bytes, dict[str, int]]:
+    """Returns the pickle of an archive, and the bytes that it has for each storage."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head.startswith(b"PK"):
+        raise _OtherFile(_kind_of_file(head))
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = {member.filename.partition("/")[2]: member for member in members}
+        if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+            raise _OtherFile("a TorchScript archive, not a checkpoint: it holds code. Name it *.torchscript")
+        if "data.pkl" not in names:
+            raise _OtherFile("a zip archive without data.pkl, which torch.save has not written")
+        if len(names) < len(members) or len({member.filename.partition("/")[0] for member in members}) > 1:
+            raise Refused("its archive has several members of one name, or several folders")
+        if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
+            raise Refused("its archive is compressed, which torch does not do; pack it again without compression")
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise Refused("the members of its archive are said to be larger than the file")
+        if names["data.pkl"].file_size > PICKLE_BYTES:
+            size = names["data.pkl"].file_size / 1e6
+            raise Refused(f"its pickle has {size:.0f} MB; at most {PICKLE_BYTES / 1e6:.0f} MB are read")
+        if "byteorder" in names and archive.read(names["byteorder"]) != b"little":
+            raise Refused("its numbers are not in little-endian order; save it again on an ordinary machine")
+        content = archive.read(names["data.pkl"])
+    # two readers of zip files can be made to see different members: torch's has to see the pickle that is checked
+    if torch.PyTorchFileReader(str(path)).get_record("data.pkl") != content:
+        raise Refused("its archive is made so that readers see different content")
+    return content, {name[5:]: member.file_size for name, member in names.items() if name.startswith("data/")}
+
+
+def _kind_of_file(head: bytes) -> str:
+    """Returns what a file that is no zip archive seems to be, and what to do, from its first bytes."""
+    if not head:
+        return "an empty file; copy or download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, which only names the file; fetch the file itself with `git lfs pull`"
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "a web page (HTML), not a checkpoint; download the file itself, not the page that shows it"
+    if (
+        head.startswith((b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02\x8a\x0al\xfc\x9cF"))
+        or b"././@" in head
+    ):
         return (
             "in the format of torch before 1.6, whose modules cannot be read without executing code of the file; "
             "if you trust it, load it with the program that wrote it, and save it again"
         )
+    if head[:1] == b"\x08" and (b"pytorch" in head or b"onnx" in head or b"torch" in head):
+        return "an ONNX file, not a checkpoint; name it *.onnx"
+    if head.startswith(b"\x89HDF"):
+        return "an HDF5 file (Keras or MATLAB), not a checkpoint of torch"
+    if head[8:9] == b"{" and b'"dtype"' in head:
+        return "a safetensors file, which has tensors but no model; a checkpoint of YOLOv5 is needed"
+    if head[:1] == b"\x80":
+        return "a pickle that is not in a zip archive, as torch.save writes it"
+    return f"{_DAMAGED}: it does not begin as a zip archive does"
+
+
+_DAMAGED = "cannot be read as a checkpoint (damaged, incomplete or another kind of file)"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, _OtherFile):
+        return str(error)
+    if isinstance(error, zipfile.BadZipFile):
+        return f"{_DAMAGED}: its archive has no end; did a copy or a download break off?"
     # torch advises to switch the protection off, which is not repeated
+    message = str(error)
     useful = " " in message and "weights_only" not in message
     detail = message.splitlines()[0] if useful else "its pickle does not decode"
-    return f"cannot be read as a checkpoint (damaged, incomplete or another kind of file): {detail}"
+    return f"{_DAMAGED}: {detail}"
+
+
+# program that wrote a file, by the beginning of a name it asks for
+_ORIGINS = {
+    "ultralytics.": "It is of the package ultralytics (YOLOv8 or later), another architecture: use it there, or export "
+    "it there to ONNX",
+    "torch.nn.utils.prune": "It was pruned; call torch.nn.utils.prune.remove in the program that pruned it, and save "
+    "it again",
+    **dict.fromkeys(
+        ("torch.ao.", "torch.nn.quantized", "torch.quantization", "torch._utils._rebuild_qtensor"),
+        "It is quantised; give the checkpoint from before",
+    ),
+    "torch._utils.": "It holds tensors of a special kind (sparse, nested or with attributes)",
+    "torch._tensor.": "It holds tensors with attributes of their own",
+    "__main__.": "It holds a class of the script that saved it; save the model's weights without that",
+    **dict.fromkeys(
+        ("torchvision.", "timm.", "mmdet.", "mmcv.", "transformers.", "detectron2."),
+        "It is of another program than YOLOv5",
+    ),
+}
+_HEADS = {
+    "segment": "It is a segmentation model; only detectors are read",
+    "classif": "It is a classification model; only detectors are read",
+    "proto": "It is a segmentation model; only detectors are read",
+    "pose": "It is a pose model; only detectors are read",
+    "landmark": "It is a face detector with landmarks; only detectors of boxes are read",
+    "stemblock": "It is of YOLOv5-face or a similar fork, whose blocks are not here",
+    "idetect": "It is of YOLOv7, another architecture",
+    "iauxdetect": "It is of YOLOv7, another architecture",
+    "sppcspc": "It is of YOLOv7, another architecture",
+}
+
+
+def _origin(name: str) -> str:
+    """Returns a sentence on where a name that is not allowed comes from, and what to do."""
+    for start, text in _ORIGINS.items():
+        if name.startswith(start):
+            return text
+    package, last = name.removeprefix("yolov5.").partition(".")[0], name.rpartition(".")[2]
+    for part, text in _HEADS.items():
+        if part in last.lower():
+            return text
+    if package in ("models", "utils"):
+        return (
+            f"{last} is a block or a class of the program that wrote the file, a fork of YOLOv5. If you have its code, "
+            "define it here in models/common.py under this name, as models/registry.py says"
+        )
+    return "No checkpoint of a detector needs it, so the file is another program's, or made to do harm"
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
 
 
 def load_own(path: str | Path) -> Any:
@@ -127,29 +245,37 @@ def pack(model: nn.Module, **entries: Any) -> dict[str, Any]:
     assert not unknown, unknown
     packed = {key: entries.get(key) for key in KEYS}
     packed["epoch"] = entries.get("epoch", -1)
-    packed["model"] = deepcopy(model).half()
-    packed["ema"] = deepcopy(entries["ema"]).half() if entries.get("ema") is not None else None
+    packed["model"] = _in_order(deepcopy(model).half())
+    packed["ema"] = _in_order(deepcopy(entries["ema"]).half()) if entries.get("ema") is not None else None
     packed["date"] = entries.get("date") or datetime.now().isoformat()
     if "training" in entries:
         packed["training"] = entries["training"]
     return packed
 
 
+def _in_order(model: nn.Module) -> nn.Module:
+    """Gives every tensor of a module the contiguous order; v6.1 cannot fuse weights that are channels-last."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return model
+
+
 def stripped(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns a checkpoint for inference: the averaged weights in half precision, without the training state."""
-    model = (checkpoint.get("ema") or checkpoint["model"]).half()
+    model = _in_order((checkpoint.get("ema") or checkpoint["model"]).half())
     for p in model.parameters():
         p.requires_grad = False
     return {**dict.fromkeys(KEYS), "epoch": -1, "model": model, "date": checkpoint.get("date")}
 
 
-def strip(path: str | Path, output: str | Path = "", classes: Iterable[type] = ()) -> None:
+def strip(path: str | Path, output: str | Path = "", *, read: Callable[[Path], dict[str, Any]]) -> None:
     """Turns a training checkpoint into one for inference, see `stripped`.
 
     Args:
         path: the checkpoint.
         output: path to write; without it the checkpoint is replaced.
+        read: loads it, with its modules (models.backend.load_checkpoint).
     """
     target = Path(output or path)
-    save(target, stripped(load(path, classes)))
+    save(target, stripped(read(Path(path))))
     LOGGER.info(f"{target}: training state removed, {megabytes(target):.1f} MB")

@@ -14,7 +14,7 @@ from torch import nn
 
 from models.common import SOCA, Conv
 from models.experimental import Ensemble
-from models.yolo import Detect, DetectionModel, Model, checkpoint_classes, main, make_parser, scale_image
+from models.yolo import Detect, DetectionModel, Model, main, make_parser, scale_image
 from utils import cli
 from utils.files import ROOT, read_yaml
 
@@ -177,13 +177,6 @@ def test_norm_settings(soca):
     norms = [m for m in soca.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.03)}
     assert all(m.inplace for m in soca.modules() if isinstance(m, nn.SiLU | nn.ReLU))
-
-
-def test_checkpoint_classes():
-    names = {f"{c.__module__}.{c.__qualname__}" for c in checkpoint_classes()}
-    assert {"models.yolo.Model", "models.yolo.Detect", "models.common.SOCA", "models.common.Conv"} <= names
-    assert {"models.experimental.CrossConv", "models.experimental.Sum", "utils.activations.FReLU"} <= names
-    assert all(issubclass(c, nn.Module) for c in checkpoint_classes())
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
