@@ -1,4 +1,4 @@
-"""The rules of the house, held by parsing the imports: data walks one way, and importing has no side effects."""
+"""The rules of the house, held by parsing its files: data walks one way, imports change nothing, all is short."""
 
 import ast
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+VERBS = ("train", "val", "detect", "export")
 
 # A file may import only files listed above it: rooms from top to bottom, the files of a room from left to right.
 HOUSE = """
@@ -30,6 +31,8 @@ models              insert second_order common attention attention_view experime
 models              architecture yolo rebuild transfer backend autoshape
 engine              run setup validation training detection
 .                   hubconf train val detect export
+tools               setup_env demo draw_shapes page costs explain ablate_report ablate_runs ablate
+tools               attend_report attend_measures attend doctor_report doctor convert benchmark_formats
 """
 ORDER = [
     f"{room}.{name}".removeprefix("..") for room, *names in map(str.split, HOUSE.strip().splitlines()) for name in names
@@ -42,9 +45,12 @@ def module_name(path: Path) -> str:
 
 def sources() -> list[Path]:
     files = [
-        p for room in ("models", "utils", "engine") for p in (ROOT / room).rglob("*.py") if p.name != "__init__.py"
+        p
+        for room in ("models", "utils", "engine", "tools")
+        for p in (ROOT / room).rglob("*.py")
+        if p.name != "__init__.py"
     ]
-    return files + [ROOT / f"{verb}.py" for verb in ("hubconf", "train", "val", "detect", "export")]
+    return files + [ROOT / f"{verb}.py" for verb in ("hubconf", *VERBS)]
 
 
 def imported(path: Path) -> set[str]:
@@ -57,11 +63,7 @@ def imported(path: Path) -> set[str]:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             # `from utils import boxes` imports a module, `from utils.boxes import box_iou` a name of one
             found |= {name for name in names if name in ORDER} or {node.module}
-    return {
-        name
-        for name in found
-        if name.split(".")[0] in ("engine", "models", "utils", "train", "val", "detect", "export")
-    }
+    return {name for name in found if name.split(".")[0] in ("engine", "models", "utils", "tools", *VERBS)}
 
 
 def test_every_file_has_its_place():
@@ -77,7 +79,7 @@ def test_imports_go_one_way(path):
         assert not any(name.startswith(("models", "engine")) for name in imported(path))
 
 
-@pytest.mark.parametrize("verb", ["train", "val", "detect", "export"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_does_not_load_torch(verb):
     code = (
         "import runpy, sys\n"
@@ -150,3 +152,58 @@ def test_only_one_place_unpickles_and_nothing_is_evaluated():
                 call = ast.unparse(node.func)
                 assert call not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads"), (path, node.lineno)
                 assert call != "torch.load" or module_name(path) == "utils.checkpoint", (path, node.lineno)
+
+
+# --- style ------------------------------------------------------------------------------------------------------------
+
+MOST_LINES, MOST_LINES_OF_A_TEST_FILE = 450, 600
+MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 60, 10
+PROGRAMS = [
+    p for room in ("benchmarks", "examples") for p in (ROOT / room).rglob("*.py") if "node_modules" not in p.parts
+]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def too_long(path: Path) -> list[str]:
+    text = path.read_text()
+    lines, most = len(text.splitlines()), MOST_LINES_OF_A_TEST_FILE if path in TESTS else MOST_LINES
+    faults = [f"{path} has {lines} lines"] if lines > most else []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            names = {a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}
+            if lines > MOST_LINES_OF_A_FUNCTION or len(names) > MOST_PARAMETERS:
+                faults.append(f"{path}:{node.lineno}: {node.name} has {lines} lines, {len(names)} parameters")
+    return faults
+
+
+def test_files_and_functions_are_short():
+    assert not [fault for path in sources() + PROGRAMS + TESTS for fault in too_long(path)]
+
+
+def test_imports_stand_at_the_top():
+    assert not [path for path in sources() + PROGRAMS + TESTS if "noqa" + ": E402" in path.read_text()]
+
+
+def test_whoever_catches_everything_says_why():
+    for path in sources() + PROGRAMS:
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.ExceptHandler):
+                caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+                if {error and ast.unparse(error) for error in caught} & {None, "Exception", "BaseException"}:
+                    assert "  # " in lines[node.lineno - 1], f"{path}:{node.lineno}: no comment says why"
+
+
+# Test files of no single module: what all verbs share, data that is broken on purpose, programs that stand alone
+OF_NO_MODULE = {"test_architecture", "test_commands", "test_fuzz", "examples/test_examples"}
+
+
+def test_tests_lie_where_what_they_test_lies():
+    """tests/ROOM/test_MODULE.py, or test_MODULE_aspect.py, is about ROOM/MODULE.py, or the folder ROOT/MODULE."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        place = path.relative_to(ROOT / "tests").with_suffix("")
+        if str(place) not in OF_NO_MODULE:
+            room, name = ROOT / place.parent, place.name.removeprefix("test_")
+            modules = {p.stem for p in room.glob("*") if p.suffix == ".py" or p.is_dir()}
+            assert any(f"{name}_".startswith(f"{module}_") for module in modules), f"{path}: no such module in {room}"

@@ -23,13 +23,11 @@ in one process, and the times are kept in costs.json.
 
 import argparse
 import json
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # before torch is imported: its profiler then prints nothing
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli

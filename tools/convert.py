@@ -96,7 +96,7 @@ def convert(splits: dict[str, LabelledSplit], kind: str, out: Path, with_images:
                 target.write_bytes(image.source.read_bytes())
         temporary.chmod(0o755)
         temporary.rename(out)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: no half-written folder is left
         shutil.rmtree(temporary)
         raise
 

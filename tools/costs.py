@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # before torch is imported: its profiler then prints nothing
 import torch
 
 from models.yolo import Model
@@ -63,6 +62,7 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
         run()
         wait(device)
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or the profiler reports that it finds no GPU
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     held = peak = 0

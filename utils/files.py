@@ -189,7 +189,7 @@ def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Itera
                 os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp creates files that only their owner may read
         os.replace(temporary, path)
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C too: no half-written file is left
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and not error.filename:
             error.filename = str(path)  # the error of a full disk does not name a file
