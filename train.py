@@ -70,25 +70,42 @@ def add_length_and_size(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--time", type=cli.real(0), default=0.0, metavar="HOURS", help="train fewer epochs, to end within HOURS"
     )
-    group.add_argument("--batch-size", type=int, default=16, help="images per batch, over all GPUs; -1 fills the GPU")
     group.add_argument(
-        "--imgsz", "--img", "--img-size", type=cli.whole(1), default=640, help="longer side of the images in pixels"
+        "--batch-size",
+        type=int,
+        default=16,
+        help="images per batch, over all GPUs; -1 fills the GPU (default: %(default)s)",
+    )
+    group.add_argument(
+        "--imgsz",
+        "--img",
+        "--img-size",
+        type=cli.whole(1),
+        default=640,
+        help="longer side of the images in pixels (default: %(default)s)",
     )
     group.add_argument("--multi-scale", action="store_true", help="change the image size by up to half, every batch")
     group.add_argument("--rect", action="store_true", help="batch images of similar shape; no mosaic, no shuffling")
     group.add_argument("--quad", action="store_true", help="join every four images into one of twice the side")
     group.add_argument(
-        "--patience", type=cli.whole(0), default=100, help="stop after this many epochs without improvement; 0: never"
+        "--patience",
+        type=cli.whole(0),
+        default=100,
+        help="stop after this many epochs without improvement; 0: never (default: %(default)s)",
     )
 
 
 def add_recipe(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--optimizer", choices=("SGD", "Adam", "AdamW"), help="(default: the YAML's, else SGD)")
     group.add_argument(
-        "--cos-lr", action=argparse.BooleanOptionalAction, help="lower the learning rate as a cosine, not as a line"
+        "--optimizer", choices=("SGD", "Adam", "AdamW"), help="optimizer (default: that of --hyp, else SGD)"
     )
     group.add_argument(
-        "--label-smoothing", type=cli.real(0, 1, open_high=True), default=0.0, help="epsilon, from 0 to below 1"
+        "--cos-lr",
+        action=argparse.BooleanOptionalAction,
+        help="lower the learning rate along a cosine, not along a line",
+    )
+    group.add_argument(
+        "--label-smoothing", type=cli.real(0, 1, open_high=True), default=0.0, help="label smoothing, from 0 to below 1"
     )
     group.add_argument("--image-weights", action="store_true", help="use images of classes with a low mAP more often")
     group.add_argument(
@@ -114,7 +131,9 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--amp", choices=("auto", "fp16", "bf16", "off"), default="auto", help="mixed precision")
     group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     group.add_argument("--sync-bn", action="store_true", help="batch norm over all GPUs of a torchrun launch")
-    group.add_argument("--workers", type=cli.whole(0), default=8, help="maximum of processes that read images, per GPU")
+    group.add_argument(
+        "--workers", type=cli.whole(0), default=8, help="maximum number of processes that read images, per GPU"
+    )
     group.add_argument(
         "--cache",
         nargs="?",

@@ -69,7 +69,7 @@ class Run:
 
 def log_summary(run: Run) -> None:
     """Logs what is about to be trained, on what and how."""
-    opt, schedule, dataset = run.opt, run.schedule, run.train_loader.dataset
+    opt, schedule, dataset, start = run.opt, run.schedule, run.train_loader.dataset, run.state.epoch + 1
     run.model.info(run.image_size)
     nominal_batch = run.hyp.get("nominal_batch", NOMINAL_BATCH)
     processes = f" on {run.group.world_size} processes" if run.group else ""
@@ -78,11 +78,11 @@ def log_summary(run: Run) -> None:
         f"{len(run.names)} classes: {', '.join(run.names[:8])}{' ...' if len(run.names) > 8 else ''}",
         "anchors": "  ".join(" ".join(f"{w:.0f}x{h:.0f}" for w, h in level) for level in anchors_in_pixels(run.model)),
         "recipe": f"{opt.hyp}: {opt.optimizer}, lr0 {run.hyp['lr0']:g}, warm-up {schedule.warmup} iterations, "
-        f"{accumulation(opt.batch_size, nominal_batch)} batches a step",
-        "length": f"{schedule.epochs} epochs, from {run.state.epoch + 1}, of {len(run.train_loader)} batches of "
-        f"{opt.batch_size} at {run.image_size} px",
+        f"batches per step {accumulation(opt.batch_size, nominal_batch)}",
+        "epochs": f"{schedule.epochs}{f', from {start} on' if start else ''}, each of {len(run.train_loader)} batches "
+        f"of {opt.batch_size} images at {run.image_size} px",
         "machine": f"{run.device}{processes}, mixed precision {str(run.autocast or 'off').removeprefix('torch.')}, "
-        f"{run.train_loader.num_workers} workers",
+        f"workers {run.train_loader.num_workers}",
         "results": str(run.save_dir),
     }
     LOGGER.info("\n".join(f"{name:>8}  {text}" for name, text in rows.items()))
@@ -132,7 +132,9 @@ def restore(run: Run, saved: dict) -> None:
         torch.cuda.set_rng_state_all(saved["random"]["cuda"])
     if run.state.finished and run.state.epoch + 1 >= run.opt.epochs:
         done = run.state.epoch + 1
-        raise ValueError(f"{run.opt.resume} has finished its {done} epochs; --epochs N with a larger N adds some")
+        raise ValueError(
+            f"{run.opt.resume} has finished its {done} epochs; give --epochs N, N above {done}, to add some"
+        )
     run.state.finished = False
 
 
@@ -172,11 +174,11 @@ def find_checkpoint(resume: str | bool) -> Path:
     if resume is not True:
         path = Path(resume)
         if not path.is_file():
-            raise FileNotFoundError(f"--resume: no such file: {path}")
+            raise FileNotFoundError(f"--resume: no such file: {path}; name the last.pt of a run")
         return path
     checkpoints = [p for p in Path().rglob("last*.pt") if p.is_file()]
     if not checkpoints:
-        raise FileNotFoundError(f"--resume: there is no last*.pt below {Path.cwd()}; name the file")
+        raise FileNotFoundError(f"--resume: there is no last*.pt below {Path.cwd()}; name the last.pt of a run")
     return max(checkpoints, key=lambda path: path.stat().st_mtime_ns)
 
 
@@ -193,11 +195,14 @@ def resumed_options(opt: cli.Options) -> tuple[cli.Options, dict]:
     """
     if kept := opt.given & KEPT_OPTIONS:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(kept))
-        raise ValueError(f"--resume goes on with the model, the optimizer and the folder of the run; leave out {flags}")
+        raise ValueError(f"--resume keeps the model, the optimizer and the folder of the run; leave out {flags}")
     path = find_checkpoint(opt.resume)
     content = load_checkpoint(path)
     if "training" not in content:
-        raise ValueError(f"{path}: holds weights alone, no state of training; start anew with --weights {path}")
+        raise ValueError(
+            f"--resume needs the state of training, but {path} holds only weights; "
+            f"start a new run with --weights {path}"
+        )
     saved = {name: value for name, value in content["training"]["opt"].items() if name in vars(opt)}
     vars(opt).update({name: value for name, value in saved.items() if name not in opt.given} | {"resume": str(path)})
     return opt, content

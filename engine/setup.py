@@ -53,7 +53,7 @@ def load_recipe(opt: argparse.Namespace) -> dict[str, float | str]:
         entry = load_dataset_yaml(opt.data, download=opt.download and dist.rank() < 0)["train"]
         images = round(count_images(entry) * opt.fraction)
         file, reason = choose_hyp(images, opt.epochs, opt.batch_size if opt.batch_size > 0 else 16, opt.optimizer)
-        LOGGER.info(f"hyp: {file.name}, for {reason}")
+        LOGGER.info(f"hyp: {file.name}, {reason}")
         opt.hyp = str(file)
     hyp = load_hyp(find_file(opt.hyp))
     opt.optimizer = opt.optimizer or hyp.get("optimizer", "SGD")
@@ -138,7 +138,9 @@ def make_loaders(
     """Returns the loader of this process's share of the training images and, in the first process, that of val."""
     processes = group.world_size if group else 1
     if opt.batch_size % processes:
-        raise ValueError(f"--batch-size {opt.batch_size} must be a multiple of the {processes} processes that share it")
+        raise ValueError(
+            f"--batch-size must be a multiple of the {processes} processes that share it, got {opt.batch_size}"
+        )
     shared = {
         "image_size": image_size,
         "channels": data["channels"],
@@ -212,12 +214,12 @@ def build_model(
     blocks = parse_attention(opt.attention)
     exists = any((folder / weights).is_file() for folder in (Path(), ROOT))
     if "weights" not in opt.given and not opt.download and not exists:
-        LOGGER.warning(f"{weights} is not here, so training starts from scratch (--download would fetch it)")
+        LOGGER.warning(f"{weights} is not here, so training starts from scratch; --download fetches it")
         cfg = cfg or f"models/{Path(weights).stem}.yaml"
         weights = ""
     if not weights:
         if not cfg:
-            raise ValueError("there is nothing to train: give --cfg models/SOCA.yaml, or --weights FILE.pt, or both")
+            raise ValueError("there is no model to train: give --cfg models/SOCA.yaml, or --weights FILE.pt, or both")
         model = Model(find_file(cfg, (".yaml", ".yml")), channels, nc, anchors, blocks)
     else:
         content = load_checkpoint(find_weights(weights, opt.download))
@@ -253,9 +255,9 @@ def freeze(model: Model, what: list[int | str]) -> None:
         parameter.requires_grad = not name.startswith(prefixes)
         frozen += not parameter.requires_grad
     if frozen == len(names):
-        raise ValueError("--freeze: nothing is left to train")
+        raise ValueError("--freeze: all parameters are frozen, so nothing is left to train; name fewer layers")
     if frozen:
-        LOGGER.info(f"frozen: {frozen} of {len(names)} parameters, by {', '.join(map(str, what))}")
+        LOGGER.info(f"frozen: {frozen} of {len(names)} parameters, by --freeze {' '.join(map(str, what))}")
 
 
 def labels_per_image(dataset: DetectionDataset) -> list[np.ndarray]:

@@ -174,7 +174,7 @@ def end_epoch(run: Run, epoch: int, losses: list[float], report: Report | None) 
     opt, state, stopper = run.opt, run.state, run.stopper
     if bad := weights_not_finite(run.model):
         raise FloatingPointError(
-            f"{bad} is not finite after epoch {epoch}; try a lower lr0. last.pt is of the epoch before"
+            f"{bad} is not finite after epoch {epoch}; last.pt is of the epoch before. Try a lower lr0"
         )
     rates = [group["lr"] for group in run.optimizer.param_groups]
     run.ema.copy_attributes(run.model)
@@ -187,7 +187,9 @@ def end_epoch(run: Run, epoch: int, losses: list[float], report: Report | None) 
         state.results, state.class_maps = evaluation.results, evaluation.class_maps
     fit = float(fitness(np.array(state.results)[None])[0])
     if stopper(epoch, fit):
-        LOGGER.info(f"no gain in {opt.patience} epochs; stopping. The best was epoch {stopper.best_epoch}, see best.pt")
+        LOGGER.info(
+            f"no improvement for --patience {opt.patience}, so training stops; best.pt is of epoch {stopper.best_epoch}"
+        )
         epochs = epoch + 1
     state.best_fitness = max(state.best_fitness, fit)
     run.pace.next_epoch()
@@ -254,7 +256,9 @@ def finish(run: Run) -> None:
     names = [f"best/{name.partition('/')[2]}" for name in COLUMNS[4:8]]
     run.loggers.log_images(sorted([*run.save_dir.glob("*.png"), *run.save_dir.glob("*.jpg")]), max(run.state.epoch, 0))
     run.loggers.finish({"best/epoch": run.stopper.best_epoch, **dict(zip(names, run.state.results))})
-    LOGGER.info(f"{run.state.epoch + 1} epochs in {clock(run.pace.seconds_so_far())}; results in {run.save_dir}")
+    epochs = run.state.epoch + 1
+    duration = clock(run.pace.seconds_so_far())
+    LOGGER.info(f"{epochs} epoch{'s' * (epochs != 1)} in {duration}; results in {run.save_dir}")
 
 
 # --- many trainings ---------------------------------------------------------------------------------------------------

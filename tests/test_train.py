@@ -336,4 +336,4 @@ def test_a_loss_that_is_no_number_stops_training(command, usual, here):
         here / "wild.yaml", {**hyp, "lr0": 1e30, "warmup_bias_lr": 1e30, "warmup_floor": 0, "nominal_batch": 4}
     )
     code, err = command("train", *usual["train"], "--hyp", file, "--epochs", 2)
-    assert code == 1 and "is not finite after epoch 0; try a lower lr0" in err
+    assert code == 1 and "is not finite after epoch 0; last.pt is of the epoch before. Try a lower lr0" in err

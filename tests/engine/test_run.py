@@ -204,7 +204,7 @@ def test_a_best_epoch_before_the_stop_stays_the_best(command, usual, resume, mon
     with monkeypatch.context() as patch:
         in_step(patch, 4, stop)
         assert command("train", *arguments)[0] == 130
-    assert "no gain in 2 epochs; stopping. The best was epoch 0" in resume()
+    assert "no improvement for --patience 2, so training stops; best.pt is of epoch 0" in resume()
     assert_same_run(Path("out/exp"), Path("out/alone"))
 
 
@@ -330,7 +330,7 @@ def test_a_finished_run_without_more_epochs(command, alone):
         code, err = command("train", "--resume", "out/exp/weights/last.pt", *arguments)
         assert code == 1 and "Traceback" not in err
         message = err.partition("train: error: ")[2]
-        assert f"last.pt has finished its {EPOCHS} epochs; --epochs N with a larger N adds some" in message
+        assert f"last.pt has finished its {EPOCHS} epochs; give --epochs N, N above {EPOCHS}, to add some" in message
     assert {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file()} == before
 
 
@@ -350,7 +350,7 @@ def test_options_given_now_take_effect_and_the_others_stay(stopped, resume, usua
     hyp = yaml.safe_load(Path(usual[usual.index("--hyp") + 1]).read_text(encoding="utf-8"))
     write_yaml(Path("gentle.yaml"), {**hyp, "lr0": 0.0001, "warmup_epochs": 0.0})
     err = resume("--patience", 1, "--hyp", "gentle.yaml", "--no-cos-lr", "--epochs", 9)
-    assert "no gain in 1 epochs" in err or len(Path("out/exp/results.csv").read_text().splitlines()) == 10
+    assert "no improvement for --patience 1" in err or len(Path("out/exp/results.csv").read_text().splitlines()) == 10
     options = yaml.safe_load(Path("out/exp/opt.yaml").read_text(encoding="utf-8"))
     last = training(stopped)
     given = {"patience": 1, "hyp": "gentle.yaml", "workers": 1, "cos_lr": False, "epochs": 9, "resume": str(stopped)}
@@ -384,13 +384,13 @@ def test_options_that_a_run_keeps(command, stopped, arguments, flags):
     old = stopped.read_bytes()
     code, err = command("train", "--resume", stopped, *arguments)
     assert code == 1 and "Traceback" not in err
-    assert err.partition("train: error: --resume goes on with ")[2].rstrip().endswith(f"; leave out {flags}")
+    assert err.partition("train: error: --resume keeps ")[2].rstrip().endswith(f"; leave out {flags}")
     assert stopped.read_bytes() == old and os.listdir("out") == ["exp"]
 
 
 def test_without_a_name_the_newest_run_goes_on(command, here):
     code, err = command("train", "--resume")
-    assert code == 1 and f"--resume: there is no last*.pt below {here}; name the file" in err
+    assert code == 1 and f"--resume: there is no last*.pt below {here}; name the last.pt of a run" in err
     for name, time in (("exp", 1_000_000), ("deep/exp2", 3_000_000), ("exp3", 2_000_000)):
         file = here / "runs" / name / "weights/last.pt"
         file.parent.mkdir(parents=True)
@@ -415,7 +415,7 @@ def test_weights_alone_cannot_go_on(command, stopped, here):
             checkpoint.save(weights, {k: v for k, v in content.items() if k != "training"})
         code, err = command("train", "--resume", weights)
         assert code == 1 and "Traceback" not in err
-        assert f"{weights}: holds weights alone, no state of training; start anew with --weights {weights}" in err
+        assert f"{weights} holds only weights; start a new run with --weights {weights}" in err
 
 
 def test_other_classes_cannot_go_on(command, stopped, usual):
@@ -518,7 +518,7 @@ def test_undisturbed():
     [
         ("weight", "the loss is [nan, nan, nan] in epoch 2, batch 0: model.1.conv.weight is not finite"),
         ("pictures", "in epoch 2, batch 0: the first layer whose output is not finite is model.1.conv (Conv2d)"),
-        ("after", "model.1.conv.weight is not finite after epoch 2; try a lower lr0. last.pt is of the epoch before"),
+        ("after", "model.1.conv.weight is not finite after epoch 2; last.pt is of the epoch before. Try a lower lr0"),
     ],
 )
 def test_a_number_that_is_none_ends_training_by_name(command, usual, alone, resume, monkeypatch, bad, says):

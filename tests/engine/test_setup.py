@@ -41,7 +41,7 @@ def test_what_is_frozen(what, layers, names, capsys):
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad != (int(name.split(".")[1]) in layers or name in names), name
     err = capsys.readouterr().err
-    assert (", by " + ", ".join(map(str, what)) in err) == bool(layers or names)
+    assert (", by --freeze " + " ".join(map(str, what)) in err) == bool(layers or names)
 
 
 def build(weights, cfg, nc=2, hyp=None, download=False, attention="") -> Model:

@@ -88,7 +88,7 @@ def test_both_stop_early(data, tmp_path):
     """The first process alone knows the fitness, which falls here; with patience 1 the second epoch is the last."""
     status, err = pair("stops", *options(data, tmp_path, epochs=6, patience=1))
     assert status == 0, err
-    assert "no gain in 1 epochs; stopping. The best was epoch 0" in err
+    assert "no improvement for --patience 1, so training stops; best.pt is of epoch 0" in err
     assert len((tmp_path / "exp/results.csv").read_text().splitlines()) == 3  # header and two epochs
     state = load_checkpoint(tmp_path / "exp/weights/last.pt")["training"]["state"]
     assert state["epoch"] == 1 and state["finished"]
@@ -105,4 +105,4 @@ def test_one_failing_process_ends_the_other_with_its_error(data, tmp_path):
 def test_a_batch_that_cannot_be_shared_out(data, tmp_path):
     status, err = pair("train", *options(data, tmp_path, **{"batch-size": 5}))
     assert status != 0 and not list(tmp_path.iterdir())
-    assert "--batch-size 5 must be a multiple of the 2 processes" in err
+    assert "--batch-size must be a multiple of the 2 processes that share it, got 5" in err

@@ -88,16 +88,15 @@ def choose_hyp(images: int, epochs: int, batch_size: int, optimizer: str | None 
         optimizer: the one that the user gave, or None. The learning rates of hyp.short.yaml suit AdamW only.
     """
     iterations = math.ceil(images / batch_size) * epochs
-    steps = f"{iterations:,} iterations"
     if iterations >= SHORT_RUN:
-        name, reason = "scratch-low", f"{steps}, at least {SHORT_RUN:,}: v6.1's schedule"
+        name = "scratch-low"
+        reason = f"v6.1's schedule, since the run has {iterations:,} iterations, at least {SHORT_RUN:,}"
     elif optimizer not in (None, "AdamW"):
-        name, reason = (
-            "scratch-low",
-            f"--optimizer {optimizer}: v6.1's schedule, though its warm-up is long for {steps}",
-        )
+        name = "scratch-low"
+        reason = f"v6.1's schedule, since --optimizer is {optimizer}; its warm-up is long for {iterations:,} iterations"
     else:
-        name, reason = "short", f"{steps}, fewer than {SHORT_RUN:,}: v6.1's warm-up would take {WARMUP_FLOOR:,} of them"
+        name = "short"
+        reason = f"since the run has {iterations:,} iterations, of which v6.1's warm-up would take {WARMUP_FLOOR:,}"
     return ROOT / "data" / "hyps" / f"hyp.{name}.yaml", reason
 
 
