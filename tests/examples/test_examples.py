@@ -15,7 +15,7 @@ from small_world import lively
 
 from models.backend import Backend, load_model
 from utils.data.letterbox import letterbox
-from utils.export.formats import Options
+from utils.export.formats import ExportOptions
 from utils.export.graph import Decoded
 from utils.files import ROOT
 from utils.inference.detector import Detector
@@ -42,7 +42,7 @@ def export(model: torch.nn.Module, photograph: Path, folder: Path) -> tuple[Path
 
     path = folder / "model.onnx"
     metadata = Metadata(names=tuple(model.names), stride=32, imgsz=(SIZE, SIZE))
-    onnx_file.write(Decoded(model), torch.zeros(1, 3, SIZE, SIZE), path, Options(metadata=metadata))
+    onnx_file.write(Decoded(model), torch.zeros(1, 3, SIZE, SIZE), path, ExportOptions(metadata=metadata))
     suppression = {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 1000}
     detector = Detector(Backend(path), (SIZE, SIZE), torch.device("cpu"), **suppression)
     boxes = detector([cv2.imread(str(photograph))])[0][0].numpy()

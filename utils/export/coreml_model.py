@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from utils.export.formats import ExportError, Options, toolchain
+from utils.export.formats import ExportError, ExportOptions, toolchain
 from utils.runtimes.base import Metadata, silence
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ IN_FLOAT32 = 1  # marks operations that stay in float32, as coremltools' debug h
 FLOAT16, FLOAT32 = 10, 11  # types in ML programs
 
 
-def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Writes the network: from `image`, RGB or grey, 0-255, to `output`, decoded rows (1, N, 5 + nc) in float32.
 
     For other numbers of channels `image` is an array (1, C, H, W), 0-1.
@@ -90,7 +90,7 @@ def _is_marked(op) -> bool:
     return IN_FLOAT32 in (op.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE) or ())
 
 
-def _quantise_weights(model: "ct.models.MLModel", options: Options) -> "ct.models.MLModel":
+def _quantise_weights(model: "ct.models.MLModel", options: ExportOptions) -> "ct.models.MLModel":
     import coremltools.optimize.coreml as cto
 
     names = "|".join(re.escape(name.replace(".", "_")) for name in options.float32)
@@ -103,7 +103,7 @@ def _quantise_weights(model: "ct.models.MLModel", options: Options) -> "ct.model
     )
 
 
-def inspect(path: Path, options: Options) -> None:
+def inspect(path: Path, options: ExportOptions) -> None:
     """Checks a file without running it; ExportError where it is not what it should be.
 
     Checked are input, output and metadata; with half that matrix products, which are all SOCA's, are in float32 and

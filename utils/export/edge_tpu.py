@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from utils.export.formats import ExportError, Options
+from utils.export.formats import ExportError, ExportOptions
 from utils.runtimes.environments import last_error
 from utils.runtimes.litert_model import append_metadata
 
@@ -15,7 +15,7 @@ COMPILER = "edgetpu_compiler"
 CUSTOM_OPERATION = b"edgetpu-custom-op"  # one, for everything that the compiler put on the Edge TPU
 
 
-def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: Path, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Compiles the operations that the Edge TPU can run; the others, such as SOCA in float32, stay on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         # -a: also where some operations cannot be compiled
@@ -30,7 +30,7 @@ def write(source: Path, sample: torch.Tensor, target: Path, options: Options) ->
     return target
 
 
-def inspect(path: Path, options: Options) -> None:
+def inspect(path: Path, options: ExportOptions) -> None:
     """Raises ExportError where no operation of the file runs on the Edge TPU."""
     if CUSTOM_OPERATION not in path.read_bytes():
         raise ExportError(f"{path}: {COMPILER} left all operations on the CPU")

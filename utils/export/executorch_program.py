@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.export.formats import Options, toolchain
+from utils.export.formats import ExportOptions, toolchain
 from utils.runtimes.executorch_program import METADATA_METHOD
 
 
-def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Lowers the exported program to XNNPACK. Its method `metadata` returns the metadata: JSON in UTF-8, uint8."""
     with toolchain("executorch"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from utils.boxes import check_image_size
-from utils.cli import Options as VerbOptions
-from utils.cli import stopped_by_signals
-from utils.export.formats import BY_ARGUMENT, GRAPH, ExportError, Format, Options, Suppression
+from utils.cli import Options, stopped_by_signals
+from utils.export.formats import BY_ARGUMENT, GRAPH, ExportError, ExportOptions, Format, Suppression
 from utils.export.graph import Decoded, EndToEnd, delicate_modules
 from utils.export.images import proof_batches
 from utils.export.proof import precision, prove
@@ -35,7 +34,7 @@ class Job:
 
     detector: nn.Module
     weights: Path
-    options: Options
+    options: ExportOptions
     images: Sequence[torch.Tensor]
 
     def __post_init__(self):
@@ -44,7 +43,7 @@ class Job:
         self.reference = EndToEnd(decoded, self.options.nms) if self.options.nms else decoded
         self.sources: dict[tuple, Path] = {}  # files that others are made from, by format and options
 
-    def options_for(self, kind: Format) -> Options:
+    def options_for(self, kind: Format) -> ExportOptions:
         """Returns the options without those that the format ignores."""
         asked = self.options
         int8 = (asked.int8 and kind.int8) or kind.integers
@@ -60,7 +59,7 @@ class Job:
         )
         return replace(asked, metadata=metadata, nms=nms)
 
-    def graph(self, options: Options, half: bool = False) -> nn.Module:
+    def graph(self, options: ExportOptions, half: bool = False) -> nn.Module:
         """Returns the network, in float16 where half, with the suppression of the options."""
         decoded = Decoded(self.detector, options.train)
         if half:
@@ -68,7 +67,7 @@ class Job:
         return EndToEnd(decoded, options.nms) if options.nms else decoded
 
 
-def prepare(detector: nn.Module, weights: Path, opt: VerbOptions, device: torch.device) -> Job:
+def prepare(detector: nn.Module, weights: Path, opt: Options, device: torch.device) -> Job:
     """Checks a detector and reads the images that its files are verified on.
 
     detector: in float32 and eval mode, on the device.
@@ -103,7 +102,7 @@ def prepare(detector: nn.Module, weights: Path, opt: VerbOptions, device: torch.
         conf_thres=nms.conf_thres if nms else 0.0,
         iou_thres=nms.iou_thres if nms else 0.0,
     )
-    options = Options(
+    options = ExportOptions(
         metadata=metadata,
         device=device,
         optimize=opt.optimize,
@@ -163,7 +162,7 @@ def export(job: Job, kind: Format, work: Path) -> Path:
     return target
 
 
-def write(job: Job, kind: Format, part: Path, options: Options, work: Path) -> None:
+def write(job: Job, kind: Format, part: Path, options: ExportOptions, work: Path) -> None:
     """Writes a format to `part`, after the file that it is made from."""
     sample = job.images[0].to(options.device)
     if kind.source == GRAPH:
@@ -176,7 +175,7 @@ def write(job: Job, kind: Format, part: Path, options: Options, work: Path) -> N
         raise ExportError(f"{kind.name}: no file was written")
 
 
-def source_of(job: Job, kind: Format, options: Options, work: Path) -> Path:
+def source_of(job: Job, kind: Format, options: ExportOptions, work: Path) -> Path:
     """Returns the file that a format is made from, written once: in float32, unless the format keeps its types."""
     source = BY_ARGUMENT[kind.source]
     half = options.half and kind.typed
@@ -189,7 +188,7 @@ def source_of(job: Job, kind: Format, options: Options, work: Path) -> Path:
     return job.sources[key]
 
 
-def check(job: Job, kind: Format, part: Path, options: Options) -> str:
+def check(job: Job, kind: Format, part: Path, options: ExportOptions) -> str:
     """Runs a written file and returns what is wrong with it; "" where nothing is, or where it cannot be run here."""
     runtime_class = runtime_for(part)
     if obstacle := runtime_class.obstacle():

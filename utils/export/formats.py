@@ -289,7 +289,7 @@ class Suppression:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ExportOptions:
     """The options of a run that the writers need, checked.
 
     metadata: stored in the file; its half, int8, dynamic and train say what to write.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from utils.checkpoint import load_own
-from utils.export.formats import Options, toolchain
+from utils.export.formats import ExportOptions, toolchain
 from utils.export.graph import ChannelsLast
 from utils.export.images import calibration_images
 from utils.runtimes.base import silence
@@ -24,7 +24,7 @@ SIGNATURE, INPUT = "serving_default", "args_0"  # litert-torch's names
 FLOAT32 = (r"\.SOCA_", r"\.Detect_[^/;]*;", r"\.ChannelsLast;", SIGNATURE)
 
 
-def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Writes the network, as v6.1 did, with images (B, H, W, C) and rows whose x, y, w, h are fractions of the frame.
 
     half: weights of convolutions are stored in float16, and the network computes in float32, as in v6.1.
@@ -43,7 +43,7 @@ def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Option
     return target
 
 
-def quantise(model: bytes, options: Options) -> bytes:
+def quantise(model: bytes, options: ExportOptions) -> bytes:
     """Returns a float32 model with its convolutions in 8-bit integers, or with their weights in float16."""
     from ai_edge_quantizer import qtyping, quantizer
     from ai_edge_quantizer.recipe import AlgorithmName, TFLOperationName

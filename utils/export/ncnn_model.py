@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.export.formats import ExportError, Options, toolchain, version
+from utils.export.formats import ExportError, ExportOptions, toolchain, version
 from utils.runtimes.base import write_metadata
 from utils.runtimes.environments import last_error
 
 
-def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Traces the network and has pnnx write it: input in0 (C, H, W), output out0 (N, 5 + nc).
 
     half: weights are stored in float16, and the network computes in float32.

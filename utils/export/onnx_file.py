@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from utils.export.formats import ExportError, Options, toolchain
+from utils.export.formats import ExportError, ExportOptions, toolchain
 from utils.export.graph import Decoded, EndToEnd
 from utils.export.onnx_nms import append_nms
 from utils.log import LOGGER
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OUTPUTS = "boxes", "scores", "classes"  # of a graph with suppression
 
 
-def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Writes and checks the file: input `images`; output `output`, or with suppression boxes, scores and classes.
 
     A training graph has one output per level, `output` first. The metadata is in metadata_props, as JSON texts.
@@ -46,7 +46,7 @@ def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Option
     return target
 
 
-def _trace(decoded: nn.Module, sample: torch.Tensor, target: Path, names: list[str], options: Options) -> None:
+def _trace(decoded: nn.Module, sample: torch.Tensor, target: Path, names: list[str], options: ExportOptions) -> None:
     axes = {}
     if options.dynamic:
         axes = {"images": {0: "batch", 2: "height", 3: "width"}}

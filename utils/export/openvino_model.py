@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from utils.export.formats import Options, toolchain
+from utils.export.formats import ExportOptions, toolchain
 from utils.runtimes.base import write_metadata
 
 
-def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: Path, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Converts an ONNX file in float32.
 
     half: weights are stored in float16, and the network computes in float32.

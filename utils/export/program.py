@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.export.formats import Options, toolchain
+from utils.export.formats import ExportOptions, toolchain
 
 
-def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Writes the exported program, with the extra file config.txt, as in TorchScript files.
 
     A dynamic one is traced with two images, since torch treats a batch of one as a constant.

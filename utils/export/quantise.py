@@ -5,14 +5,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.export.formats import Options, toolchain
+from utils.export.formats import ExportOptions, toolchain
 from utils.export.images import calibration_images
 
 if TYPE_CHECKING:
     import openvino
 
 
-def quantise_openvino(model: "openvino.Model", options: Options) -> "openvino.Model":
+def quantise_openvino(model: "openvino.Model", options: ExportOptions) -> "openvino.Model":
     """Quantises the operations that NNCF chooses, by the ranges of values on calibration images.
 
     The modules in options.float32 are left out: SOCA, whose square root does not survive 8 bits, and the decoding of

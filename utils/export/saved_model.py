@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from utils.export.formats import ExportError, Options, toolchain
+from utils.export.formats import ExportError, ExportOptions, toolchain
 from utils.export.onnx_file import simplified
 from utils.runtimes.base import write_metadata
 from utils.runtimes.environments import TENSORFLOW
@@ -22,7 +22,7 @@ WORKER = Path(__file__).with_name("tensorflow_worker.py")
 CALIBRATION = "calibration_image_sample_data_20x128x128x3_float32.npy"
 
 
-def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: Path, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Converts an ONNX file, as v6.1 did, to images (B, H, W, C) and boxes in fractions of the frame.
 
     The output is output_0; with suppression boxes, scores and classes are output_0, output_1, output_2.

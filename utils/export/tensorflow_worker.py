@@ -1,14 +1,13 @@
 """Calls TensorFlow's toolchains. This script runs in a separate environment, so it imports nothing of the project.
 
-tensorflow_worker.py convert ONNX TARGET                  writes a SavedModel, by onnx2tf
-tensorflow_worker.py freeze SAVED_MODEL TARGET METADATA   writes a frozen graph with the text of the file METADATA in it
-tensorflow_worker.py web SAVED_MODEL TARGET               writes a folder for TensorFlow.js
+tensorflow_worker.py convert ONNX TARGET                       writes a SavedModel, by onnx2tf
+tensorflow_worker.py freeze SAVED_MODEL TARGET METADATA NAME   writes a frozen graph; its constant NAME is the text of
+                                                               the file METADATA
+tensorflow_worker.py web SAVED_MODEL TARGET                    writes a folder for TensorFlow.js
 """
 
 import sys
 from unittest import mock
-
-METADATA_NODE = "metadata"  # as in utils/runtimes/tensorflow_server.py
 
 
 class _Done(Exception):
@@ -29,7 +28,7 @@ def convert(onnx, target):
             pass
 
 
-def freeze(saved_model, target, metadata):
+def freeze(saved_model, target, metadata, name):
     """Writes a graph whose placeholder is the images, and whose outputs no other node reads."""
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -38,7 +37,7 @@ def freeze(saved_model, target, metadata):
     graph = convert_variables_to_constants_v2(model.signatures["serving_default"]).graph.as_graph_def()
     with open(metadata, encoding="utf-8") as file:
         text = tf.make_tensor_proto(file.read())
-    node = graph.node.add(name=METADATA_NODE, op="Const")
+    node = graph.node.add(name=name, op="Const")
     node.attr["dtype"].type = text.dtype
     node.attr["value"].tensor.CopyFrom(text)
     with open(target, "wb") as file:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from utils.export.formats import ExportError, Options, toolchain
+from utils.export.formats import ExportError, ExportOptions, toolchain
 from utils.runtimes.tensorrt_engine import join_engine
 
 
-def write(source: Path, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: Path, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Builds an engine from an ONNX file and writes it after its metadata.
 
     The network is strongly typed: each layer computes in the type that the ONNX graph states for it, so that a graph in
@@ -41,7 +41,7 @@ def write(source: Path, sample: torch.Tensor, target: Path, options: Options) ->
     return target
 
 
-def _profile(builder, name: str, sample: torch.Tensor, options: Options):
+def _profile(builder, name: str, sample: torch.Tensor, options: ExportOptions):
     B, C, H, W = sample.shape
     stride = options.metadata.stride
     smallest = (1, C, max(H // 2 // stride, 1) * stride, max(W // 2 // stride, 1) * stride)

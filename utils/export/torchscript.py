@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.export.formats import Options, toolchain
+from utils.export.formats import ExportOptions, toolchain
 
 
-def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Options) -> Path:
+def write(source: nn.Module, sample: torch.Tensor, target: Path, options: ExportOptions) -> Path:
     """Writes the trace, with v6.1's extra file config.txt: JSON with shape, stride, names and the other metadata.
 
     optimize: weights become constants, and what depends on them alone is computed once. The optimiser for phones that

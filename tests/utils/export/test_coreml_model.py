@@ -11,7 +11,7 @@ from small_world import H, W, lively, random_images
 
 from utils.export import coreml_model
 from utils.export.exporter import Job, write
-from utils.export.formats import BY_ARGUMENT, ExportError, Options
+from utils.export.formats import BY_ARGUMENT, ExportError, ExportOptions
 from utils.export.graph import Decoded
 from utils.export.proof import prove
 from utils.runtimes.base import Metadata, Runtime
@@ -34,7 +34,7 @@ class Evaluated(Runtime):
 
 def package_of(
     folder: Path, half=False, int8=False, float32: tuple[str, ...] | None = None
-) -> tuple[Path, Options, Job]:
+) -> tuple[Path, ExportOptions, Job]:
     """The small detector as a package, which modules stay in float32, and the job it was written for."""
     pytest.importorskip("coremltools")
     metadata = Metadata(names=NAMES, stride=32, imgsz=(H, W), half=half, int8=int8)
@@ -42,7 +42,7 @@ def package_of(
     job = Job(
         detector=detector,
         weights=folder / "best.pt",
-        options=Options(metadata=metadata),
+        options=ExportOptions(metadata=metadata),
         images=[random_images()],
     )
     options = job.options if float32 is None else replace(job.options, float32=float32)

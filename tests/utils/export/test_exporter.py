@@ -15,7 +15,7 @@ from models.second_order import second_order_statistic
 from models.yolo import Model
 from utils.export import exporter, onnx_file, torchscript
 from utils.export.exporter import Job, check, export
-from utils.export.formats import BY_ARGUMENT, ExportError, Options, Suppression
+from utils.export.formats import BY_ARGUMENT, ExportError, ExportOptions, Suppression
 from utils.export.graph import Decoded, suppress
 from utils.export.proof import prove
 from utils.export.quantise import float32_names
@@ -48,7 +48,7 @@ def job_for(model: Model, folder: Path, batch: int = 1, **options) -> Job:
         names=tuple(model.names), stride=32, imgsz=(SIZE, SIZE), batch=batch, nms=bool(nms), **stated, **thresholds
     )
     batches = random_images((batch, SIZE, SIZE), (batch + 1, SIZE, SIZE), (2, 96, 32))
-    options = Options(metadata=metadata, **options)
+    options = ExportOptions(metadata=metadata, **options)
     return Job(detector=model, weights=folder / "best.pt", options=options, images=batches)
 
 
