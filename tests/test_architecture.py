@@ -112,6 +112,8 @@ checkpoint.save("tiny.pt", checkpoint.pack(Model({name!r})))
 out = detect.run("tiny.pt", "a.jpg", imgsz=64, conf_thres=0.0001, device="cpu", save_txt=True)  # finds boxes
 assert sorted(p.name for p in out.rglob("*.*")) == ["a.jpg", "a.txt"]
 assert not (slow := {SLOW!r} & sys.modules.keys()), slow
+runtimes = {{name for name in sys.modules if name.startswith("utils.runtimes.")}}
+assert runtimes == {{"utils.runtimes.base", "utils.runtimes.table"}}, runtimes
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 

@@ -1,5 +1,6 @@
 """export.py as a command: what it refuses before it writes, what it writes, and who reads that."""
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ import export
 import hubconf
 import val
 from models.backend import Backend
-from utils import checkpoint
+from utils import checkpoint, cli
 from utils.boxes import xyxy_to_xywhn
 from utils.data.images import read_image
 from utils.data.letterbox import scale_boxes, to_input
@@ -89,6 +90,38 @@ def test_names_and_classes_must_agree(refused, here):
     model.names = ["red"]
     checkpoint.save(here / "best.pt", checkpoint.pack(model))
     refused(says="best.pt: the detector has 2 classes but 1 class names")
+
+
+def test_help_shows_every_option_with_its_default():
+    shown = inspect.signature(export.run).parameters
+    flags = {action.dest: action.default for action in export.make_parser()._actions if action.dest != "help"}
+    assert {name: parameter.default for name, parameter in shown.items()} == flags
+    assert list(shown)[:2] == ["data", "weights"] and shown["opset"].default == 12
+    assert all(f"    {name}: " in export.run.__doc__ for name in flags)
+
+
+def test_options_by_position_and_by_name_are_those_of_the_command_line(here, weights, monkeypatch):
+    seen = []
+    monkeypatch.setattr(export, "_run", seen.append)
+    export.run("x.yaml", weights, imgsz=96, include="onnx", opset=13)
+    words = ["--data", "x.yaml", "--weights", str(weights), "--img", "96", "--include", "onnx", "--opset", "13"]
+    export.main(cli.parse(export.make_parser(), argv=words))
+    assert vars(seen[0]) == vars(seen[1]) and seen[0].given == seen[1].given
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"opset": 9}, ValueError, "--opset must be between 11 and 20, got 9"),
+        ({"batch": 2}, TypeError, "there is no option 'batch'; did you mean 'batch_size'?"),
+        ({"imgsz": "large"}, ValueError, "--imgsz must be a whole number, got 'large'"),
+        ({"int8": True}, ValueError, "--int8 is calibrated on your images"),
+    ],
+)
+def test_keywords_are_refused_as_options_are(here, weights, options, kind, says):
+    with pytest.raises(kind) as error:
+        export.run(weights=weights, **options)
+    assert says in str(error.value) and sorted(os.listdir(here)) == ["best.pt"]
 
 
 # --- written ----------------------------------------------------------------------------------------------------------

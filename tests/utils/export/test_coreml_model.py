@@ -1,4 +1,4 @@
-"""CoreML packages: what their programs compute, where there is no CoreML to run them, and how CoreML is called."""
+"""CoreML packages compute what PyTorch computes, and state what they are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_world import H, W, lively, random_images
+from small_world import lively
 
 from utils.export import coreml_model
 from utils.export.exporter import Job, write
@@ -17,7 +17,13 @@ from utils.export.proof import prove
 from utils.runtimes.base import Metadata, Runtime
 from utils.runtimes.coreml_model import CoreMLRuntime
 
+H, W = 64, 96
+
 NAMES = ("red", "weiß")
+
+
+def random_images(B: int = 1) -> torch.Tensor:
+    return torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(2))
 
 
 class Evaluated(Runtime):

@@ -1,17 +1,12 @@
 """What all runtimes share: frames, batches, rows and metadata."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from utils.runtimes import base as exported
 from utils.runtimes.base import Metadata, Runtime, assumed_metadata, into_frame
-from utils.runtimes.onnx_file import ONNXRuntime
-from utils.runtimes.openvino_model import OpenVINORuntime
-from utils.runtimes.table import runtime_for
-from utils.runtimes.tensorrt_engine import TensorRTRuntime, join_engine, split_engine
 
 META = Metadata(
     names=("red", "weiß"), stride=32, imgsz=(64, 96), batch=2, nms=True, half=True, conf_thres=0.25, iou_thres=0.5
@@ -85,9 +80,6 @@ def test_the_frame_is_grey_around():
     assert (gain, corner) == (1.0, (0, 1))
 
 
-# --- metadata ---------------------------------------------------------------------------------------------------------
-
-
 def test_metadata_survives_both_stores():
     assert Metadata.from_texts(META.as_texts(), "x") == META
     assert Metadata.from_json(META.as_json(shape=[1]), "x") == META
@@ -128,34 +120,6 @@ def test_what_a_file_without_metadata_tells():
     assert (known.names, known.imgsz, known.batch, known.stride) == (("class0", "class1"), (320, 640), 1, 64)
     free = assumed_metadata(["b", 3, "h", "w"], "n")
     assert free.dynamic and len(free.names) == 1000
-
-
-# --- which runtime ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "runtime"),
-    [
-        ("a.onnx", ONNXRuntime),
-        ("a.pt.onnx", ONNXRuntime),  # v6.1 took it for a checkpoint
-        ("x.onnx/a.pt", None),
-        ("a_openvino_model/", OpenVINORuntime),
-        ("a_openvino_model/a.xml", OpenVINORuntime),
-        ("a.engine", TensorRTRuntime),
-        ("a.pt", None),
-        ("a", None),
-    ],
-)
-def test_by_the_end_of_the_name(name, runtime):
-    assert runtime_for(name) is runtime and runtime_for(Path(name)) is runtime
-
-
-def test_an_engine_carries_its_metadata(tmp_path):
-    file = tmp_path / "a.engine"
-    file.write_bytes(join_engine(META, b"engine"))
-    assert split_engine(file) == (META, b"engine")
-    file.write_bytes(b"ftrt" + bytes(100))  # as v6.1 wrote it
-    assert split_engine(file) == (None, file.read_bytes())
 
 
 def test_what_stands_in_the_way(monkeypatch):

@@ -1,4 +1,4 @@
-"""A TensorFlow model in another process, where a stand-in of TensorFlow serves it."""
+"""A model that another process runs: what goes through the pipes, and how the process ends."""
 
 import os
 import sys
@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_world import H, W
 
 from utils.runtimes.base import Metadata
 from utils.runtimes.environments import PythonEnvironment
 from utils.runtimes.table import runtime_for
 from utils.runtimes.tensorflow_model import TensorFlowRuntime
 
+H, W = 64, 96
+
 META = Metadata(names=("red", "weiß"), stride=32, imgsz=(H, W), int8=True)
+
 TENSORFLOW = '''
 """As much of TensorFlow as the server calls; the model in the folder says in a file what it does."""
 import os, sys

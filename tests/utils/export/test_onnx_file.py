@@ -1,0 +1,69 @@
+"""ONNX files: their operators, their opset, and SOCA in float32."""
+
+import numpy as np
+import pytest
+import torch
+from export_job import HOW, assert_same, job_for
+from small_world import TINY, lively
+
+from models.second_order import second_order_statistic
+from models.yolo import Model
+from utils.export import onnx_file
+from utils.runtimes.onnx_file import ONNXRuntime
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return lively().fuse()
+
+
+@pytest.mark.parametrize("opset", [11, 20])
+def test_the_opset_is_the_one_asked_for(model, tmp_path, opset):
+    import onnx
+
+    job = job_for(model, tmp_path, dynamic=True, nms=HOW, opset=opset, simplify=True)
+    path = onnx_file.write(job.graph(job.options), job.images[0], tmp_path / "a.onnx", job.options)
+    assert [entry.version for entry in onnx.load(path).opset_import] == [opset]
+    assert_same(job, ONNXRuntime(path), job.images[2])
+
+
+def test_every_attention_block_is_plain_operations(tmp_path):
+    blocks = ["SOCA", "SE", "ECA", "CBAM", "CoordAttention", "SimAM", "GCT", "RLNL", "LSRAG"]
+    rows = [TINY["head"][0], *([-1, 1, block, []] for block in blocks)]
+    rows.append([[4, 6 + len(blocks)], 1, "Detect", ["nc", "anchors"]])
+    model = lively({**TINY, "head": rows}).fuse()
+    job = job_for(model, tmp_path, dynamic=True, opset=14)  # RLNL's attention is no operator before
+    path = onnx_file.write(job.graph(job.options), job.images[0], tmp_path / "a.onnx", job.options)
+    assert_same(job, ONNXRuntime(path), job.images[2])
+
+
+def test_a_half_graph_keeps_the_statistic_in_float32(tmp_path):
+    """Features whose squares overflow float16: only a float32 statistic gives the gate that PyTorch gives."""
+    import onnxruntime
+
+    class Alone(torch.nn.Module):
+        def forward(self, x):
+            return second_order_statistic(x)
+
+    x = 300 * torch.randn(2, 8, 6, 5, generator=torch.Generator().manual_seed(0))
+    file = str(tmp_path / "a.onnx")
+    torch.onnx.export(Alone(), (x.half(),), file, input_names=["x"], opset_version=12, dynamo=False)
+    ours = onnxruntime.InferenceSession(file).run(None, {"x": x.half().numpy()})[0]
+    assert ours.dtype == np.float16
+    expected = second_order_statistic(x.half().double()).numpy()
+    assert np.abs(ours / expected - 1).max() < 2e-3  # float16 has 11 bits
+
+
+def test_of_a_half_graph_soca_is_in_float32_and_convolutions_are_not(model, tmp_path):
+    import onnx
+
+    job = job_for(model, tmp_path, half=True)
+    path = onnx_file.write(job.graph(job.options, half=True), job.images[0].half(), tmp_path / "a.onnx", job.options)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    found = {operator: set() for operator in ("MatMul", "Conv")}
+    for node in graph.node:
+        if node.op_type in found:
+            found[node.op_type].add(types[node.output[0]])
+    assert sum(node.op_type == "MatMul" for node in graph.node) > 50  # all of them SOCA's
+    assert found == {"MatMul": {onnx.TensorProto.FLOAT}, "Conv": {onnx.TensorProto.FLOAT16}}
