@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.data.shapes import NAMES, SPLITS, draw_scene, write_dataset
+from utils.data.shapes import COUNTS, NAMES, draw_scene, write_dataset
 from utils.files import ROOT
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -25,7 +25,7 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "shapes", help="folder of the data set")
-    for split, count in SPLITS.items():
+    for split, count in COUNTS.items():
         parser.add_argument(
             f"--{split}", type=int, default=count, metavar="N", help=f"number of {split} images (default: {count})"
         )
@@ -59,7 +59,7 @@ def boxed(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def contact_sheet(root: Path, per_split: int = 12, columns: int = 6) -> np.ndarray:
     """Draws the first images of each split of a drawn data set, read from its files, with their labels."""
     rows = []
-    for split in SPLITS:
+    for split in COUNTS:
         cells = []
         for file in sorted((root / "images" / split).glob("*.jpg"))[:per_split]:
             text = (root / "labels" / split / f"{file.stem}.txt").read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def main() -> None:
     if options.scene:
         save(options.scene, draw_scene(np.random.default_rng(options.seed), tuple(options.size))[0])
         return
-    write_dataset(options.out, {split: getattr(options, split) for split in SPLITS}, options.seed)
+    write_dataset(options.out, {split: getattr(options, split) for split in COUNTS}, options.seed)
     if options.sheet:
         save(options.sheet, contact_sheet(options.out))
 

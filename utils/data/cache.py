@@ -6,7 +6,8 @@ import mmap
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ MEMORY_LIMIT = {"ram": 0.8, "auto": 0.5}
 DISK_LIMIT = 0.9
 VERSION = 1  # of what is stored; raise it when the same file would give other pixels
 HEAD = mmap.PAGESIZE  # bytes before the first image, which hold the key
-GIB = 2**30
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -54,18 +54,11 @@ class SharedImages:
         self._starts = HEAD + np.cumsum([0, *(shapes.prod(1) * channels)], dtype=np.int64)
         self._mark = hashlib.sha256(f"images {VERSION} {key}".encode()).digest()
         name = cache_folder() / "memory" / f"{platform.node()}-{self._mark.hex()[:32]}"
-        try:
-            from filelock import FileLock
-
-            name.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with FileLock(f"{name}.lock"):  # the first process fills the block, the others wait for it
-                if not self._open(name):
-                    self._make(fill, fits)
-                    with atomic_write(name, "w", sync=False) as file:
-                        file.write(self._address)
-        except OSError as error:
-            LOGGER.warning(f"{name} cannot be written ({error}); this process keeps its images to itself")
-            self._make(fill, fits)
+        with _lock(name) as locked:  # the first process fills the block, the others wait for it
+            if not (locked and self._open(name)):
+                self._make(fill, fits)
+                if locked:
+                    self._publish(name)
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Returns image i, uint8 (height, width, channels), which cannot be written to."""
@@ -97,6 +90,13 @@ class SharedImages:
         block[: len(self._mark)] = np.frombuffer(self._mark, np.uint8)  # last: the block is whole
         self._memory = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
 
+    def _publish(self, name: Path) -> None:
+        try:
+            with atomic_write(name, "w", sync=False) as file:
+                file.write(self._address)
+        except OSError as error:
+            _warn_of_private(name, error)
+
     def _open(self, name: Path) -> bool:
         return name.is_file() and self._attach(name.read_text())
 
@@ -114,6 +114,29 @@ class SharedImages:
         else:
             self._address = address
         return True
+
+
+@contextmanager
+def _lock(name: Path) -> Iterator[bool]:
+    """Holds the lock file of a block; yields False where the folder cannot be written, which is reported."""
+    from filelock import FileLock
+
+    lock = FileLock(f"{name}.lock")
+    try:
+        name.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock.acquire()
+    except OSError as error:
+        _warn_of_private(name, error)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _warn_of_private(name: Path, error: OSError) -> None:
+    LOGGER.warning(f"{name} cannot be written ({error}); other processes cannot use the images of this one")
 
 
 # --- disk -------------------------------------------------------------------------------------------------------------

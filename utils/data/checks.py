@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.data.dataset_yaml import SPLITS
 from utils.data.faults import Fault, FaultError
-from utils.data.formats.yolo import image_to_label_path, read_lines, read_text
+from utils.data.formats.yolo import image_to_label_path, read_label_text, read_lines
 from utils.data.images import ORIENTATION, check_image, list_images, read_image
 from utils.data.machine import usable_cores
 
@@ -193,7 +193,7 @@ def read_label_file(path: str, nc: int) -> tuple[np.ndarray, np.ndarray, list[tu
     if not os.path.exists(path):
         return *nothing, [("label-missing", path)]
     try:
-        found = read_lines(read_text(path), path, nc)
+        found = read_lines(read_label_text(path), path, nc)
     except FaultError as error:
         return *nothing, [("label-format", str(error))]
     except OSError as error:

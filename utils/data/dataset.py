@@ -2,12 +2,12 @@
 
 The contracts of the data, cited elsewhere as "the contracts of utils/data/dataset.py":
 
-    images   uint8   (B, C, H, W)   RGB (or grey, or more channels, as the data set YAML says), letterboxed
-    targets  float32 (T, 6)         image index in batch, class, x, y, w, h: centre form, 0-1 of the letterboxed image
-    shapes   per image              ((h0, w0), ((gain_h, gain_w), (pad_w, pad_h))); None for a mosaic
-    raw      list of (B, A, h, w, 5+nc)   logits, at strides 8, 16, 32
-    decoded  float   (B, N, 5+nc)   x, y, w, h in input pixels; objectness; class scores 0-1
-    found    list of (n, 6)         x1, y1, x2, y2 in pixels, confidence, class
+    images      uint8   (B, C, H, W)   RGB (or grey, or more channels, as the data set YAML says), letterboxed
+    targets     float32 (T, 6)         image index in batch, class, x, y, w, h: centre form, 0-1 of the frame
+    shapes      per image              ((h0, w0), ((gain_h, gain_w), (pad_w, pad_h))); None for a mosaic
+    raw         list of (B, A, h, w, 5+nc)   logits, at strides 8, 16, 32
+    decoded     float   (B, N, 5+nc)   x, y, w, h in input pixels; objectness; class scores 0-1
+    detections  list of (n, 6)         x1, y1, x2, y2 in pixels, confidence, class
 
 Randomness is a generator seeded by (seed, epoch, index): the same sample is drawn the same way whatever the number of
 workers, and a resumed run continues as if never stopped.
@@ -53,7 +53,7 @@ from utils.data.store import FileStore, ImageStore, ShardStore
 from utils.log import LOGGER
 
 FRACTION_STREAM = 3  # keeps this random stream apart from those of the samples, seeded by (seed, epoch, index)
-EDGE = 1e-3  # pixels by which boxes stay inside the far edges of the image
+MARGIN = 1e-3  # pixels by which boxes stay inside the far edges of the image
 
 Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
 Sample = tuple[torch.Tensor, torch.Tensor, str, Shapes | None]
@@ -156,7 +156,7 @@ class DetectionDataset(torch.utils.data.Dataset):
             image, labels, shapes = self._letterboxed(index, rng)
 
         height, width = image.shape[:2] if self.augment else image.shape[1:]
-        boxes = xyxy_to_xywhn(labels[:, 1:], width, height, clip=True, eps=EDGE)
+        boxes = xyxy_to_xywhn(labels[:, 1:], width, height, clip=True, eps=MARGIN)
         labels = np.concatenate([labels[:, :1], boxes], 1)
         if self.augment:
             if self._albumentations and self.channels == 3 and rng.random() < self.hyp["albumentations"]:

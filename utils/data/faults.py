@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 # what a fault can be, in the order in which a file is read
-KINDS = (
+FAULT_KINDS = (
     "image",  # the image cannot be read
     "odd",  # the image is unusual, and is read in the way that the words say
     "size",  # the labels were made for an image of another size
@@ -23,11 +23,14 @@ KINDS = (
 class Fault:
     """One fault. One that makes its image unusable ends the reading of it: the image is left out."""
 
-    kind: str  # one of KINDS
+    kind: str  # one of FAULT_KINDS
     file: str
     words: str  # what is wrong; where a file holds many labels, these begin with the label's name there
     line: int | None = None  # of a text file, from 1
     left_out: bool = False  # the image was left out because of it
+
+    def __post_init__(self):
+        assert self.kind in FAULT_KINDS, self.kind
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"

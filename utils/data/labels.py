@@ -4,6 +4,7 @@ A box in pixels that reaches over the edge of its image is cut there, which is r
 one without area, or outside the image, is left out and reported.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ import numpy as np
 from utils.data.faults import Fault, FaultError, Location, UnknownClassError
 from utils.data.images import check_image
 
-EDGE = 1.0  # pixels by which a box may reach over the edge of its image unreported: annotation tools round
+MAX_OVERHANG = 1.0  # pixels by which a box may reach over the edge of its image unreported: annotation tools round
 NAMES_FILE = "labels.txt"  # in a folder of VOC or LabelMe files: class names in their order, one a line
 Size = tuple[int, int]  # width, height in pixels
 
@@ -86,6 +87,18 @@ def check_box(box: Sequence[float], location: Location) -> None:
     if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:
         corners = ", ".join(f"{value:g}" for value in box)
         raise location.error("box", f"x2 and y2 must be finite and not below x1 and y1, got box ({corners})")
+
+
+def read_json(file: str | Path) -> dict:
+    """Reads the object in a JSON file. Raises FaultError where there is none."""
+    location = Location(str(file))
+    try:
+        content = json.loads(Path(file).read_bytes())
+    except (ValueError, RecursionError) as error:  # of JSON, or of letters that are not UTF-8
+        raise location.error("format", f"not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise location.error("format", f"expected an object {{...}} at the top, found a {type(content).__name__}")
+    return content
 
 
 def hull(points: np.ndarray) -> tuple[float, float, float, float]:
@@ -186,7 +199,7 @@ def normalise_boxes(
         if not is_useful:
             reason = "has no area" if is_empty else f"lies outside the image of {size[0]} x {size[1]} pixels"
             faults.append(location.fault("box", f"box ({corners}) {reason}; left out"))
-        elif over > EDGE:
+        elif over > MAX_OVERHANG:
             words = f"box ({corners}) reaches over the image of {size[0]} x {size[1]} pixels; cut at its edge"
             faults.append(location.fault("cut", words))
     centre, extent = (cut[:, :2] + cut[:, 2:]) / 2, cut[:, 2:] - cut[:, :2]

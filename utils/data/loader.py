@@ -22,7 +22,7 @@ from utils.log import LOGGER
 
 # Numbers that keep these random streams apart from those of the samples, which are seeded by (seed, epoch, index)
 SHUFFLE_STREAM, QUAD_STREAM, WINDOW_STREAM = 1, 2, 4
-WINDOW = 4  # batches: with its three partners each sample of a batch can then show images that no other one shows
+BATCHES_PER_WINDOW = 4  # with its three partners each sample of a batch can then show images that no other one shows
 
 Batch = tuple[torch.Tensor, torch.Tensor, tuple[str, ...], tuple]
 
@@ -36,7 +36,7 @@ def create_dataloader(
 
     Call `loader.sampler.set_epoch(epoch)` before each epoch. The last batch may be smaller.
     """
-    options = _possible(entry, options)
+    options = _effective(entry, options)
     dataset = open_dataset(entry, options)
     workers = min(usable_cores() // processes_here(options.world_size), options.workers)
     rank, world_size = max(options.rank, 0), options.world_size
@@ -61,7 +61,7 @@ def create_dataloader(
     return torch.utils.data.DataLoader(source, batch_size, sampler=sampler, collate_fn=collate, **settings), dataset
 
 
-def _possible(entry: Entry, options: LoaderOptions) -> LoaderOptions:
+def _effective(entry: Entry, options: LoaderOptions) -> LoaderOptions:
     """Returns the options without those that have no effect beside the others or for the entry; logs a warning."""
     ignored = []
     if options.rect and options.shuffle:
@@ -119,8 +119,8 @@ class EpochSampler(torch.utils.data.Sampler):
         blocks = np.arange(-(-length // block))
         rounds = -(-len(blocks) // world_size)
         mine = np.resize(blocks, rounds * world_size)[rank::world_size]
-        places = (mine[:, None] * block + np.arange(block)).ravel()
-        self._places = places[places < length]  # the last block may be smaller
+        positions = (mine[:, None] * block + np.arange(block)).ravel()
+        self._positions = positions[positions < length]  # the last block may be smaller
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next iteration."""
@@ -139,7 +139,7 @@ class EpochSampler(torch.utils.data.Sampler):
         self.weights = weights
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def __iter__(self) -> Iterator[tuple]:
         order = np.arange(self.length)
@@ -148,7 +148,7 @@ class EpochSampler(torch.utils.data.Sampler):
             order = draw_images(self.weights, rng)
         elif self.shuffle:
             order = rng.permutation(order)
-        return iter([(self.epoch, index) for index in order[self._places].tolist()])
+        return iter([(self.epoch, index) for index in order[self._positions].tolist()])
 
 
 def draw_images(weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -191,7 +191,7 @@ class WindowSampler(EpochSampler):
         indices = [index for _, index in super().__iter__()]
         batches = [indices[first : first + self.batch_size] for first in range(0, len(indices), self.batch_size)]
         rng = np.random.default_rng((self.seed, self.epoch, 0, WINDOW_STREAM))
-        for part in np.array_split(np.arange(len(batches)), max(len(batches) // WINDOW, 1)):
+        for part in np.array_split(np.arange(len(batches)), max(len(batches) // BATCHES_PER_WINDOW, 1)):
             window = [batches[number] for number in part]
             everyone = tuple(index for batch in window for index in batch)
             yield [

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 NAMES = ("circle", "triangle", "rectangle", "star")
 DISTRACTOR = -1  # the kind of a figure that belongs to no class
-SPLITS = {"train": 640, "val": 128, "test": 64}  # images in each
+COUNTS = {"train": 640, "val": 128, "test": 64}  # images of each split
 NOTE = "drawn.txt"  # says what was drawn
 SIZES = ((320, 320), (320, 320), (288, 320), (320, 288), (256, 320), (320, 256))  # height, width
 
@@ -98,7 +98,7 @@ def write_dataset(root: str | Path, splits: dict[str, int] | None = None, seed: 
     The set appears under its name only when it is whole, and a second process that draws the same set at the same
     time does no harm. A root that already holds this set is left alone; one that holds anything else is a ValueError.
     """
-    root, splits = Path(root).resolve(), dict(SPLITS if splits is None else splits)
+    root, splits = Path(root).resolve(), dict(COUNTS if splits is None else splits)
     if not splits or any(n < 0 for n in splits.values()):
         raise ValueError(f"splits must name at least one split, with 0 or more images each, got {splits}")
     if _holds(root, splits, seed):

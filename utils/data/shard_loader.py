@@ -1,13 +1,12 @@
 """Batches from WebDataset tar shards, which are read from front to back, never by index.
 
-Each
-process and worker reads the same shards of its own in every epoch, in a new order; a buffer shuffles the samples
-(`SHUFFLED`, as files), and the partners of a mosaic come from a window of those that were decoded last (`WINDOW`), so
-each image is decoded once. With images of 150 kB at 640 pixels that is 150 MB a worker.
+Each process and worker has its own shards, and reads them in every epoch, in a new order. A buffer shuffles the samples
+(`SHUFFLED`, as files), and the partners of a mosaic come from a window of the images that were decoded last (`WINDOW`),
+so that each image is decoded once. With images of 150 kB at 640 pixels that takes 150 MB per worker.
 
-Order and samples depend on the seed, the epoch, and the number of processes and workers: resumed at the start of an
-epoch with the same of all, training goes on as if never stopped. One worker has the epoch to itself; with others, who
-hold other shards, neither batches nor mosaics can be the same.
+Order and samples depend on the seed, the epoch, and the numbers of processes and workers, since these decide which
+shards are read together. A run that is resumed at the start of an epoch with the same numbers continues as if it had
+never stopped.
 """
 
 import random
@@ -20,7 +19,7 @@ import torch
 from utils.data.dataset import DetectionDataset, Sample
 from utils.data.formats.shards import image_of, read_shard
 
-SHUFFLED = 512  # samples that wait, as files, to be drawn in random order
+SHUFFLED = 512  # samples in the buffer, as files, from which one is drawn at random
 WINDOW = 64  # decoded images from which mosaics are made
 
 
@@ -67,10 +66,10 @@ class ShardStream(torch.utils.data.IterableDataset):
         items, store = iter(items), self.dataset.store
         store.fill(islice(items, WINDOW if self.dataset.mosaic else 1))
         for served in range(count):
-            place = served % len(store.available)
-            yield self.dataset[epoch, store.available[place]]
+            position = served % len(store.available)
+            yield self.dataset[epoch, store.available[position]]
             if item := next(items, None):  # else the window stays, for the mosaics of the rest
-                store.replace(place, *item)
+                store.replace(position, *item)
 
     def _items(self, files: list[str], rng: np.random.Generator) -> Iterator[tuple[int, bytes]]:
         """Yields number and file content of each usable image, pass after pass."""
@@ -103,9 +102,9 @@ class ShardLoader:
     Processes with fewer images than others see some twice in an epoch, so that all have the same number of batches.
 
     Args:
-        collate: samples to a batch.
+        collate: joins samples to a batch.
         rank, world_size: this process reads each world_size-th shard.
-        workers: processes at most, each with shards of its own.
+        workers: maximum number of worker processes, each with shards of its own.
         options: of a torch DataLoader.
 
     Raises ValueError where a process would be left without a shard.
@@ -124,7 +123,7 @@ class ShardLoader:
             self._stream,
             batch_size=None,
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             persistent_workers=self.num_workers > 0,
             **options,
         )
@@ -150,5 +149,5 @@ class ShardLoader:
         return iter(self._loader)
 
 
-def _as_it_is(batch):
+def _unchanged(batch):
     return batch

@@ -15,10 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data.annotations import files_digest
-from utils.data.cache import DISK_LIMIT, GIB, MEMORY_LIMIT, ImagesOnDisk, SharedImages
+from utils.data.cache import DISK_LIMIT, MEMORY_LIMIT, ImagesOnDisk, SharedImages
 from utils.data.images import by_fours, decode_image
 from utils.data.machine import free_memory, usable_cores
 from utils.data.options import LoaderOptions
+from utils.device import GIB
 from utils.log import LOGGER
 
 
@@ -205,9 +206,9 @@ class ShardStore(ImageStore):
             self._admit(i, data)
             self._window.append(i)
 
-    def replace(self, place: int, i: int, data: bytes) -> None:
-        """Puts image i in the place of another one in the window."""
-        old, self._window[place] = self._window[place], i
+    def replace(self, position: int, i: int, data: bytes) -> None:
+        """Replaces the image at a position of the window by image i."""
+        old, self._window[position] = self._window[position], i
         self._admit(i, data)
         if old not in self._window:
             del self._pixels[old]

@@ -81,7 +81,19 @@ def test_no_cache_folder_is_a_warning(kind, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert holds(SharedImages("a", SHAPES, fill))
-    assert "keeps its images to itself" in capsys.readouterr().err
+    assert "other processes cannot use the images of this one" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_read_is_not_a_folder_that_cannot_be_written(kind, capsys):
+    calls = []
+
+    def read(arrays):
+        calls.append(1)
+        raise FileNotFoundError("a.jpg")
+
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
+        SharedImages("a", SHAPES, read)
+    assert len(calls) == 1 and "cannot be written" not in capsys.readouterr().err
 
 
 def check_in_worker(images, queue):

@@ -334,7 +334,7 @@ def test_yaml_names_the_same_classes_and_splits():
     data = read_yaml(ROOT / "data" / "shapes.yaml")
     assert data["draw"] == "shapes" and data["path"] == "data/shapes"
     assert data["nc"] == len(NAMES) and data["names"] == list(NAMES)
-    assert {split: data[split] for split in shapes.SPLITS} == {split: f"images/{split}" for split in shapes.SPLITS}
+    assert {split: data[split] for split in shapes.COUNTS} == {split: f"images/{split}" for split in shapes.COUNTS}
 
 
 @pytest.mark.parametrize("name", ["shapes_1.jpg", "shapes_2.jpg"])

@@ -26,6 +26,7 @@ from utils.data.labels import (
     first_file,
     hull,
     open_image,
+    read_json,
     rows_of,
     safe_name,
     write_new,
@@ -56,7 +57,7 @@ class CocoFile:
 
 def read_file(file: str | Path) -> CocoFile:
     """Reads a COCO JSON. Raises FaultError, naming the file and the record, where it is not COCO's."""
-    content = _read_json(file)
+    content = _read_records(file)
     file = str(file)
     for key, names in (("images", ("id",)), ("categories", ("id",)), ("annotations", ("image_id", "category_id"))):
         for i, record in enumerate(content[key]):
@@ -106,18 +107,13 @@ def object_of(annotation: dict, name: str, location: Location) -> tuple[Labelled
     return LabelledObject(name, box, polygons, bool(annotation.get("iscrowd"))), faults
 
 
-def _read_json(file: str | Path) -> dict[str, list[dict]]:
-    location = Location(str(file))
-    try:
-        content = json.loads(Path(file).read_bytes())
-    except (ValueError, RecursionError) as error:  # of JSON, or of letters that are not UTF-8
-        raise location.error("format", f"not a JSON file: {error}") from None
-    if not isinstance(content, dict):
-        raise location.error("format", "not COCO JSON: expected an object with images, annotations and categories")
+def _read_records(file: str | Path) -> dict[str, list[dict]]:
+    content = read_json(file)
     for key in ("images", "annotations", "categories"):
         records = content.get(key)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise location.error("format", f"not COCO JSON of boxes: {key!r} must be a list of objects")
+            words = f"not COCO JSON of boxes: {key!r} must be a list of objects"
+            raise Location(str(file)).error("format", words)
     return content
 
 

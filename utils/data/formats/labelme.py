@@ -19,6 +19,7 @@ from utils.data.labels import (
     hull,
     names_in_order,
     open_image,
+    read_json,
     write_new,
 )
 from utils.log import LOGGER
@@ -33,7 +34,7 @@ def load(folder: Path) -> LabelledSplit:
     """
     images = []
     for file in sorted(folder.rglob("*.json")):
-        content = _read_json(file)
+        content = read_json(file)
         image = content.get("imagePath")
         suffix = PurePosixPath(str(image).replace("\\", "/")).suffix if is_image(str(image)) else ".jpg"
         name = file.relative_to(folder).with_suffix(suffix).as_posix()
@@ -88,17 +89,6 @@ def _points(value: Any, least: int, location: Location) -> np.ndarray:
     if not isinstance(value, list) or len(value) < least or not all(isinstance(p, list) and len(p) == 2 for p in value):
         raise location.error("format", f"{rule}, got {str(value)[:60]}")
     return np.array([[finite_number(x, rule, location) for x in pair] for pair in value])
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:  # JSONDecodeError names line and column
-        raise Location(str(file)).error("format", f"not a JSON file: {error}") from None
-    if not isinstance(content, dict):
-        words = f"expected an object {{...}} at the top, found a {type(content).__name__}"
-        raise Location(str(file)).error("format", words)
-    return content
 
 
 def _shapes(content: dict, file: Path) -> Iterator[tuple[dict, Location]]:

@@ -47,7 +47,7 @@ def labels_folder(path: str) -> str:
     return labels.join(path.rsplit(images, 1))
 
 
-def read_text(path: str) -> str:
+def read_label_text(path: str) -> str:
     """Reads the text of a label file. Raises FaultError where it is not UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ def parse_labels(text: str, path: str | Path, nc: int | None = None) -> ImageLab
 
 def read_labels(image: str, label_file: str, size: Size) -> ImageLabels:
     """Reads the labels of an image from its text file."""
-    return parse_labels(read_text(label_file), label_file)
+    return parse_labels(read_label_text(label_file), label_file)
 
 
 def _split_lines(text: str, path: str, faults: list[Fault]) -> tuple[list[int], list[list[str]]]:
@@ -203,7 +203,7 @@ def load(entry: str | list[str], names: Sequence[str]) -> LabelledSplit:
         image = open_image(name, (None, None), Path(path), Location(path))
         label = image_to_label_path(path)
         if os.path.isfile(label):
-            labels = parse_labels(read_text(label), label, len(names))
+            labels = parse_labels(read_label_text(label), label, len(names))
             for fault in labels.faults:
                 LOGGER.warning(str(fault))
             image.objects += objects_of(labels, names, (image.width, image.height))
