@@ -197,6 +197,26 @@ def test_whoever_catches_everything_says_why():
                     assert "  # " in lines[node.lineno - 1], f"{path}:{node.lineno}: no comment says why"
 
 
+# The file that has it runs in an environment without this project
+ALONE = {("utils/export/tensorflow_worker.py", "METADATA_NODE")}
+
+
+def test_what_means_one_thing_is_defined_once():
+    """No constant of one name and value, no function of one body (of more than two statements) stands in two files."""
+    first: dict[tuple[str, str], Path] = {}
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name, content = node.targets[0].id, node.value
+            elif isinstance(node, ast.FunctionDef) and len(node.body) > 3:
+                name, content = "", ast.Module(node.body[ast.get_docstring(node) is not None :], [])
+            else:
+                continue
+            if (str(path.relative_to(ROOT)), name) not in ALONE:
+                earlier = first.setdefault((name, ast.dump(content)), path)
+                assert earlier == path, f"{path}:{node.lineno} repeats what {earlier} defines: import it"
+
+
 # Test files of no single module: what all verbs share, data that is broken on purpose, programs that stand alone
 OF_NO_MODULE = {"test_architecture", "test_commands", "test_fuzz", "examples/test_examples"}
 

@@ -6,9 +6,8 @@ import time
 import torch
 
 from utils.dist import local_rank
+from utils.files import GIB
 from utils.log import LOGGER
-
-GIB = 2**30  # bytes
 
 
 def select_device(name: str = "", batch_size: int = 0) -> torch.device:

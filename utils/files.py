@@ -13,6 +13,7 @@ from typing import IO, Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository
+GIB = 2**30  # bytes
 ALIASED_VALUES = 10_000  # that the aliases of a YAML file may stand for, besides ten times its length
 
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from utils.device import GIB
+from utils.files import GIB
 from utils.log import LOGGER
 
 SIZES = (1, 2, 4, 8, 16)  # batch sizes that are measured
