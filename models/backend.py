@@ -63,7 +63,7 @@ def load_checkpoint(path: str | Path) -> dict:
             if content.get("ema") is not None:
                 content["ema"] = _averaged(content["ema"], content["model"], names, numbers)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: {checkpoint.on_one_line(error)}") from None
     return content
 
 

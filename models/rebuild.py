@@ -105,7 +105,7 @@ def rebuild(found: StandIn, names: Names, numbers: int) -> Model:
         model = _built(yaml)
     sequence = children.get("model")
     if set(children) != {"model"} or not isinstance(sequence, StandIn):
-        raise ValueError(f"a model has one child, `model`; found {sorted(map(str, children))}")
+        raise ValueError(f"a model has one child, `model`; found {sorted(map(str, children))!s:.80}")
     _Filling(names).fill_layers(model.model, sequence)
     _set_attributes(model, {**_state(outer, "the wrapper"), **state})
     return model
@@ -205,8 +205,8 @@ class _Filling:
         others = [name for name, child in children.items() if child is not None and name not in built._modules]
         if others := set(others) - _UNUSED.get(type(built), set()):
             raise ValueError(
-                f"{where}its {type(built).__name__} has {', '.join(sorted(map(str, others)))}, ours has "
-                f"{', '.join(built._modules) or 'no part'}: it is a block of another program with the same name"
+                f"{where}its {type(built).__name__} has {sorted(map(str, others))!s:.80}, ours has "
+                f"{list(built._modules)}: it is a block of another program with the same name"
             )
         for name, child in list(built._modules.items()):
             given = children.get(name)
@@ -254,9 +254,11 @@ def _take(own: dict, state: dict, kind: str, where: str) -> None:
             expected, got = (f"{' x '.join(map(str, t.shape)) or 'one number'} ({t.dtype})" for t in (tensor, found))
             raise ValueError(f"{where}{name}: the YAML in it says {expected}, the file has {got}")
         fresh = found.detach()
+        if not (fresh.is_contiguous() or (fresh.ndim == 4 and fresh.is_contiguous(memory_format=torch.channels_last))):
+            fresh = fresh.clone(memory_format=torch.contiguous_format)  # a view, perhaps of the same number many times
         own[name] = nn.Parameter(fresh, found.requires_grad) if kind == "_parameters" else fresh
     if others := [name for name, t in given.items() if t is not None and name not in own and name not in _LEFT_BEHIND]:
-        raise ValueError(f"{where}{others[0]}: the network of the YAML in it has no such tensor")
+        raise ValueError(f"{where}{others[0]!s:.80}: the network of the YAML in it has no such tensor")
 
 
 def _activation(built: nn.Module, kind: type[nn.Module], found: StandIn, where: str) -> nn.Module:

@@ -54,22 +54,27 @@ def load(path: str | Path, known: Callable[[str], bool]) -> dict[str, Any]:
         content = _read(path, pickles.check(*_open(path), known))
     except Refused as error:
         origin = f". {_origin(error.asked)}" if error.asked else ""
-        raise ValueError(f"{path}: refused, no code was executed: {error}{origin}") from None
+        raise ValueError(f"{path}: refused, no code was executed: {on_one_line(error)}{origin}") from None
     except Exception as error:  # damaged files make torch and zipfile raise exceptions of many types
         # an error of the system is not about the content, except EINVAL: a seek to before the start of a truncated file
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise OSError(error.errno, error.strerror, str(path)) from None
         if is_out_of_memory(error):
             raise MemoryError(f"{path}: {megabytes(path):.0f} MB do not fit into memory: {error}") from None
-        raise ValueError(f"{path}: {_reason(error)}") from None
+        raise ValueError(f"{path}: {on_one_line(_reason(error))}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), StandIn):
-        found = sorted(map(str, content))[:8] if isinstance(content, dict) else f"a {type(content).__name__}"
+        found = [f"{key!s:.40}" for key in content][:8] if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{path}: not a detector's checkpoint: expected a dict with a `model` module, found {found}")
     try:
         rest = {key: plain(value) for key, value in content.items() if key not in ("model", "ema")}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return {key: rest.get(key, value) for key, value in content.items()}
+
+
+def on_one_line(message: object) -> str:
+    """Returns a message that may quote a file as text for a terminal: no control characters, at most 600 characters."""
+    return "".join(c if c.isprintable() else "?" for c in str(message)[:600])
 
 
 def _read(path: Path, names: set[str]) -> Any:

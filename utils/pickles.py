@@ -97,7 +97,7 @@ class _Object:
 
 
 # values of which only the kind matters
-_ORDERED, _TENSOR, _VALUE, _MODULE = map(_Object, ("OrderedDict", "tensor", "value", "object"))
+_ORDERED, _TENSOR, _VALUE, _MODULE = map(_Object, ("OrderedDict", "tensor", "value", "module"))
 
 
 def check(pickle: bytes, records: dict[str, int], known: Callable[[str], bool]) -> set[str]:
@@ -132,7 +132,8 @@ class _Walk:
         constants = (("NONE", None), ("NEWTRUE", True), ("NEWFALSE", False), ("EMPTY_TUPLE", ()))
         self.steps: dict[str, Callable[[Any], None]] = {
             **{name: lambda _, value=value: self.stack.append(value) for name, value in constants},
-            **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"), self._push),
+            **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), self._push),
+            "BINUNICODE": self._text,
             **dict.fromkeys(("BINPUT", "LONG_BINPUT"), self._put),
             **dict.fromkeys(("BINGET", "LONG_BINGET"), self._get),
             **{f"TUPLE{n}": lambda _, n=n: self._tuple_of(n) for n in (1, 2, 3)},
@@ -188,6 +189,11 @@ class _Walk:
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)
+
+    def _text(self, text: str) -> None:
+        if not text.isascii():
+            text.encode()  # half of a surrogate pair is a UnicodeEncodeError here rather than where it is printed
+        self.stack.append(text)
 
     def _put(self, number: int) -> None:
         self.memo[number] = self.stack[-1]
@@ -254,7 +260,7 @@ class _Walk:
             if name in PATHS and not all(type(part) is str for part in arguments):
                 raise Refused(f"a {PATHS[name]} of the file is not made of text")
             if name.endswith(".getattr") and (
-                len(arguments) != 2 or _kind(arguments[0]) != "object" or arguments[1] not in _FUSED
+                len(arguments) != 2 or _kind(arguments[0]) != "module" or arguments[1] not in _FUSED
             ):
                 raise Refused("the file asks for an attribute (getattr), which is not among the allowed ones", name)
             self.stack[-1] = _VALUE
@@ -276,7 +282,7 @@ class _Walk:
         given = _kind(state)
         # a state_dict carries its `_metadata` so; any other attribute could hide a method
         metadata = target == "OrderedDict" and given == "dict" and state.detail <= {"_metadata"}
-        if not metadata and (target != "object" or given != "dict") and target != "value":
+        if not metadata and (target != "module" or given != "dict") and target != "value":
             raise Refused(f"its pickle gives a {target} the state of a {given}")
 
     def _storage(self, _: Any) -> None:
