@@ -19,7 +19,7 @@ from utils.data.cache import DISK_LIMIT, MEMORY_LIMIT, ImagesOnDisk, SharedImage
 from utils.data.images import by_fours, decode_image
 from utils.data.machine import free_memory, usable_cores
 from utils.data.options import LoaderOptions
-from utils.device import GIB
+from utils.files import GIB
 from utils.log import LOGGER
 
 
