@@ -28,17 +28,17 @@ REMOVED = {  # options of v6.1, and what replaces them
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser, in which every option is stated: name, type, range, default and help."""
     parser = argparse.ArgumentParser(description="Train a detector.")
-    add_model_and_data(parser.add_argument_group("model and data"))
-    add_length_and_size(parser.add_argument_group("length and size"))
-    add_recipe(parser.add_argument_group("recipe"))
-    add_machine(parser.add_argument_group("machine"))
-    add_records(parser.add_argument_group("validation, checkpoints, logs"))
+    _add_model_and_data(parser.add_argument_group("model and data"))
+    _add_length_and_size(parser.add_argument_group("length and size"))
+    _add_recipe(parser.add_argument_group("recipe"))
+    _add_machine(parser.add_argument_group("machine"))
+    _add_records(parser.add_argument_group("validation, checkpoints, logs"))
     cli.add_run_folder(parser, "runs/train")
     cli.add_removed(parser, REMOVED)
     return parser
 
 
-def add_model_and_data(group: argparse._ArgumentGroup) -> None:
+def _add_model_and_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weights", default=cli.WEIGHTS, help="start from this .pt file; '' starts from scratch")
     group.add_argument("--download", action="store_true", help="download official weights that are missing")
     group.add_argument("--cfg", default="", help="model YAML (default: the one inside the weights)")
@@ -65,10 +65,14 @@ def add_model_and_data(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_length_and_size(group: argparse._ArgumentGroup) -> None:
+def _add_length_and_size(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--epochs", type=cli.whole(0), default=300, help="passes over the images (default: %(default)s)")
     group.add_argument(
-        "--time", type=cli.real(0), default=0.0, metavar="HOURS", help="train fewer epochs, to end within HOURS"
+        "--time",
+        type=cli.real(0),
+        default=0.0,
+        metavar="HOURS",
+        help="train fewer epochs, if needed, to end in HOURS",
     )
     group.add_argument(
         "--batch-size",
@@ -95,7 +99,7 @@ def add_length_and_size(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_recipe(group: argparse._ArgumentGroup) -> None:
+def _add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--optimizer", choices=("SGD", "Adam", "AdamW"), help="optimizer (default: that of --hyp, else SGD)"
     )
@@ -119,14 +123,14 @@ def add_recipe(group: argparse._ArgumentGroup) -> None:
         type=cli.whole(1),
         const=300,
         metavar="N",
-        help="search for hyper-parameters: train N times (default: 300)",
+        help="search for hyper-parameters: train N times, 300 if no number is given",
     )
     group.add_argument(
         "--evolve-storage", default="", metavar="URL", help="Optuna database, through which machines share a search"
     )
 
 
-def add_machine(group: argparse._ArgumentGroup) -> None:
+def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", default="", help="cpu, or a GPU number such as 0 (default: the first GPU, else cpu)")
     group.add_argument("--amp", choices=("auto", "fp16", "bf16", "off"), default="auto", help="mixed precision")
     group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
@@ -154,7 +158,7 @@ def add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="ignored; for old launchers")
 
 
-def add_records(group: argparse._ArgumentGroup) -> None:
+def _add_records(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--noval", action="store_true", help="validate after the last epoch only")
     group.add_argument("--nosave", action="store_true", help="save after the last epoch only")
     group.add_argument(

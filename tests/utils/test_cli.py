@@ -19,6 +19,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--task", choices=("val", "test"), default="val")
     made.add_argument("--cache", nargs="?", const="ram", default="auto", choices=("auto", "ram"))
     made.add_argument("--freeze", nargs="+", type=cli.number_or_text, default=[0])
+    made.add_argument("--fraction", type=cli.real(0, 1, open_low=True), default=1.0)
+    made.add_argument("--device", default="")
     made.add_argument("--half", action="store_true")
     return made
 
@@ -41,6 +43,7 @@ SAME = [
     (["--cache"], {"cache": "ram"}),
     (["--freeze", "1", "model.2"], {"freeze": [1, "model.2"]}),
     (["--half"], {"half": True}),
+    (["--device", "0"], {"device": 0}),
 ]
 
 
@@ -49,6 +52,24 @@ def test_keywords_are_read_as_the_command_line_is(words, keywords):
     expected, opt = cli.parse(parser(), argv=words), run(**keywords)
     assert vars(opt) == vars(expected)
     assert opt.given == expected.given == set(keywords)
+
+
+def test_none_stands_for_the_default():
+    opt = run(epochs=None, weights=None, half=None)
+    assert vars(opt) == vars(run()) and opt.given == set()
+
+
+def test_a_program_sets_attributes_and_calls_main():
+    opt = cli.parse(parser(), argv=["--epochs", "3"])
+    opt.task, opt.device = "test", 0
+    accepted = cli.accept(parser(), opt)
+    assert accepted.given == {"epochs", "task", "device"} and accepted.device == "0"
+    assert vars(cli.accept(parser(), argparse.Namespace(task="test", device=0))) == vars(accepted)
+    opt.epochs = -1
+    with pytest.raises(ValueError, match="--epochs must be at least 0, got -1"):
+        cli.accept(parser(), opt)
+    with pytest.raises(TypeError, match="there is no option 'epoch'; did you mean 'epochs'"):
+        cli.accept(parser(), argparse.Namespace(epoch=3))
 
 
 def test_the_first_arguments_may_come_by_position():
@@ -67,6 +88,8 @@ WRONG = [
     ({"epochs": "many"}, ValueError, "--epochs must be a whole number, got 'many'"),
     ({"conf_thres": 1.5}, ValueError, "--conf-thres must be between 0 and 1, got 1.5"),
     ({"conf_thres": float("nan")}, ValueError, "--conf-thres must be between 0 and 1, got nan"),
+    ({"fraction": 0}, ValueError, "--fraction must be above 0 and at most 1, got 0.0"),
+    ({"half": "no"}, ValueError, "--half must be True or False, got 'no'"),
     ({"task": "train"}, ValueError, "--task must be one of val, test, got 'train'"),
     ({"epoch": 3}, TypeError, "there is no option 'epoch'; did you mean 'epochs'?"),
     ({"zzz": 3}, TypeError, "there is no option 'zzz'; the options are weights, epochs"),
@@ -87,7 +110,8 @@ def test_a_number_out_of_range_on_the_command_line():
 
 def test_help_shows_every_name_and_default():
     shown = inspect.signature(run).parameters
-    assert list(shown) == ["weights", "epochs", "conf_thres", "task", "cache", "freeze", "half", "model"]
+    assert list(shown) == ["weights", "epochs", "conf_thres", "task", "cache", "freeze", "fraction", "device", "half",
+                           "model"]  # fmt: skip
     assert shown["epochs"].default == 3 and shown["model"].default is None
     assert "Returns its options." in run.__doc__ and "epochs: passes (default: 3)" in run.__doc__
 

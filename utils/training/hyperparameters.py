@@ -96,7 +96,7 @@ def choose_hyp(images: int, epochs: int, batch_size: int, optimizer: str | None 
         reason = f"v6.1's schedule, since --optimizer is {optimizer}; its warm-up is long for {iterations:,} iterations"
     else:
         name = "short"
-        reason = f"since the run has {iterations:,} iterations, of which v6.1's warm-up would take {WARMUP_FLOOR:,}"
+        reason = f"since the run has {iterations:,} iterations, and v6.1's warm-up alone takes {WARMUP_FLOOR:,}"
     return ROOT / "data" / "hyps" / f"hyp.{name}.yaml", reason
 
 

@@ -3,9 +3,10 @@
 import os
 
 import pytest
+import torch
 
 from utils.training import records
-from utils.training.records import COLUMNS, Pace, append_results, clock, cut_results
+from utils.training.records import COLUMNS, Pace, Progress, append_results, clock, cut_results
 
 VALUES = [0.123456789, 1e-7, 12345678.0, *range(10)]
 
@@ -102,3 +103,20 @@ def test_pace_of_a_resumed_run(now):
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_gives_each_batch_and_shows_where_it_is(now, capsys, shown):
+    progress = Progress(["a", "b"], 1, 5, Pace(2), torch.device("cpu"), shown)
+    seen = []
+    for batch in progress:
+        seen.append(batch)
+        now[0] += 1
+        progress.update([0.5, 0.25, 0.125], 8, 12, 640)
+    assert seen == ["a", "b"]
+    header, *bars = capsys.readouterr().err.replace("\r", "\n").strip("\n").splitlines()
+    assert header.split() == ["Epoch", "gpu_mem", "box", "obj", "cls", "labels", "img_size"]
+    assert bool(bars) == shown
+    if shown:
+        assert bars[-1].split(":")[0].split() == ["1/4", "0G", "0.5", "0.25", "0.125", "12", "640"]
+        assert "100%" in bars[-1] and bars[-1].rstrip().endswith("8 img/s, 0:00:08 left")  # 4 more epochs of 2 s
