@@ -44,9 +44,8 @@ def find_weights(name: str | Path, download: bool = False) -> Path:
 
         return download_weights(path)
     best = newest_best()
-    hint = (
-        f"your newest trained weights are {best}" if best else "train a model, or add --download for official weights"
-    )
+    otherwise = "train a model, or get official weights with detect.py --download"
+    hint = f"your newest trained weights are {best}" if best else otherwise
     raise FileNotFoundError(f"no such weights: {path}; {hint}")
 
 

@@ -1,4 +1,4 @@
-"""What attention did: gates by hand, the covariance against numpy in float64, Grad-CAM against finite differences."""
+"""What attention does: gates by hand, the covariance against numpy in float64, Grad-CAM against finite differences."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from models.yolo import Model
 
 
 def tiny(*inserted: tuple, seed: int = 0) -> Model:
-    """The tiny detector with blocks put in, in eval mode, gates away from 1 and confident enough to find boxes."""
+    """The tiny detector with inserted blocks, in eval mode, with gates away from 1, that detects some boxes."""
     torch.manual_seed(seed)
     model = Model(TINY, nc=2, insert=[{"after": after, "module": module} for after, module in inserted]).eval()
     for name, p in model.named_parameters():
@@ -77,7 +77,7 @@ def test_a_fitted_gate_is_the_least_squares_one(module, image):
     np.testing.assert_allclose(view.gate, slopes, rtol=1e-4)
 
 
-def test_a_silent_channel_counts_as_let_through():
+def test_the_gate_of_a_channel_of_zeros_is_one():
     x = torch.ones(1, 2, 3, 3)
     x[0, 1] = 0
     assert fitted_gate(x, 0.25 * x).tolist() == [[0.25, 1.0]]
@@ -151,7 +151,7 @@ def test_spectrum_against_plain_matrices(C, h, w):
     np.testing.assert_allclose(ours, found.s_five, rtol=1e-4, atol=1e-5 * np.abs(found.s_five).max())
 
 
-def test_spectrum_of_channels_that_do_not_know_each_other():
+def test_spectrum_of_channels_that_do_not_correlate():
     """A = I / C: every eigenvalue is 1 / C, and f there is the scalar recurrence."""
     C = 16
     rows = np.array([[1.0]])
@@ -171,7 +171,7 @@ def test_spectrum_of_channels_that_do_not_know_each_other():
 
 
 def test_one_direction_needs_no_steps():
-    """a = 1 is a fixed point of the recurrence, and f(0) = 0: with channels that move as one both are the root."""
+    """a = 1 is a fixed point of the recurrence, and f(0) = 0: where all channels vary as one, f gives the true root."""
     wave = np.sin(np.arange(20.0)).reshape(1, 4, 5)
     found = spectrum(wave * np.arange(1, 7).reshape(6, 1, 1))
     assert found.effective_rank == pytest.approx(1, abs=1e-9)
@@ -208,7 +208,7 @@ def test_rows_and_strides_of_detections(image):
 
 
 def test_class_activation_by_finite_differences(image):
-    """alpha by nudging all of a channel of A up and down, an image of a batch each, in float64; the map made of it."""
+    """alpha by finite differences: a channel of A as a whole is raised and lowered, in float64."""
     model = tiny((4, "SOCA"), ("SPPF", "SE")).double()
     image = image.double()[:, :, :32, :32]
     rows, labels = [48, 50, 53, 57, 59], [0, 1, 1, 0, 1]  # of the map of stride 16, 2 x 2, to which both blocks lead

@@ -49,7 +49,7 @@ def test_the_small_models_strides():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ["yolov5n", "hub/yolov3-tiny", "hub/yolov5-bifpn", "hub/yolov5-fpn", "hub/yolov5n6"])
 def test_blocks_that_do_nothing_change_nothing(name, seed):
-    """Identity layers after random layers: the same weights give the same outputs, whatever the rows took."""
+    """Identity layers after random layers: the same weights give the same outputs, whatever layers the rows name."""
     d = {**read_yaml(ROOT / "models" / f"{name}.yaml"), "depth_multiple": 0.1, "width_multiple": 0.1}
     count = len(d["backbone"]) + len(d["head"])
     rng = np.random.default_rng(seed)
@@ -201,7 +201,7 @@ def test_every_ready_file_is_here():
 
 @pytest.mark.parametrize("name", READY)
 def test_ready_files(name, monkeypatch):
-    """Built whole, with weights of 0 where drawing 90 million random ones would take seconds; and run."""
+    """Built in full size and run, with weights of 0, since drawing 90 million random ones would take seconds."""
     monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, **_: tensor.data.zero_())
     size, block, layers, detect = READY[name]
     model = Model(ROOT / "models" / "places" / f"{name}.yaml")

@@ -1,4 +1,4 @@
-"""The grammar of model YAMLs: rules, rows, and what is said about rows that are wrong."""
+"""The grammar of model YAMLs: rules, rows, and errors about wrong rows."""
 
 import copy
 
@@ -281,7 +281,7 @@ def test_joined_maps_must_share_a_stride():
 
 
 def test_coarse_to_fine_is_allowed():
-    """As in the `fpn` head; the anchors then turn round."""
+    """As in the `fpn` head; the anchors are then reversed."""
     model = Model(small(head__3=[[4, 6], 1, "Detect", ["nc", "anchors"]]))
     assert model.stride.tolist() == [8, 4]
     assert (model.model[-1].anchors * model.stride.view(-1, 1, 1))[0].tolist() != [[10, 13], [16, 30]]

@@ -279,7 +279,7 @@ def test_without_variance_inside_a_batch(kind):
 
 
 def test_faint_variance_is_still_seen():
-    """Noise of 1e-4 on 1: a thousand times what rounding makes."""
+    """Noise of 1e-4 on 1: a thousand times the rounding error."""
     x = 1 + 1e-4 * make("white", (1, 24, 20, 20))
     truth = coupled(x.double())
     assert near(second_order_statistic(x).double(), truth, 1e-5)
@@ -337,7 +337,7 @@ def test_deterministic(shape):
 
 
 def test_backward_twice():
-    """Nothing that backward needs is spoilt by it."""
+    """Backward changes nothing that it needs."""
     x = make("white", (2, 32, 9, 9)).requires_grad_()
     s = second_order_statistic(x)
     first, second = (torch.autograd.grad(s.sum(), x, retain_graph=True)[0] for _ in range(2))
@@ -417,7 +417,7 @@ def renewed(backend):
 
 
 def precision_state():
-    """What torch is told about float32 products."""
+    """The settings of torch for float32 products."""
     if hasattr(torch.backends, "fp32_precision"):
         return [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
     return [torch.get_float32_matmul_precision()] * 2

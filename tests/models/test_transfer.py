@@ -35,7 +35,7 @@ def build(*attention: tuple[int, str], nc: int = 3, **changes) -> Model:
 
 
 def trained(seed: int = 0) -> Model:
-    """A tiny model whose every number is its own, so that a wrong one shows."""
+    """A tiny model in which every number is different, so that a wrong one is noticed."""
     torch.manual_seed(seed)
     model = build()
     generator = torch.Generator().manual_seed(seed)

@@ -118,7 +118,7 @@ def test_the_attention_reaches_only_the_coarsest_map(soca):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_the_short_way_of_decoding(dtype, memory_format):
-    """Under inference mode every score is written once, to where it stays: the same boxes and raw maps."""
+    """Under inference mode every score is written once, to its final position: the same boxes and raw maps."""
     model = Model("yolov5n.yaml", nc=3).eval().to(dtype).to(memory_format=memory_format)
     image = torch.rand(2, 3, 64, 96).to(dtype)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""tools/ablate.py: intervals against tables and hand-worked pairs, the plain arm's size, and runs that are killed."""
+"""tools/ablate.py: intervals against tables and pairs by hand, the size of the plain arm, and runs that are killed."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""tools/attend.py: the page of one model and of two, every kind of block, and what it says to bad input."""
+"""tools/attend.py: the page of one model and of two, every kind of block, and errors about bad input."""
 
 import base64
 import re
@@ -19,7 +19,7 @@ from utils import checkpoint, cli
 
 
 def write_model(path, *inserted: tuple, bias: float = 2.0):
-    """A checkpoint of the tiny detector with blocks put in that finds boxes of confidence near sigmoid(bias) / 2."""
+    """Writes the tiny detector with inserted blocks, which detects boxes of confidence near sigmoid(bias) / 2."""
     torch.manual_seed(0)
     model = Model(TINY, nc=2, insert=[{"after": after, "module": module} for after, module in inserted])
     model.names = NAMES
@@ -115,7 +115,7 @@ def test_every_block_with_a_gate(module, tmp_path, photo, run):
     assert page.stat().st_size > 10000
 
 
-def test_nothing_found_is_said(tmp_path, photo, run):
+def test_a_page_without_detections(tmp_path, photo, run):
     weights, page = write_model(tmp_path / "a.pt", (4, "SE"), bias=-9), tmp_path / "page.html"
     code, _, err = run(photo, "--weights", weights, "--img", 64, "--html", page)
     assert code == 0, err
