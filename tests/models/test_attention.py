@@ -1,4 +1,4 @@
-"""The attention blocks: each against its paper as slow loops in numpy, and all against what every block must do."""
+"""The attention blocks: each against its paper as slow loops in numpy, all against the rules for every block."""
 
 import copy
 
@@ -22,7 +22,7 @@ OPENING = [block for block in KEEPING if hasattr(block, "start_as_identity")]
 
 
 def build(block: type, channels: int = 24) -> nn.Module:
-    """A block with every parameter away from its start, in float32; statistics of its norms too."""
+    """A block with every parameter and every statistic of a norm away from its initial value, in float32."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     built = block(channels, channels) if block is NLRG else block(channels)
@@ -214,7 +214,7 @@ def test_lsrag_by_hand():
 
 
 def test_nlrg_by_hand():
-    """The source skips to the end of every group, weighed by one number."""
+    """The source is added to the output of every group, weighted by one number."""
     block, x = build(lambda _: NLRG(8, 12, 3, 1, 2, 4, 0.5)), image(1, 8, 6, 5)
     state = weights(block)
     part = lambda name: {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}  # noqa: E731
@@ -294,7 +294,7 @@ def test_other_types(block, dtype):
 
 @pytest.mark.parametrize("block", [ECA, CBAM, CoordAttention, SimAM, GCT, SE, SOCA])
 def test_loud_maps_in_half_precision(block):
-    """Values whose squares and sums half precision cannot hold."""
+    """Values whose squares and sums overflow in half precision."""
     built, x = build(block).half(), (1000 * image(2, 24, 20, 20)).half()
     assert built(x).isfinite().all()
 
@@ -314,7 +314,7 @@ def test_autocast(block, half, kind):
 
 
 def test_scores_are_never_all_held():
-    """A region of M positions has M^2 scores; forward and backward keep far fewer numbers."""
+    """A region of M positions has M^2 scores; forward and backward hold far fewer numbers."""
     block, x = RLNL(8, grid=1), image(1, 8, 48, 48).requires_grad_()
     held = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):

@@ -82,7 +82,7 @@ def test_gradient_by_differences(block, shape):
 
 
 def test_the_gate_sees_more_than_the_input_it_multiplies():
-    """The gradient of x through s alone, with the product's own part taken away."""
+    """The gradient of x through s alone, without the part that goes through the product."""
     block, x = SOCA(32), make("correlated", (2, 32, 9, 9)).requires_grad_()
     (whole,) = torch.autograd.grad(block(x).square().sum(), x)
     gate = block.conv_du(second_order_statistic(x)[:, :, None, None]).detach()
@@ -261,7 +261,7 @@ def test_pasted_names_compute_covariance_and_root():
 
 
 def test_pasted_names_build_the_same_attention():
-    """A block written with them gives what SOCA gives."""
+    """A block that uses them gives the same output as SOCA."""
     block, x = SOCA(16), make("white", (2, 16, 6, 6))
     s = SqrtmLayer(CovpoolLayer(x), 5).mean(1)
     assert near(block.conv_du(s[:, :, None, None]) * x, block(x), 1e-6)
