@@ -107,8 +107,9 @@ def main(opt: argparse.Namespace) -> None:
             failed = do_runs(opt, arms, splits)
         with suppress(Timeout), FileLock(opt.out / "costs.lock", timeout=0):
             if all_done(opt, arms):
+                costs = time_arms(opt, arms)
                 with atomic_write(opt.out / "costs.json", "w") as file:
-                    json.dump(time_arms(opt, arms), file, indent=1)
+                    json.dump(costs, file, indent=1)
     ablation = report(opt, arms, splits)
     LOGGER.info(f"{progress(ablation)} See {opt.out / 'report.html'}")
     if failed:
