@@ -155,10 +155,10 @@ def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Seque
 
 
 def _check_keys(d: dict, source: str) -> None:
-    wanted = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
-    missing = [key for key in wanted if key not in d]
+    needed = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
+    missing = [key for key in needed if key not in d]
     if missing:
-        raise ValueError(f"{source}: a model YAML needs {', '.join(wanted)}; missing: {', '.join(missing)}")
+        raise ValueError(f"{source}: a model YAML needs {', '.join(needed)}; missing: {', '.join(missing)}")
     for key in ("backbone", "head"):
         if not isinstance(d[key], list) or not d[key]:
             raise ValueError(f"{source}: {key} must be a list of rows [from, number, module, args], got {d[key]!r}")
@@ -173,19 +173,19 @@ def _check_keys(d: dict, source: str) -> None:
         raise ValueError(f"{source}: anchors must be lists of w,h pairs or a number of anchors, got {anchors!r}")
 
 
-def _check_row(row: list, i: int, place: str) -> tuple[int | list[int], int, str, list]:
+def _check_row(row: list, i: int, where: str) -> tuple[int | list[int], int, str, list]:
     if not isinstance(row, list) or len(row) != 4:
-        raise ValueError(f"{place}: a row is [from, number, module, args], got {row!r}")
+        raise ValueError(f"{where}: a row is [from, number, module, args], got {row!r}")
     f, number, name, args = row
     sources = [f] if isinstance(f, int) else f
     if not isinstance(sources, list) or not sources or not all(isinstance(j, int) for j in sources):
-        raise ValueError(f"{place}: `from` must be a layer number or a list of them, got {f!r}")
+        raise ValueError(f"{where}: `from` must be a layer number or a list of them, got {f!r}")
     for j in sources:
         if not -max(i, 1) <= j < i:
             before = f"only layers 0 to {i - 1} come" if i else "no layer comes"
-            raise ValueError(f"{place}: `from` names layer {j}, but {before} before it")
+            raise ValueError(f"{where}: `from` names layer {j}, but {before} before it")
     if not isinstance(number, int) or number < 1:
-        raise ValueError(f"{place}: the number of repeats must be a whole number from 1, got {number!r}")
+        raise ValueError(f"{where}: the number of repeats must be a whole number from 1, got {number!r}")
     if not isinstance(args, list):
-        raise ValueError(f"{place}: args must be a list, got {args!r}")
+        raise ValueError(f"{where}: args must be a list, got {args!r}")
     return f, number, name, args
