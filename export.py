@@ -7,9 +7,14 @@ is an error.
 """
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from utils import cli
 from utils.export.formats import BY_ARGUMENT, OPSETS
+
+if TYPE_CHECKING:
+    import torch
 
 INCLUDE = ("torchscript", "onnx")
 
@@ -125,6 +130,38 @@ def _run(opt: cli.Options) -> list[str]:
     files = [find_weights(weights, opt.download) for weights in opt.weights]
     jobs = [prepare(load_model(file, device), file, opt, device) for file in files]
     return [str(path) for path in export_all(jobs, formats)]
+
+
+# --- calls of v6.1 for one format: `model` in float32 and eval mode, `im` (B, C, H, W) of the size to export --
+
+
+def export_torchscript(
+    model: "torch.nn.Module", im: "torch.Tensor", file: str | Path, optimize: bool = False, prefix: str = ""
+) -> str:
+    """Writes TorchScript beside `file` and verifies it; returns the path."""
+    return _export_one("torchscript", model, im, file, optimize=optimize)
+
+
+def export_onnx(
+    model: "torch.nn.Module", im: "torch.Tensor", file: str | Path, opset: int = 12, train: bool = False,
+    dynamic: bool = False, simplify: bool = False, prefix: str = "",
+) -> str:  # fmt: skip
+    """Writes ONNX beside `file` and verifies it; returns the path."""
+    return _export_one("onnx", model, im, file, opset=opset, train=train, dynamic=dynamic, simplify=simplify)
+
+
+def export_openvino(model: "torch.nn.Module", im: "torch.Tensor", file: str | Path, prefix: str = "") -> str:
+    """Writes OpenVINO's folder beside `file` and verifies it; returns the path."""
+    return _export_one("openvino", model, im, file)
+
+
+def _export_one(include: str, model: "torch.nn.Module", im: "torch.Tensor", file: str | Path, **options: Any) -> str:
+    given = {"imgsz": list(im.shape[2:]), "batch_size": len(im), "include": [include], "device": str(im.device)}
+    opt = cli.options(make_parser(), given | options)
+    check_options(opt)
+    from utils.export.exporter import export_all, prepare
+
+    return str(export_all([prepare(model, Path(file), opt, im.device)], [BY_ARGUMENT[include]])[0])
 
 
 def check_options(opt: cli.Options) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable as _Callable
 # modules, not names: torch.hub offers whatever can be called in this file as a model
 from models import autoshape as _autoshape
 from models import backend as _backend
+from models import common as _common
 from models import transfer as _transfer
 from models import yolo as _yolo
 from utils import device as _device
@@ -24,8 +25,8 @@ def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None):
 
     Args:
         path: its checkpoint, a list of checkpoints (ensemble), or a file or folder that export.py wrote.
-        autoshape: return an AutoShape, which takes images of any kind and returns Detections; otherwise a Backend,
-            which takes tensors.
+        autoshape: return an AutoShape, which takes images of any kind and returns Detections; otherwise a
+            DetectMultiBackend, which takes tensors and returns decoded rows.
         verbose: log the loading.
         device: "cpu", a GPU as "0" or "cuda:0", "mps"; None takes the first GPU, or the CPU if there is none.
 
@@ -33,7 +34,7 @@ def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None):
     """
     with _quiet(not verbose):
         paths = [_backend.find_weights(p) for p in (path if isinstance(path, list | tuple) else [path])]
-        model = _backend.Backend(paths, _device.select_device(device or "")).eval()
+        model = _common.DetectMultiBackend(paths, _device.select_device(device or ""))
     return _autoshape.AutoShape(model) if autoshape else model
 
 
@@ -42,7 +43,7 @@ def _entry(name: str, cfg: str, weights: str, about: str) -> _Callable:
         with _quiet(not verbose):
             file = _backend.find_weights(weights, download) if pretrained else None
             if file and (channels, classes) == (3, 80) and cfg == weights.replace(".pt", ".yaml"):
-                model = _backend.Backend(file, _device.select_device(device or "")).eval()
+                model = _common.DetectMultiBackend(file, _device.select_device(device or ""))
             else:
                 model = _yolo.Model(cfg, channels, classes)
                 if file:
@@ -88,6 +89,7 @@ def _official(name: str) -> _Callable:
 
 yolov5n, yolov5s, yolov5m, yolov5l, yolov5x = (_official(f"yolov5{size}") for size in "nsmlx")
 yolov5n6, yolov5s6, yolov5m6, yolov5l6, yolov5x6 = (_official(f"yolov5{size}6") for size in "nsmlx")
+_OFFICIAL = (yolov5n, yolov5s, yolov5m, yolov5l, yolov5x, yolov5n6, yolov5s6, yolov5m6, yolov5l6, yolov5x6)
 soca = _entry(
     "soca",
     "SOCA.yaml",
@@ -95,3 +97,10 @@ soca = _entry(
     "yolov5s with second-order channel attention, to be trained: it starts as accurate as yolov5s.pt, since SOCA "
     "starts as the identity.\n\n    A trained one is loaded with `custom`.",
 )
+
+
+def _create(name, pretrained=True, channels=3, classes=80, autoshape=True, verbose=True, device=None):
+    """Returns the detector of one of the names above, or of the path of trained weights; v6.1's name for it."""
+    if entry := {m.__name__: m for m in _OFFICIAL}.get(str(name).removesuffix(".pt")):
+        return entry(pretrained, channels, classes, autoshape, verbose, device)
+    return custom(name, autoshape, verbose, device)

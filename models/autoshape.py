@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models.backend import Backend
-from models.yolo import profile_layers
+from models.yolo import log_profile
 from utils.boxes import round_up, xyxy_to_xywh
 from utils.data.images import read_image
 from utils.data.letterbox import letterbox_planes, scale_boxes
@@ -81,7 +81,7 @@ class AutoShape(nn.Module):
         if isinstance(imgs, torch.Tensor) and imgs.ndim == 4:
             with self._autocast(parameter):
                 output = self.model(imgs.to(parameter.device, parameter.dtype), augment=augment)
-            return output[0] if isinstance(self.model, Backend) else output
+            return _decoded(output) if isinstance(self.model, Backend) else output
 
         timers = [Timer(parameter.device) for _ in range(3)]
         with timers[0]:
@@ -97,7 +97,7 @@ class AutoShape(nn.Module):
         if profile:
             self._profile(pixels)
         with timers[1], self._autocast(parameter):
-            decoded = self.model(pixels, augment=augment)[0]
+            decoded = _decoded(self.model(pixels, augment=augment))
         with timers[2]:
             pred = non_max_suppression(
                 decoded, self.conf, self.iou, self.classes, self.agnostic, self.multi_label, max_det=self.max_det
@@ -131,8 +131,7 @@ class AutoShape(nn.Module):
             raise ValueError("profile times the layers of a .pt file, and this is an exported file")
         if isinstance(detector, nn.ModuleList):
             raise ValueError("profile times the layers of one model, and this is an ensemble")
-        for layer, ms in zip(detector.model, profile_layers(detector, pixels, repeats=3)):
-            LOGGER.info(f"{layer.i:>3}  {ms:8.2f} ms  {layer.np:>10} parameters  {layer.type}")
+        log_profile(detector, pixels, repeats=3)
 
     def _read(self, image: Any, i: int) -> tuple[np.ndarray, str]:
         """Returns an image as RGB uint8 (H, W, 3), and the name of its results."""
@@ -159,6 +158,11 @@ class AutoShape(nn.Module):
         with tempfile.TemporaryDirectory() as folder:
             image = read_image(download(url, Path(folder) / "image"))
         return np.ascontiguousarray(image[..., ::-1]), name
+
+
+def _decoded(output: Any) -> torch.Tensor:
+    """The decoded rows (B, N, 5 + nc) of what a model returns: these, or a tuple that begins with them."""
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def _as_rgb(image: np.ndarray, i: int) -> np.ndarray:

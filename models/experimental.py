@@ -1,6 +1,8 @@
 """Defines blocks that old checkpoints and YAMLs name from this module."""
 
+import importlib
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +86,13 @@ class Ensemble(nn.ModuleList):
         """Returns the multiple in pixels that image sides must be of, for every member."""
         return max(member.image_multiple for member in self)
 
-    def forward(self, x, augment=False):
-        decoded = [member(x, augment=augment)[0] for member in self]
+    def forward(self, x, augment=False, profile=False, visualize=False):
+        decoded = [member(x, augment, profile, visualize)[0] for member in self]
         return torch.cat(decoded, 1), None
+
+
+def __getattr__(name: str) -> Any:
+    """Looks up the name that programs written for v6.1 import from here; importing blocks loads nothing of it."""
+    if name == "attempt_load":
+        return importlib.import_module("models.doors").attempt_load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -204,8 +204,21 @@ class Model(nn.Module):
         """Returns the multiple in pixels that image sides must be of: the largest stride, at least 32."""
         return max(int(self.stride.max()), 32)
 
-    def forward(self, x: torch.Tensor, augment: bool = False):
-        """Returns what Detect makes of images x (B, ch, H, W), 0-1, whose sides are multiples of the largest stride."""
+    def forward(
+        self, x: torch.Tensor, augment: bool = False, profile: bool = False, visualize: str | Path | bool = False
+    ):
+        """Returns what Detect makes of images x (B, ch, H, W), 0-1, whose sides are multiples of the largest stride.
+
+        augment: test-time augmentation. profile: log the time that each layer takes. visualize: a folder, to which the
+        feature maps of the layers are written.
+        """
+        if profile:
+            log_profile(self, x)
+        if visualize:
+            from utils.inference.features import FeatureRecorder
+
+            with FeatureRecorder(self, Path(visualize)):
+                return self(x, augment)
         if augment:
             return self._forward_augmented(x), None
         outputs = []
@@ -308,6 +321,14 @@ def profile_layers(model: "Model", images: torch.Tensor, repeats: int = 10) -> l
     return [1000 * median(taken[1:]) for taken in seconds]  # the first pass allocates
 
 
+def log_profile(model: "Model", images: torch.Tensor, repeats: int = 10) -> list[float]:
+    """Logs and returns the milliseconds of each layer, see `profile_layers`."""
+    times = profile_layers(model, images, repeats)
+    for layer, ms in zip(model.model, times, strict=True):
+        LOGGER.info(f"{layer.i:>3}  {ms:8.2f} ms  {layer.np:>10} parameters  {layer.type}")
+    return times
+
+
 def make_parser() -> argparse.ArgumentParser:
     """States the options of `python models/yolo.py`."""
     parser = argparse.ArgumentParser(description="Build a model YAML and print its layers.")
@@ -331,7 +352,5 @@ def main(opt: cli.Options) -> None:
         if opt.profile:
             batch = 8 if device.type == "cuda" else 1
             images = torch.rand(batch, model.yaml["ch"], 640, 640, device=device)
-            times = profile_layers(model.eval(), images.contiguous(memory_format=torch.channels_last))
-            for layer, ms in zip(model.model, times, strict=True):
-                LOGGER.info(f"{layer.i:>3}  {ms:8.2f} ms  {layer.np:>10} parameters  {layer.type}")
+            times = log_profile(model.eval(), images.contiguous(memory_format=torch.channels_last))
             LOGGER.info(f"{sum(times):13.2f} ms for {batch} x 640 x 640")

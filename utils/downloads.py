@@ -71,6 +71,15 @@ def download_weights(path: str | Path) -> Path:
     return download(f"{RELEASE}/{path.name}", path)
 
 
+def attempt_download(file: str | Path, repo: str = "") -> str:
+    """Returns the path of weights, which are downloaded where they are missing and official; v6.1's name.
+
+    repo: accepted for v6.1's sake. Raises FileNotFoundError where they are neither here nor official.
+    """
+    path = Path(str(file).strip().replace("'", ""))
+    return str(path if path.exists() else download_weights(path))
+
+
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,149 @@
+"""Programs written for v6.1 run as they stand: from the repository, and with its checkout as the package `yolov5`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_world import labels_in, lively, picture
+from videos import moving, write_video
+
+import detect
+from utils import checkpoint
+from utils.drawing import write_image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The loop of v6.1's detect.py, as programs that embed it have it
+DETECT = """
+import sys
+from pathlib import Path
+import torch
+from {package}models.common import DetectMultiBackend
+from {package}utils.datasets import IMG_FORMATS, VID_FORMATS, LoadImages, LoadStreams
+from {package}utils.general import (LOGGER, check_file, check_img_size, check_imshow, check_requirements, colorstr, cv2,
+                                    increment_path, non_max_suppression, print_args, scale_coords, xyxy2xywh)
+from {package}utils.plots import Annotator, colors, save_one_box
+from {package}utils.torch_utils import select_device, time_sync
+
+weights, source, project = sys.argv[1:]
+check_requirements(exclude=("tensorboard", "thop"))
+save_dir = increment_path(Path(project) / "exp", exist_ok=False)
+(save_dir / "labels").mkdir(parents=True)
+device = select_device("cpu")
+model = DetectMultiBackend(weights, device=device, dnn=False, data=None)
+stride, names, pt, jit, onnx, engine = model.stride, model.names, model.pt, model.jit, model.onnx, model.engine
+imgsz = check_img_size((96, 96), s=stride)
+half = (pt or jit or onnx or engine) and device.type != "cpu"
+if pt or jit:
+    model.model.half() if half else model.model.float()
+dataset = LoadImages(source, img_size=imgsz, stride=stride, auto=pt)
+model.warmup(imgsz=(1, 3, *imgsz), half=half)
+for path, im, im0s, vid_cap, s in dataset:
+    t1 = time_sync()
+    im = torch.from_numpy(im).to(device)
+    im = im.half() if half else im.float()
+    im /= 255
+    if len(im.shape) == 3:
+        im = im[None]
+    pred = model(im, augment=False, visualize=False)
+    pred = non_max_suppression(pred, 0.25, 0.45, None, False, max_det=1000)
+    for det in pred:
+        p, im0, frame = Path(path), im0s.copy(), getattr(dataset, "frame", 0)
+        txt = save_dir / "labels" / (p.stem + ("" if dataset.mode == "image" else f"_{{frame}}"))
+        gn = torch.tensor(im0.shape)[[1, 0, 1, 0]]
+        annotator = Annotator(im0, line_width=3, example=str(names))
+        if len(det):
+            det[:, :4] = scale_coords(im.shape[2:], det[:, :4], im0.shape).round()
+            for c in det[:, -1].unique():
+                s += f"{{(det[:, -1] == c).sum()}} {{names[int(c)]}}, "
+            for *xyxy, conf, cls in reversed(det):
+                xywh = (xyxy2xywh(torch.tensor(xyxy).view(1, 4)) / gn).view(-1).tolist()
+                with open(f"{{txt}}.txt", "a") as f:
+                    f.write(("%g " * 6).rstrip() % (cls, *xywh, conf) + "\\n")
+                annotator.box_label(xyxy, f"{{names[int(cls)]}} {{conf:.2f}}", color=colors(int(cls), True))
+                save_one_box(xyxy, im0s, file=save_dir / "crops" / names[int(cls)] / f"{{p.stem}}.jpg", BGR=True)
+        cv2.imwrite(str(save_dir / f"{{p.stem}}_{{frame}}.png"), annotator.result())
+    LOGGER.info(f"{{s}}Done. ({{time_sync() - t1:.3f}}s)")
+"""
+
+
+def run(code: str, folder: Path, *arguments, path: Path = ROOT) -> subprocess.CompletedProcess:
+    (folder / "program.py").write_text(code, encoding="utf-8")
+    environment = {"PYTHONPATH": str(path), "PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "program.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def here(tmp_path) -> Path:
+    """Two images and a video, weights that find objects in them, and a checkout whose folder is called yolov5."""
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in/a.png", picture())
+    write_image(tmp_path / "in/b.png", picture((30, 20, 60, 50), None))
+    write_video(tmp_path / "in/c.avi", moving(2))
+    checkpoint.save(tmp_path / "tiny.pt", checkpoint.pack(lively()))
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above/yolov5").symlink_to(ROOT)
+    return tmp_path
+
+
+@pytest.mark.parametrize("package", ["", "yolov5."])
+def test_the_loop_of_detect_finds_what_detect_finds(here, package):
+    path = here / "above" if package else ROOT
+    ended = run(DETECT.format(package=package), here, "tiny.pt", "in", "runs", path=path)
+    assert ended.returncode == 0, ended.stderr
+    options = {"imgsz": 96, "device": "cpu", "save_txt": True, "save_conf": True, "nosave": True}
+    expected = detect.run(here / "tiny.pt", here / "in", project=here / "own", **options)
+    files = sorted(p.name for p in (expected / "labels").iterdir())
+    assert len(files) == 4 and files == sorted(p.name for p in (here / "runs/exp/labels").iterdir())
+    for name in files:
+        rows = labels_in(here / "runs/exp/labels" / name)
+        np.testing.assert_allclose(rows, labels_in(expected / "labels" / name), rtol=2e-5, atol=1e-6)
+    drawn = sorted(p.name for p in (here / "runs/exp").glob("*.png"))
+    assert drawn == ["a_0.png", "b_0.png", "c_1.png", "c_2.png"] and any((here / "runs/exp/crops").rglob("*.jpg"))
+
+
+# --- the checkout as a package ----------------------------------------------------------------------------------------
+
+PACKAGE = """
+import sys
+import yolov5.utils.general, yolov5.models.common
+from yolov5 import detect, export, hubconf, train, val
+from yolov5.models.experimental import attempt_load
+from yolov5.models.yolo import Model
+import detect as own, models.common, models.yolo, utils.general
+assert yolov5.utils.general is utils.general and yolov5.models.common.Conv is models.common.Conv
+assert detect is own and Model is models.yolo.Model
+assert utils.general.__spec__.name == utils.general.__name__ == "utils.general"
+try:
+    import yolov5.utils.nothing
+except ModuleNotFoundError as error:
+    assert "utils.nothing" in str(error)
+model = yolov5.load("tiny.pt", device="cpu")
+assert len(model("in/a.png", size=96).xyxy[0])
+assert len(yolov5.YOLOv5("tiny.pt", "cpu").predict(["in/a.png"], size=96).xyxy[0])
+assert sys.path[-1].endswith(sys.argv[1]), sys.path
+"""
+
+
+def test_the_checkout_is_a_package_without_second_copies(here):
+    ended = run(PACKAGE, here, ROOT.name, path=here / "above")
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("own", ["utils.py", "utils/__init__.py"])
+def test_a_program_with_a_module_utils_of_its_own_is_told(here, own):
+    (here / own).parent.mkdir(exist_ok=True)
+    (here / own).write_text("mine = 1")
+    ended = run("import utils, yolov5\nassert utils.mine\nimport yolov5.utils.general", here, path=here / "above")
+    assert ended.returncode == 1
+    reason = ended.stderr.splitlines()[-1]
+    assert reason.startswith("ImportError: yolov5.utils imports `utils`") and str(here / own) in reason
+    assert f"put {ROOT} first on sys.path" in reason
+
+
+def test_notebooks_begin_as_with_v61(here):
+    ended = run("import torch, utils\ndisplay = utils.notebook_init()\nprint(display is None or display.Image)", here)
+    assert ended.returncode == 0 and "torch" in ended.stderr, ended.stderr
