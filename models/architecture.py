@@ -4,6 +4,7 @@ builds them.
 Channels and strides of every layer are known from the rows alone, so a wrong row is an error before anything is built.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from models.insert import insert_rows
 from models.registry import Plan, Row, lookup
 from utils.files import find_file, read_yaml
 from utils.log import LOGGER
+
+MAX_STRIDE = 2**16
 
 
 def plain_yaml(d: dict, source: str = "model", path: Path | None = None, above: tuple[str, ...] = ()) -> dict:
@@ -120,7 +123,15 @@ def _stride(plan: Plan, channels: list[int], strides: list[float | None], where:
         return None
     if len(set(strides)) > 1:
         raise ValueError(f"{where}: maps of strides {strides} come in; they must share one")
-    return strides[0] * plan.stride**plan.copies
+    try:
+        stride = strides[0] * float(plan.stride) ** plan.copies
+    except OverflowError:
+        stride = math.inf
+    if not 1 / MAX_STRIDE <= stride <= MAX_STRIDE:
+        raise ValueError(
+            f"{where}: the stride of the map must be between 1 / {MAX_STRIDE} and {MAX_STRIDE} pixels, got {stride:g}"
+        )
+    return stride
 
 
 def layer_strides(d: dict, source: str = "model") -> list[float | None]:

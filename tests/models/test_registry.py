@@ -238,6 +238,13 @@ WRONG = {  # section, row number, row -> what is said
     "one map for Detect": ("head", 3, [6, 1, "Detect", ["nc", "anchors"]], "takes a list of maps"),
     "stride zero": ("backbone", 1, [-1, 1, "Conv", [64, 3, 0]], "a stride or scale must be a positive number, got 0"),
     "stride a word": ("backbone", 1, [-1, 1, "Conv", [64, 3, "two"]], "must be a positive number, got 'two'"),
+    "stride too large": (
+        "backbone",
+        1,
+        [-1, 99999, "nn.MaxPool2d", [2]],
+        "between 1 / 65536 and 65536 pixels, got inf",
+    ),
+    "stride too small": ("head", 1, [-1, 99, "nn.Upsample", [None, 2]], "between 1 / 65536 and 65536 pixels, got 1.2"),
     "upsampled to a size": ("head", 1, [-1, 1, "nn.Upsample", [16]], "a map is upsampled by a factor"),
     "no class": ("backbone", 3, [-1, 1, None, [96]], "unknown module None"),
     "detect without anchors": ("head", 3, [[6, 4], 1, "Detect", ["nc"]], "Detect[2]"),
