@@ -187,6 +187,8 @@ class _Filling:
     def fill_layers(self, sequence: nn.Sequential, found: StandIn) -> None:
         """Fills a model's layers from the stand-in of their nn.Sequential."""
         layers = _children(found, "the model")
+        if self.names.find(found.of) is not nn.Sequential:
+            raise ValueError(f"the layers of its model are in a {found.of}, not in an nn.Sequential")
         if list(layers) != [str(i) for i in range(len(sequence))]:
             raise ValueError(f"the YAML in it has {len(sequence)} layers, its network has {len(layers)}")
         for i, layer in enumerate(sequence):
@@ -231,9 +233,10 @@ class _Filling:
         for name in own:
             setattr(built, name, _number(state.get(name, getattr(built, name)), f"{where}{name}"))
         for name, value in vars(built).items():
-            if name not in state or name.startswith("_") or name in _NO_MATTER or name in own or not _is_plain(value):
+            if name not in state or name.startswith("_") or name in _NO_MATTER or name in own:
                 continue
-            if not _same(value, given := state[name]):
+            given = state[name]
+            if (_is_plain(value) or isinstance(value, dict)) and not _same(value, given):
                 raise ValueError(f"{where}{name} is {plain(given)!r:.80} in the file, but its YAML says {value!r:.80}")
         if isinstance(built, Detect):
             _check_stride(built, state.get("stride"), where)

@@ -44,7 +44,6 @@ _VALUES = {
     "numpy.dtype",
     "numpy.ndarray",
     NAMESPACE,
-    "__builtin__.getattr",
     "builtins.getattr",
 }
 
@@ -242,11 +241,13 @@ class _Walk:
 
     def _global(self, argument: str) -> None:
         name = argument.replace(" ", ".", 1)
+        if name.startswith("__builtin__."):  # Python 2's name, which torch.save writes
+            name = f"builtins.{name[12:]}"
         if name not in self.globals:
             if name in _VALUES or self.known(name):
                 self.needed.add(name)
             elif name not in _CALLS and name not in ITEM_BYTES and name not in _DTYPES:
-                asked = name.removeprefix("__builtin__.").removeprefix("builtins.")
+                asked = name.removeprefix("builtins.")
                 raise Refused(f"the file asks for {asked}, which is not among the allowed classes", name)
             self.globals[name] = _Global(name)
         self.stack.append(self.globals[name])
@@ -359,7 +360,6 @@ class _Walk:
 _CALLS: dict[str, Callable[[_Walk, tuple], _Object]] = {
     "collections.OrderedDict": _Walk._ordered_dict,
     "builtins.set": _Walk._set_of,
-    "__builtin__.set": _Walk._set_of,
     "_codecs.encode": _Walk._encode,
     "torch.Size": _Walk._size,
     "torch.device": _Walk._device,
