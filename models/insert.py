@@ -7,7 +7,7 @@
 
 `after` names one place, or several joined by `+`:
 
-    P3, P4, ...   the map of stride 8, 16, ... (2 to that power) that goes into Detect; the article has SOCA at P5
+    P3, P4, ...   the map of stride 8, 16, ... (2 to that power) that goes into Detect; models/SOCA.yaml has SOCA at P5
     B2, B3, ...   the last map of stride 4, 8, ... in the backbone
     backbone      the last layer of the backbone
     17            the layer with that number in the base

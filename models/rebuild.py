@@ -50,7 +50,7 @@ _OTHER_NAMES = {
 _OWN_NUMBERS = {nn.BatchNorm2d: ("eps", "momentum"), nn.LayerNorm: ("eps",), nn.GroupNorm: ("eps",)}
 _NO_MATTER = {"training", "inplace", "np", "type", "recompute_scale_factor"}
 _LEFT_BEHIND = {"anchor_grid", "total_ops", "total_params"}  # buffers of old heads, and of a counter of operations
-_UNUSED = {SOCA: {"max_pool"}}  # children without a use: the article's SOCA has one
+_UNUSED = {SOCA: {"max_pool"}}  # children without a use: the SOCA that is usually pasted into v6.1 has one
 _FILE_KEYS = ("base", "insert")  # of a YAML; they name other files
 REPEATS, ANCHORS, CALLS, NAME = 10_000, 1_000, 500_000, 1_000  # limits of what a file may ask for
 

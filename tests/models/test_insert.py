@@ -27,7 +27,7 @@ def blocks(model: Model, kind: str = "SOCA") -> list[int]:
 
 
 @pytest.mark.parametrize(("base", "name"), [("yolov5s", "SOCA"), ("yolov5n", "SOCA-n"), ("yolov5m", "SOCA-m")])
-def test_the_article_in_three_lines(base, name, tmp_path):
+def test_soca_yaml_in_three_lines(base, name, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"base: {base}.yaml\ninsert:\n  - {{after: P5, module: SOCA, args: [1024]}}\n")
     torch.manual_seed(0)

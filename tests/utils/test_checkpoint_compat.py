@@ -1,5 +1,5 @@
-"""Files move both ways: official ones are read here, ours hold nothing that v6.1 does not know, and what readers of the
-SOCA tutorial have trained gives the same boxes.
+"""Files move both ways: official ones are read here, ours hold nothing that v6.1 does not know, and what was trained
+with the SOCA that is usually pasted into v6.1 gives the same boxes.
 """
 
 import collections
@@ -264,7 +264,7 @@ def test_stripping_a_minimal_checkpoint(recorded, tmp_path):
 
 # --- our files hold nothing that v6.1 does not know -------------------------------------------------------------------
 
-# Besides the blocks of models.common and models.experimental: spec, section "names needed to unpickle"
+# Besides the blocks of models.common and models.experimental: docs/v6.1/03-modules.md, section 7
 KNOWN = [
     *(["models.yolo", name] for name in ("Model", "Detect")),
     *(["torch._utils", name] for name in ("_rebuild_tensor_v2", "_rebuild_parameter")),
