@@ -150,7 +150,7 @@ def command(monkeypatch, capsys):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
+def no_plots(monkeypatch):
     """Training draws nothing: of a small network that takes longer than all else."""
     from engine import setup, training
 

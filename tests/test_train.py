@@ -114,7 +114,7 @@ def test_a_hyper_parameter_file_with_a_fault(refused, changes, says):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 @pytest.mark.parametrize("broken", [True, False])
-def test_hyper_parameters_from_a_pipe(command, usual, refused, no_pictures, here, broken):
+def test_hyper_parameters_from_a_pipe(command, usual, refused, no_plots, here, broken):
     """It can be read once, and has no end until it is."""
     hyp = yaml.safe_load((ROOT / "data/hyps/hyp.scratch-low.yaml").read_text(encoding="utf-8"))
     content = {**hyp, "lr0": -1.0 if broken else 0.00123}
@@ -265,7 +265,7 @@ def losses(run: Path) -> np.ndarray:
     return table[:, [1, 2, 3, 8, 9, 10]]
 
 
-def test_frozen_layers_stay_as_they_were(command, usual, no_pictures, world, here):
+def test_frozen_layers_stay_as_they_were(command, usual, no_plots, world, here):
     assert command("train", *usual["train"], "--freeze", 1, "model.4.cv1", "--epochs", 3)[0] == 0
     torch.manual_seed(0)
     before = dict(Model(world.cfg, nc=2).named_parameters())
@@ -274,7 +274,7 @@ def test_frozen_layers_stay_as_they_were(command, usual, no_pictures, world, her
     assert same == {name for name in before if name.startswith(("model.1.", "model.4.cv1."))}
 
 
-def test_no_epochs_leave_checkpoints_that_are_read(command, usual, no_pictures, world, here):
+def test_no_epochs_leave_checkpoints_that_are_read(command, usual, no_plots, world, here):
     code, err = command("train", *usual["train"], "--epochs", 0)
     assert code == 0, err
     assert not (here / "out/exp/results.csv").exists()
@@ -288,7 +288,7 @@ def test_no_epochs_leave_checkpoints_that_are_read(command, usual, no_pictures, 
         assert all(torch.equal(saved[k], v) for k, v in fresh.items() if "anchors" not in k)
 
 
-def test_mixed_precision_without_a_gpu(command, usual, no_pictures, here):
+def test_mixed_precision_without_a_gpu(command, usual, no_plots, here):
     found = []
     for name in ("bf16", "auto"):
         code, err = command("train", *usual["train"], "--amp", name, "--name", name)
@@ -300,7 +300,7 @@ def test_mixed_precision_without_a_gpu(command, usual, no_pictures, here):
     assert (half != full).any() and np.abs(half / full - 1).max() < 0.05
 
 
-def test_a_run_ends_when_its_time_is_over(command, usual, no_pictures, here):
+def test_a_run_ends_when_its_time_is_over(command, usual, no_plots, here):
     code, err = command("train", *usual["train"], "--epochs", 50, "--time", 1e-9)
     assert code == 0, err
     assert len(losses(here / "out/exp")) == 1
@@ -312,7 +312,7 @@ def test_a_run_ends_when_its_time_is_over(command, usual, no_pictures, here):
     assert code == 0 and len(losses(here / "out/exp2")) == 2
 
 
-def test_quads(command, usual, no_pictures, here, monkeypatch):
+def test_quads(command, usual, no_plots, here, monkeypatch):
     """Batches of 4 and 2 pictures become one each: the first at twice the side, or four side by side."""
     shapes = []
     monkeypatch.setattr(training, "plot_batch", lambda images, *_: shapes.append(tuple(images.shape)))
@@ -322,7 +322,7 @@ def test_quads(command, usual, no_pictures, here, monkeypatch):
     assert np.isfinite(losses(here / "out/exp")).all() and (losses(here / "out/exp") > 0).all()
 
 
-def test_a_new_run_in_an_old_folder_begins_its_own_table(command, usual, no_pictures, here):
+def test_a_new_run_in_an_old_folder_begins_its_own_table(command, usual, no_plots, here):
     for epochs in (2, 1):
         code, err = command("train", *usual["train"], "--exist-ok", "--epochs", epochs)
         assert code == 0, err

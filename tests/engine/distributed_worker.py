@@ -23,7 +23,7 @@ TARGETS = torch.tensor(
 
 
 def gradients(images: torch.Tensor, targets: torch.Tensor, group: dist.Group | None) -> dict[str, torch.Tensor]:
-    """Of SOCA-n in double precision, batch norm with frozen statistics, for one batch or this process's share of it."""
+    """The gradients of SOCA-n in double precision, with frozen batch norm, for a batch or this process's part of it."""
     torch.manual_seed(0)
     model = Model(ROOT / "models/SOCA-n.yaml", nc=3).double()
     opt = train.parse_opt(known=True)

@@ -1,4 +1,4 @@
-"""A run that was stopped, wherever that was, and resumed is the run that was left alone, bit for bit."""
+"""A run that was stopped at any point and resumed equals, bit for bit, a run that was not stopped."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from models.backend import load_checkpoint
 from utils import checkpoint, cli
 from utils.training.records import Pace
 
-pytestmark = pytest.mark.usefixtures("here", "no_pictures", "rising")
+pytestmark = pytest.mark.usefixtures("here", "no_plots", "rising")
 EPOCHS = 4
 # Four batches an epoch and three a step, so that most epochs end with some that wait for others
 USUAL = ["--weights", "", "--imgsz", 64, "--epochs", EPOCHS, "--batch-size", 2, "--device", "cpu", "--project", "out"]
@@ -43,13 +43,13 @@ def usual(tmp_path_factory) -> list:
 
 @pytest.fixture
 def rising(monkeypatch):
-    """The fitness is one that rises with each epoch: of the objectness loss."""
+    """The fitness rises with each epoch: it comes from the objectness loss."""
     monkeypatch.setattr(loop, "fitness", lambda results: 1 - results[:, 5])
 
 
 @pytest.fixture(scope="module")
 def alone(usual, tmp_path_factory):
-    """`alone(command, *flags)`: the folder of a run that nothing disturbed, with a checkpoint of each epoch."""
+    """`alone(command, *flags)`: the folder of a run that was not stopped, with a checkpoint of each epoch."""
     runs = {}
 
     def run(command, *flags) -> Path:
@@ -65,7 +65,7 @@ def alone(usual, tmp_path_factory):
 
 @pytest.fixture
 def resume(command):
-    """`resume(*arguments)`: goes on with out/exp in another number of processes; returns what was printed."""
+    """`resume(*arguments)`: resumes out/exp with another number of workers; returns what was printed."""
 
     def run(*arguments, file="out/exp/weights/last.pt") -> str:
         code, err = command("train", "--resume", file, "--workers", 1, *arguments)
@@ -76,7 +76,7 @@ def resume(command):
 
 
 def in_epoch(monkeypatch, epoch: int, act, after: bool = False) -> None:
-    """Calls act(run) before this epoch is trained, or after it has been, before its end is recorded."""
+    """Calls act(run) before this epoch is trained, or after it is trained and before its end is recorded."""
     real = loop.train_one_epoch
 
     def train_one_epoch(run, number):
@@ -155,7 +155,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 
 def test_the_run_left_alone_has_something_to_lose(command, alone):
-    """What the comparisons below compare is not trivially the same in every run and every epoch."""
+    """The parts that the tests below compare differ between epochs, so that the comparison can fail."""
     run = alone(command)
     last = training(run / "weights/last.pt")
     state = last["state"]
@@ -185,7 +185,7 @@ def test_resumed_bit_for_bit(command, usual, alone, resume, monkeypatch, where, 
 
 
 def test_resumed_twice(command, usual, alone, resume, monkeypatch):
-    """From the very start, of which last.pt holds the untrained model, and from a run that was resumed itself."""
+    """A run stopped in its first step, when last.pt holds the untrained model, and one that was resumed itself."""
     with monkeypatch.context() as patch:
         in_step(patch, 1, stop)
         assert command("train", *usual, "--workers", 0)[0] == 130
@@ -197,7 +197,7 @@ def test_resumed_twice(command, usual, alone, resume, monkeypatch):
 
 
 def test_a_best_epoch_before_the_stop_stays_the_best(command, usual, resume, monkeypatch):
-    """The fitness falls, so both end two epochs after the first; one that has forgotten it would go on."""
+    """The fitness falls, so both runs end two epochs after the first; without the first's fitness one would go on."""
     monkeypatch.setattr(loop, "fitness", lambda results: results[:, 5])
     arguments = [*usual, "--workers", 0, "--patience", 2]
     assert command("train", *arguments, "--name", "alone")[0] == 0
@@ -224,7 +224,7 @@ def test_how_well_each_class_was_found_before_the_stop_weighs_the_next_images(st
 
 
 def test_a_run_of_limited_time_goes_on_with_the_epochs_it_had_left(command, usual, resume, monkeypatch):
-    """Of 50 epochs, each a quarter of an hour long, four are in one hour; the learning rates fall accordingly."""
+    """Of 50 epochs of a quarter of an hour, four fit into one hour; the learning rates fall accordingly."""
     monkeypatch.setattr(Pace, "seconds_so_far", lambda self: 900 * (self.epochs_done + bool(self.images)))
     arguments = [*usual, "--workers", 0, "--epochs", 50, "--time", 1]
     assert command("train", *arguments, "--name", "alone")[0] == 0
@@ -241,7 +241,7 @@ def test_a_run_of_limited_time_goes_on_with_the_epochs_it_had_left(command, usua
 
 
 def test_resumed_from_the_checkpoint_of_an_epoch(command, alone, resume):
-    """Of a run that has gone further: what came after is taken back."""
+    """The run has more epochs than the checkpoint; they are removed and trained again."""
     expected = alone(command)
     shutil.copytree(expected, "out/exp")
     resume(file="out/exp/weights/epoch1.pt")
@@ -249,7 +249,7 @@ def test_resumed_from_the_checkpoint_of_an_epoch(command, alone, resume):
 
 
 def test_stopped_after_the_last_epoch(command, usual, alone, resume, monkeypatch):
-    """All epochs are done, but best.pt is not measured yet, and last.pt not marked."""
+    """All epochs are done, but best.pt is not measured yet, and last.pt not marked as finished."""
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_figures", stop)
         assert command("train", *usual, "--workers", 0)[0] == 130
@@ -259,7 +259,7 @@ def test_stopped_after_the_last_epoch(command, usual, alone, resume, monkeypatch
 
 
 def test_stopped_between_the_table_and_the_checkpoint(command, usual, alone, resume, monkeypatch):
-    """The table has a row that the checkpoint does not know of; it is cut, and written again."""
+    """The table has a row of an epoch that is not in the checkpoint; it is removed and written again."""
     with monkeypatch.context() as patch:
         real = loop.save_checkpoints
         patch.setattr(loop, "save_checkpoints", lambda run, **k: stop() if run.state.epoch == 2 else real(run, **k))
@@ -429,7 +429,7 @@ def test_other_classes_cannot_go_on(command, stopped, usual):
 
 
 def test_a_checkpoint_that_was_carried_elsewhere(command, alone, stopped, here):
-    """Its run is the folder that it lies in; the table starts there."""
+    """Its run is the folder that it is in; a new table starts there."""
     Path("elsewhere").mkdir()
     shutil.copy(stopped, "elsewhere/last.pt")
     code, err = command("train", "--resume", "elsewhere/last.pt", "--workers", 0)
@@ -444,7 +444,7 @@ def test_a_checkpoint_that_was_carried_elsewhere(command, alone, stopped, here):
 
 
 def resume_command(err: str) -> list[str]:
-    """The arguments of the command that a stopped run advises."""
+    """The arguments of the command that a stopped run prints."""
     line = next(line for line in err.splitlines() if "go on with: " in line)
     words = shlex.split(line.partition("go on with: ")[2])
     assert words[:2] == ["python", "train.py"]
@@ -496,7 +496,7 @@ def test_a_signal_inside_a_write_waits_until_all_is_written(command, usual, alon
 
 
 def test_undisturbed():
-    """The first signal takes effect after the block, others are one with it; an error goes before them."""
+    """The first signal takes effect after the block, and others count with it; an error comes first."""
     done = []
     with cli.stopped_by_signals(), pytest.raises(KeyboardInterrupt) as raised:
         with cli.undisturbed():
@@ -517,13 +517,13 @@ def test_undisturbed():
     ("bad", "says"),
     [
         ("weight", "the loss is [nan, nan, nan] in epoch 2, batch 0: model.1.conv.weight is not finite"),
-        ("pictures", "in epoch 2, batch 0: the first layer whose output is not finite is model.1.conv (Conv2d)"),
+        ("images", "in epoch 2, batch 0: the first layer whose output is not finite is model.1.conv (Conv2d)"),
         ("after", "model.1.conv.weight is not finite after epoch 2; last.pt is of the epoch before. Try a lower lr0"),
     ],
 )
 def test_a_number_that_is_none_ends_training_by_name(command, usual, alone, resume, monkeypatch, bad, says):
     def spoil(run):
-        if bad == "pictures":  # finite weights, of which the sums are not
+        if bad == "images":  # finite weights, of which the sums are not
             run.model.model[1].conv.weight.data.fill_(3e38)
         else:
             run.model.model[1].conv.weight.data[0, 0, 0, 0] = np.nan

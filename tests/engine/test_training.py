@@ -18,7 +18,7 @@ from utils.training.loss import ComputeLoss
 from utils.training.optimizer import build_optimizer
 from utils.training.schedule import Schedule
 
-pytestmark = pytest.mark.usefixtures("here", "no_pictures")
+pytestmark = pytest.mark.usefixtures("here", "no_plots")
 ROOT = Path(train.__file__).parent
 
 

@@ -47,7 +47,7 @@ def pair(*arguments) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Ten pictures of a bright box each; a data set YAML."""
+    """Ten images with a bright box each, and a data set YAML."""
     root = tmp_path_factory.mktemp("boxes")
     rng = np.random.default_rng(0)
     for split in ("train", "val"):

@@ -33,7 +33,7 @@ TINY = {
 
 
 def draw(folder, n: int) -> None:
-    """n pictures of one disc and one square each, which differ in shape only, with their labels."""
+    """n images of one disc and one square each, which differ in shape only, with their labels."""
     rng = np.random.default_rng(0)
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
@@ -54,7 +54,7 @@ def draw(folder, n: int) -> None:
 
 @pytest.fixture
 def tiny(tmp_path):
-    """`tiny(n, epochs, **options)`: trains on n drawn pictures and returns the run's folder."""
+    """`tiny(n, epochs, **options)`: trains on n drawn images and returns the folder of the run."""
 
     def run(n: int, epochs: int, hyp: dict, **options):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -95,7 +95,7 @@ def test_training_learns(tiny, one_thread):
 
 
 def test_the_same_seed_gives_the_same_weights(tiny, one_thread):
-    """Bit for bit, with mosaics, and whatever the number of processes that read the pictures."""
+    """The same weights bit for bit, with mosaics, for any number of processes that read the images."""
 
     def weights(workers: int, seed: int) -> dict[str, torch.Tensor]:
         run = tiny(8, 2, {"warmup_floor": 0, "nominal_batch": 4}, batch_size=4, workers=workers, seed=seed)

@@ -170,7 +170,7 @@ def test_refused_before_anything_is_trained(flags, message, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_started_again(tmp_path, no_pictures, monkeypatch):
+def test_killed_and_started_again(tmp_path, no_plots, monkeypatch):
     """The run that was killed ends as one that nothing disturbed, bit for bit, and what is done is not done again."""
     hyp = yaml.safe_load((ROOT / "data/hyps/hyp.short.yaml").read_text(encoding="utf-8"))
     data = write_yaml(tmp_path / "boxes.yaml", write_boxes(tmp_path / "boxes", 8, 2))

@@ -78,8 +78,8 @@ def log(caplog):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A red picture file."""
+def image(tmp_path):
+    """A red image file."""
     path = tmp_path / "PR_curve.png"
     cv2.imwrite(str(path), np.full((4, 6, 3), (0, 0, 255), np.uint8))
     return path
@@ -132,7 +132,7 @@ def test_no_loggers_do_nothing(tmp_path):
 
 
 def read_events(folder):
-    """Scalars by name as (step, value), and pictures by name."""
+    """Scalars by name as (step, value), and images by name."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder)).Reload()
@@ -140,19 +140,19 @@ def read_events(folder):
     return scalars, {name: events.Images(name)[0] for name in events.Tags()["images"]}
 
 
-def test_tensorboard_reads_back(tmp_path, picture):
+def test_tensorboard_reads_back(tmp_path, image):
     pytest.importorskip("tensorboard")
     loggers = create_loggers("tensorboard", tmp_path, OPTIONS, HYP)
     for epoch in range(2):
         loggers.log_metrics({"train/box_loss": 0.5 - epoch / 4, "metrics/mAP_0.5:0.95": 0.25}, epoch)
-    loggers.log_images([picture, tmp_path / "not_there.png"], 1)
+    loggers.log_images([image, tmp_path / "not_there.png"], 1)
     loggers.finish({"best/epoch": 1})
     assert [tracker.name for tracker in loggers.trackers] == ["tensorboard"]
     scalars, images = read_events(tmp_path)
     assert scalars == {"train/box_loss": [(0, 0.5), (1, 0.25)], "metrics/mAP_0.5:0.95": [(0, 0.25), (1, 0.25)]}
     assert list(images) == ["PR_curve"] and images["PR_curve"].step == 1
     pixels = cv2.imdecode(np.frombuffer(images["PR_curve"].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
-    np.testing.assert_array_equal(pixels, cv2.imread(str(picture)))
+    np.testing.assert_array_equal(pixels, cv2.imread(str(image)))
 
 
 def test_tensorboard_of_a_resumed_run_shows_each_epoch_once(tmp_path):
@@ -182,11 +182,11 @@ def test_histograms_go_to_those_who_want_them(tmp_path, fake):
 # --- W&B --------------------------------------------------------------------------------------------------------------
 
 
-def test_wandb_gets_configuration_numbers_pictures_and_summary(tmp_path, fake, picture):
+def test_wandb_gets_configuration_numbers_images_and_summary(tmp_path, fake, image):
     wandb = fake("wandb")
     loggers = create_loggers("wandb", tmp_path, OPTIONS, HYP)
     loggers.log_metrics(VALUES, 0)
-    loggers.log_images([picture], 0)
+    loggers.log_images([image], 0)
     loggers.finish({"best/epoch": 0})
     (_, init), *rest = wandb.calls
     assert (init["project"], init["name"], init["id"], init["dir"]) == ("YOLOv5", None, None, str(tmp_path))
@@ -194,7 +194,7 @@ def test_wandb_gets_configuration_numbers_pictures_and_summary(tmp_path, fake, p
     assert init["settings"]["save_code"] is False and init["settings"]["disable_git"] is True
     assert rest == [
         ("log", VALUES, 0),
-        ("log", {"Results": [(str(picture), "PR_curve.png")]}, 0),
+        ("log", {"Results": [(str(image), "PR_curve.png")]}, 0),
         ("finish", {"best/epoch": 0}),
     ]
 
@@ -216,12 +216,12 @@ def test_a_resumed_training_continues_its_runs(tmp_path, fake):
 # --- MLflow -----------------------------------------------------------------------------------------------------------
 
 
-def test_mlflow_gets_parameters_metrics_and_files(tmp_path, fake, picture):
+def test_mlflow_gets_parameters_metrics_and_files(tmp_path, fake, image):
     mlflow = fake("mlflow")
     (tmp_path / "results.csv").write_text("epoch\n")
     loggers = create_loggers("mlflow", tmp_path, {**OPTIONS, "name": "large"}, HYP)
     loggers.log_metrics(VALUES, 4)
-    loggers.log_images([picture], 4)
+    loggers.log_images([image], 4)
     loggers.finish({"best/epoch": 4})
     assert mlflow.experiments == {"YOLOv5": "number 0"}
     run, options, hyp, metrics, *files, summary, results, end = mlflow.calls
@@ -231,7 +231,7 @@ def test_mlflow_gets_parameters_metrics_and_files(tmp_path, fake, picture):
         ("train/box_loss", 0.5, 4),
         ("metrics/mAP_0.5-0.95", 0.25, 4),  # a colon is not allowed
     ]
-    assert files == [("log_artifact", "fresh", str(picture), {})]
+    assert files == [("log_artifact", "fresh", str(image), {})]
     assert summary[2][0].key == "best/epoch" and summary[2][0].value == 4
     assert results == ("log_artifact", "fresh", str(tmp_path / "results.csv"), {})
     assert end == ("set_terminated", "fresh", {})
