@@ -128,9 +128,8 @@ def _stride(plan: Plan, channels: list[int], strides: list[float | None], where:
     except OverflowError:
         stride = math.inf
     if not 1 / MAX_STRIDE <= stride <= MAX_STRIDE:
-        raise ValueError(
-            f"{where}: the stride of the map must be between 1 / {MAX_STRIDE} and {MAX_STRIDE} pixels, got {stride:g}"
-        )
+        limits = f"between 1 / {MAX_STRIDE} and {MAX_STRIDE}"
+        raise ValueError(f"{where}: the stride of the map must be {limits} pixels, got {stride:g}")
     return stride
 
 

@@ -203,7 +203,7 @@ def verdicts(ablation: Ablation) -> list[str]:
                 column = split, "mAP50-95"
                 d = paired(ablation.values(arm, *column), ablation.values(reference, *column))
                 if d and arm != reference and (reference == ablation.arms[0] or arm != ablation.arms[0]):
-                    lines.append(f"{arm} against {reference}, {split} mAP50-95: {d}, {d.pairs} seeds: {d.verdict}.")
+                    lines.append(f"{arm} against {reference}, {split} mAP50-95: {d}; seeds: {d.pairs}; {d.verdict}.")
     return lines
 
 
