@@ -5,7 +5,7 @@ python tools/doctor.py my.yaml --html report.html      # a page with the worst f
 python tools/doctor.py my.yaml --json --strict         # for a program: exit status 1 where there is a fault
 
 A fault is wrong for every task (a line that cannot be read, an image in train and in val); a hint is for you to judge.
-Labels must be YOLO text files; tools/convert.py makes them from COCO JSON, Pascal VOC and LabelMe.
+Labels must be YOLO text files; tools/convert.py makes them from COCO JSON, Pascal VOC, LabelMe and tar shards.
 """
 
 import argparse

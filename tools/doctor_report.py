@@ -44,12 +44,12 @@ def _summary(contents: Contents) -> str:
 
 def as_json(contents: Contents, findings: list[Finding]) -> str:
     """Writes the findings as JSON, with all their locations."""
-    told = [
+    listed = [
         dict(zip(("severity", "what", "why", "do"), KINDS[f.kind]), kind=f.kind, count=f.count, places=f.locations)
         for f in findings
     ]
     counts = {split: contents.splits.count(split) for split in dict.fromkeys(contents.splits)}
-    return json.dumps({"images": counts, "boxes": len(contents.labels), "findings": told}, indent=1)
+    return json.dumps({"images": counts, "boxes": len(contents.labels), "findings": listed}, indent=1)
 
 
 def as_html(contents: Contents, findings: list[Finding], title: str) -> str:

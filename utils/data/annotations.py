@@ -123,7 +123,9 @@ def scan(
     annotations = _load_cache(path, digest) if use_cache and not rehash else None
     if annotations is None:
         annotations = check()
-        if use_cache and annotations.images and annotations.counts["found"]:  # else it is a mistake to be mended
+        if (
+            use_cache and annotations.images and annotations.counts["found"]
+        ):  # else the user will correct a mistake first
             _save_cache(path, digest, annotations)
     if strict and annotations.counts["corrupt"]:
         _refuse(annotations, entry)

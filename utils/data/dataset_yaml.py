@@ -70,16 +70,16 @@ def load_dataset_yaml(
         if entries[split] is None:
             raise ValueError(f"{file}: key '{split}' is missing; give a folder of images or a list file")
 
-    wanted = [path for split in splits for path in _as_list(entries[split])]
-    annotations = [path for path in wanted if _is_json(path)]
+    paths = [path for split in splits for path in _as_list(entries[split])]
+    annotations = [path for path in paths if _is_json(path)]
     if data.get("names") is not None or not annotations:
         _classes(data, file)  # raises for a fault before any image is looked for
     roots = _candidate_roots(data, file)
-    root = _choose_root(roots, wanted)
-    if "draw" in data and _missing(root, wanted):
+    root = _choose_root(roots, paths)
+    if "draw" in data and _missing(root, paths):
         _draw(data["draw"], root, file)
     archives = _archives(data.get("download"), file)
-    if download and archives and _missing(root, wanted):
+    if download and archives and _missing(root, paths):
         download_dataset(archives, root)
     _check_present(data, roots, root, {split: entries[split] for split in splits}, file)
 
@@ -216,16 +216,16 @@ def _candidate_roots(data: dict[str, Any], file: Path) -> list[Path]:
     return list(dict.fromkeys((base / path).resolve() for base in (ROOT, file.parent)))
 
 
-def _choose_root(roots: list[Path], wanted: list[str]) -> Path:
+def _choose_root(roots: list[Path], paths: list[str]) -> Path:
     """Returns the first root that holds every path; else the first that exists; else the first."""
-    complete = [root for root in roots if not _missing(root, wanted)]
+    complete = [root for root in roots if not _missing(root, paths)]
     existing = [root for root in roots if os.path.isdir(root)]
     return (complete + existing + roots)[0]
 
 
-def _missing(root: Path, wanted: list[str]) -> list[Path]:
+def _missing(root: Path, paths: list[str]) -> list[Path]:
     # os.path.exists returns False, and does not raise, for a name that is too long or holds a zero byte
-    return [root / path for path in wanted if not os.path.exists(root / path)]
+    return [root / path for path in paths if not os.path.exists(root / path)]
 
 
 def _under(root: Path, entry: str | list[str] | None) -> str | list[str] | None:

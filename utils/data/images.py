@@ -214,8 +214,8 @@ def _decode_pages(data: np.ndarray, path: str | Path, channels: int) -> np.ndarr
 
 
 def by_fours(operation: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """Applies an operation of OpenCV to an image (h, w, C) of any C. Several versions of OpenCV take four channels at
-    most, and all drop the axis of a single one.
+    """Applies an operation of OpenCV to an image (h, w, C) of any C. Several versions of OpenCV take no more than
+    four channels, and all drop the axis of a single one.
     """
     if 1 < image.shape[2] <= 4:
         return operation(image)

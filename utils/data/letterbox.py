@@ -1,6 +1,6 @@
 """From an image of any size to the network's frame and back: resize, pad, and map boxes to the original.
 
-Images are uint8 (height, width, C), with C = 3 in BGR order, and never changed in place.
+Images are uint8 (height, width, C), with C = 3 in BGR order, and never changed in geometry.
 """
 
 from collections.abc import Sequence
@@ -73,11 +73,11 @@ def letterbox(
 
     Returns: the image, ratio (width, height), and padding (left, top) in pixels, maybe x.5.
     """
-    place = letterbox_geometry(image.shape[:2], new_shape, auto, stretch, scaleup, stride)
-    if image.shape[:2] != place.inner:
-        image = by_fours(lambda part: cv2.resize(part, place.inner[::-1], interpolation=cv2.INTER_LINEAR), image)
-    image = by_fours(lambda part: cv2.copyMakeBorder(part, *place.border, cv2.BORDER_CONSTANT, value=color), image)
-    return image, place.ratio, place.pad
+    geometry = letterbox_geometry(image.shape[:2], new_shape, auto, stretch, scaleup, stride)
+    if image.shape[:2] != geometry.inner:
+        image = by_fours(lambda part: cv2.resize(part, geometry.inner[::-1], interpolation=cv2.INTER_LINEAR), image)
+    image = by_fours(lambda part: cv2.copyMakeBorder(part, *geometry.border, cv2.BORDER_CONSTANT, value=color), image)
+    return image, geometry.ratio, geometry.pad
 
 
 def letterbox_planes(
@@ -92,11 +92,11 @@ def letterbox_planes(
     Planes are uint8 (C, height, width), three of them in RGB order. This is the only way from a BGR image to a
     network's input: for val, detect, the hub, and the checks of exported files.
     """
-    place = letterbox_geometry(image.shape[:2], new_shape, auto, scaleup=scaleup, stride=stride)
-    height, width = place.inner
-    if image.shape[:2] != place.inner:
+    geometry = letterbox_geometry(image.shape[:2], new_shape, auto, scaleup=scaleup, stride=stride)
+    height, width = geometry.inner
+    if image.shape[:2] != geometry.inner:
         image = by_fours(lambda part: cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR), image)
-    top, bottom, left, right = place.border
+    top, bottom, left, right = geometry.border
     planes = np.full((image.shape[2], top + height + bottom, left + width + right), GREY, np.uint8)
     inner = planes[:, top : top + height, left : left + width]
     if len(planes) == 3:
@@ -104,7 +104,7 @@ def letterbox_planes(
         cv2.split(image, [blue, green, red])
     else:
         inner[:] = image.transpose(2, 0, 1)
-    return planes, place.ratio, place.pad
+    return planes, geometry.ratio, geometry.pad
 
 
 def to_input(

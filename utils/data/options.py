@@ -1,4 +1,4 @@
-"""What a dataset and its loader are told."""
+"""The options of a dataset and its loader."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ CACHES = ("ram", "auto", "disk", "off")
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """What a dataset and its loader are told, beside the entry of the data set YAML that names the images.
+    """The options of a dataset and its loader; the images come from an entry of the data set YAML.
 
     Args:
         image_size: longer side of a sample in pixels; samples are square unless `rect`.

@@ -128,14 +128,14 @@ def _holds(root: Path, splits: dict[str, int], seed: int) -> bool:
     """Returns True if this very set is in `root` already. Raises ValueError where `root` holds something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    wanted = _describe(splits, seed)
+    expected = _describe(splits, seed)
     found = (root / NOTE).read_text(encoding="utf-8").strip() if (root / NOTE).is_file() else "something else"
     folders = [(root / part / split, n) for split, n in splits.items() for part in ("images", "labels")]
-    if found == wanted and any(len(list(folder.glob("[0-9]*"))) != n for folder, n in folders):
+    if found == expected and any(len(list(folder.glob("[0-9]*"))) != n for folder, n in folders):
         found += ", but not all of them"
-    if found != wanted:
+    if found != expected:
         raise ValueError(
-            f"{root} holds {found}, and {wanted} were to be drawn there: remove it or choose another folder"
+            f"{root} holds {found}, and {expected} were to be drawn there: remove it or choose another folder"
         )
     return True
 
