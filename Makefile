@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 	$(RUN) -m pytest -n auto --dist loadfile
 
 test-export: $(VENV)/.export
-	YOLOV5_ENVIRONMENTS=$(ENVIRONMENTS) $(RUN) -m pytest tests/utils/export tests/test_export.py
+	YOLOV5_ENVIRONMENTS=$(ENVIRONMENTS) $(RUN) -m pytest tests/utils/export tests/utils/runtimes tests/test_export.py
 
 fuzz: $(VENV)/.dev
 	FUZZ_CASES=$(CASES) OPENCV_LOG_LEVEL=OFF $(RUN) -m pytest tests/test_fuzz.py --durations=4 --show-capture=no
