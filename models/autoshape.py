@@ -44,6 +44,7 @@ class AutoShape(nn.Module):
         download:     fetch images of URLs (http, https); otherwise a URL is a ValueError.
     """
 
+    __module__ = "models.common"  # where v6.1 has it, and where programs look whose model it is
     conf = 0.25
     iou = 0.45
     agnostic = False
@@ -194,6 +195,8 @@ class Detections:
     n: number of images; names: of the classes; times: seconds of pre-processing, inference and NMS;
     t: milliseconds per image of these three; s: shape (B, 3, h, w) of the network's input.
     """
+
+    __module__ = "models.common"
 
     def __init__(
         self,

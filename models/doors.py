@@ -70,6 +70,8 @@ class DetectMultiBackend(Backend):
         fp16: float16 weights, on CUDA only. fuse: accepted for v6.2's sake; the batch norms are always folded.
     """
 
+    __module__ = "models.common"
+
     def __init__(
         self,
         weights: str | Path | Sequence[str | Path] = "yolov5s.pt",
