@@ -62,7 +62,9 @@ class Annotator(_drawing.Annotator):
         txt_color: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         """Draws an xyxy box in pixels with its label; txt_color: by default black or white, whichever reads better."""
-        super().box_label(box, label or "", _tuple(color), txt_color and _tuple(txt_color))
+        self.rectangle(box, outline=color)
+        if label:
+            self.caption(box, label, _tuple(color), txt_color and _tuple(txt_color))
 
     def rectangle(
         self, xy: Sequence[float], fill: Any = None, outline: Sequence[int] = (128, 128, 128), width: int = 0
