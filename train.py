@@ -200,17 +200,25 @@ def check_options(opt: cli.Options) -> None:
 
 def main(opt: argparse.Namespace) -> "Measurement | dict[str, float]":
     """Trains as the options of `parse_opt` say; see `run` for what it returns."""
-    from engine.run import resumed_options
+    from engine.run import resumed_run
+    from utils.log import LOGGER
+
+    parser = make_parser()
+    opt = cli.accept(parser, opt)
+    LOGGER.info(cli.describe("train", opt))
+    if opt.resume and opt.evolve is None:
+        with resumed_run(opt, parser) as (opt, resumed):
+            return _train(opt, resumed)
+    return _train(opt)
+
+
+def _train(opt: cli.Options, resumed: dict | None = None) -> "Measurement | dict[str, float]":
+    """Trains, or searches for hyper-parameters; resumed: content of the last.pt to resume from."""
     from engine.setup import load_recipe
     from engine.training import evolve, train
     from utils.device import select_device
     from utils.log import LOGGER
 
-    opt = cli.accept(make_parser(), opt)
-    LOGGER.info(cli.describe("train", opt))
-    resumed = None
-    if opt.resume and opt.evolve is None:
-        opt, resumed = resumed_options(opt)
     check_options(opt)
     hyp = resumed["training"]["hyp"] if resumed and "hyp" not in opt.given else load_recipe(opt)
     device = select_device(opt.device, opt.batch_size)

@@ -2,6 +2,8 @@
 
 import argparse
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from torch import nn
 
 from models.backend import load_checkpoint
 from utils import checkpoint, cli, dist
+from utils.files import check_own_files, only_writer
 from utils.log import LOGGER
+from utils.text import printable
 from utils.training.autoanchor import AnchorReport
 from utils.training.ema import ModelEMA
-from utils.training.hyperparameters import NOMINAL_BATCH, accumulation
+from utils.training.hyperparameters import NOMINAL_BATCH, accumulation, check_hyp
 from utils.training.loggers import Loggers
 from utils.training.loss import ComputeLoss
 from utils.training.records import Pace
@@ -22,6 +26,15 @@ from utils.training.schedule import EarlyStopping, Schedule
 
 # A resumed run keeps its model, optimizer and folder, so these options may not be given with --resume
 KEPT_OPTIONS = {"weights", "cfg", "attention", "optimizer", "project", "name", "exist_ok", "evolve"}
+# All that a resumed run takes from its last.pt, which may come from anywhere: what the numbers of the training depend
+# on. What is fetched, sent, and written where, and on which device it runs, says the command alone.
+RESUMED_OPTIONS = (
+    "weights", "cfg", "attention", "data", "hyp", "single_cls", "freeze", "fraction", "epochs", "time", "batch_size",
+    "imgsz", "multi_scale", "rect", "quad", "patience", "optimizer", "cos_lr", "label_smoothing", "image_weights",
+    "close_mosaic", "noautoanchor", "seed", "amp", "compile", "sync_bn", "workers", "cache", "share_decoding", "strict",
+    "noval", "nosave", "save_period",
+)  # fmt: skip
+PARTS = ("opt", "hyp", "state", "model", "ema", "optimizer", "scaler", "stopper", "random")  # of `snapshot`
 
 
 @dataclass
@@ -101,7 +114,7 @@ def snapshot(run: Run) -> dict:
     """Returns all that a resumed run needs to go on as if never stopped, in full precision."""
     cuda = torch.cuda.get_rng_state_all() if run.device.type == "cuda" else []
     return {
-        "opt": plain(vars(run.opt)),
+        "opt": cli.without_secrets(vars(run.opt)),
         "hyp": run.hyp,
         "state": asdict(run.state),
         "model": run.model.state_dict(),
@@ -116,26 +129,61 @@ def snapshot(run: Run) -> dict:
 def restore(run: Run, saved: dict) -> None:
     """Brings a newly prepared run to where `snapshot` was taken.
 
-    Raises ValueError where that run has finished and has no more epochs to do.
+    Raises ValueError where that run has finished and has no more epochs to do, or its parts do not fit together.
     """
     run.state = State(**saved["state"])
     # with another --batch-size the iterations are counted anew, and the last step lies before the next of them
     run.state.last_step = min(run.state.last_step, len(run.train_loader) * (run.state.epoch + 1) - 1)
-    run.model.load_state_dict(saved["model"])
-    run.ema.load_state_dict(saved["ema"])
-    run.optimizer.load_state_dict(saved["optimizer"])
-    run.scaler.load_state_dict(saved["scaler"])
-    run.stopper.load_state_dict(saved["stopper"])
+    numbers = {"ema": {"updates": 0}, "scaler": run.scaler.state_dict(), "stopper": run.stopper.state_dict()}
+    try:
+        for part, usual in numbers.items():
+            if wrong := [name for name, value in usual.items() if not _alike(saved[part][name], value)]:
+                raise ValueError(f"{wrong[0]} of {part} has the wrong type")
+        run.model.load_state_dict(saved["model"])
+        run.ema.load_state_dict(saved["ema"])
+        _load_optimizer(run.optimizer, saved["optimizer"])
+        run.scaler.load_state_dict(saved["scaler"])
+        run.stopper.load_state_dict(saved["stopper"])
+        torch.set_rng_state(saved["random"]["cpu"])
+        if run.device.type == "cuda" and len(saved["random"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+    except torch.OutOfMemoryError:
+        raise
+    # what torch raises for parts of a file that another program wrote, or that were changed
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = printable(f"{type(error).__name__}: {error}"[:300], lines=False)
+        raise ValueError(
+            f"{run.opt.resume}: the state of training in it does not fit its model ({reason}); start a new run with "
+            f"--weights {run.opt.resume}"
+        ) from None
     run.pace = Pace(len(run.train_loader), run.state.seconds, run.state.epoch + 1)
-    torch.set_rng_state(saved["random"]["cpu"])
-    if run.device.type == "cuda" and len(saved["random"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["random"]["cuda"])
     if run.state.finished and run.state.epoch + 1 >= run.opt.epochs:
         done = run.state.epoch + 1
         raise ValueError(
             f"{run.opt.resume} has finished its {done} epochs; give --epochs N, N above {done}, to add some"
         )
     run.state.finished = False
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Loads the state of an optimizer; ValueError for settings of other types, and tensors that fit no parameter."""
+    usual = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, before in zip(optimizer.param_groups, usual, strict=True):
+        for name, value in before.items():
+            if not _alike(group.get(name), value):
+                raise ValueError(f"{name} of the optimizer is {group.get(name)!r}, not of the kind of {value!r}")
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                    raise ValueError(f"{name} of a parameter of the shape {list(parameter.shape)} has another shape")
+
+
+def _alike(value: object, usual: object) -> bool:
+    if isinstance(usual, tuple):
+        return isinstance(value, tuple | list) and len(value) == len(usual) and all(map(_alike, value, usual))
+    number = isinstance(usual, int | float) and not isinstance(usual, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) if number else type(value) is type(usual)
 
 
 def save_checkpoints(run: Run, is_best: bool) -> None:
@@ -161,11 +209,6 @@ def save_checkpoints(run: Run, is_best: bool) -> None:
         checkpoint.save(run.save_dir / "weights/last.pt", whole)
 
 
-def plain(options: dict) -> dict:
-    """Returns the options as YAML and checkpoints can hold them: paths as text."""
-    return {name: str(value) if isinstance(value, str | Path) else value for name, value in options.items()}
-
-
 # --- resumed ----------------------------------------------------------------------------------------------------------
 
 
@@ -183,29 +226,77 @@ def find_checkpoint(resume: str | bool) -> Path:
 
 
 def run_folder(last: str | Path) -> Path:
-    """Returns the folder of the run that a last.pt belongs to."""
-    folder = Path(last).resolve().parent
-    return folder.parent if folder.name == "weights" else folder
+    """Returns the folder of the run that a last.pt belongs to: FOLDER of FOLDER/weights/last.pt.
+
+    Raises ValueError where the file is not in a folder of a run, or the folder has links, through which a resumed run
+    would write elsewhere.
+    """
+    weights = Path(last).absolute().parent
+    folder = weights.parent
+    if weights.name != "weights" or not any((folder / name).is_file() for name in ("opt.yaml", "results.csv")):
+        raise ValueError(
+            f"--resume writes into the folder of a run, and {last} is in none: it must be in FOLDER/weights beside "
+            f"FOLDER/opt.yaml; copy the whole folder of the run, or start a new run with --weights {last}"
+        )
+    check_own_files(folder, "--resume")
+    check_own_files(weights, "--resume")
+    return folder.resolve()
 
 
-def resumed_options(opt: cli.Options) -> tuple[cli.Options, dict]:
-    """Returns the options of the run to resume, changed by those given now, and the content of its checkpoint.
+@contextmanager
+def resumed_run(opt: cli.Options, parser: argparse.ArgumentParser) -> Iterator[tuple[cli.Options, dict]]:
+    """Yields the options of the run to resume, changed by those given now, and the content of its checkpoint.
 
-    Raises ValueError for an option that a resumed run keeps, and for a checkpoint without the state of training.
+    While the block runs no other process may resume the run.
+
+    Raises ValueError for an option that a resumed run keeps, a checkpoint without a sound state of training, one that
+    is in no folder of a run, and a run that another process still writes.
     """
     if kept := opt.given & KEPT_OPTIONS:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(kept))
         raise ValueError(f"--resume keeps the model, the optimizer and the folder of the run; leave out {flags}")
     path = find_checkpoint(opt.resume)
+    try:
+        folder = run_folder(path)
+    except ValueError:
+        _read_checkpoint(path)  # if it cannot be resumed anywhere, that is the better message
+        raise
+    with only_writer(folder) if dist.is_main() else nullcontext():
+        content = _read_checkpoint(path)
+        saved = content["training"]
+        cli.adopt(parser, opt, saved["opt"], RESUMED_OPTIONS, path)
+        opt.resume = str(path)
+        if (logged := saved["opt"].get("log")) and isinstance(logged, str) and "log" not in opt.given:
+            LOGGER.info(f"the run was logged to {logged:.100}; to go on with that, add --log {logged:.100}")
+        yield opt, content
+
+
+def _read_checkpoint(path: Path) -> dict:
+    """Reads a checkpoint to resume from, and checks the kinds of the parts of its state of training."""
     content = load_checkpoint(path)
     if "training" not in content:
         raise ValueError(
             f"--resume needs the state of training, but {path} holds only weights; "
             f"start a new run with --weights {path}"
         )
-    saved = {name: value for name, value in content["training"]["opt"].items() if name in vars(opt)}
-    vars(opt).update({name: value for name, value in saved.items() if name not in opt.given} | {"resume": str(path)})
-    return opt, content
+    saved = content["training"]
+    wrong = [part for part in PARTS if not isinstance(saved, dict) or not isinstance(saved.get(part), dict)]
+    if wrong:
+        raise ValueError(f"{path}: `training` must hold a mapping called {wrong[0]}, as train.py writes it")
+    check_hyp(saved["hyp"], f"{path}: hyp")
+    usual = asdict(State())
+    for name, value in saved["state"].items():
+        if name not in usual or not _alike_state(value, usual[name]):
+            raise ValueError(f"{path}: {str(name)!r:.80} in the state of training is not what train.py writes")
+    return content
+
+
+def _alike_state(value: object, usual: object) -> bool:
+    """Returns whether an entry of a state has the kind of the usual one; a tuple is one of numbers, of any length."""
+    if isinstance(usual, tuple):
+        return isinstance(value, tuple | list) and all(_alike(number, 0.0) for number in value)
+    whole = isinstance(usual, int) and not isinstance(usual, bool)
+    return _alike(value, usual) and (not whole or (isinstance(value, int) and -1 <= value < 2**53))
 
 
 def tell_how_to_resume(run: Run) -> None:

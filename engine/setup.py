@@ -1,14 +1,15 @@
 """Everything before the first epoch: recipe, model, data, optimizer, and the folder of the run."""
 
 import argparse
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from engine.run import Run, anchors_in_pixels, log_summary, plain, restore, run_folder, save_checkpoints
+from engine.run import Run, anchors_in_pixels, log_summary, restore, run_folder, save_checkpoints
 from models.backend import find_weights, load_checkpoint
 from models.insert import parse_attention
 from models.transfer import transfer
@@ -23,7 +24,7 @@ from utils.data.loader import create_dataloader
 from utils.data.options import LoaderOptions
 from utils.device import mixed_precision
 from utils.evaluation.plots import plot_labels
-from utils.files import ROOT, find_file, increment_path, write_yaml
+from utils.files import ROOT, find_file, increment_path, only_writer, write_yaml
 from utils.log import LOGGER
 from utils.training.autoanchor import AnchorReport, check_anchors, save_anchors
 from utils.training.autobatch import auto_batch_size
@@ -64,7 +65,7 @@ def load_recipe(opt: argparse.Namespace) -> dict[str, float | str]:
 def prepare(
     hyp: dict[str, float], opt: argparse.Namespace, device: torch.device, resumed: dict | None, group: dist.Group | None
 ) -> Run:
-    """Reads and checks everything, and only then makes the folder of the run.
+    """Reads and checks everything, before `open_folder` makes the folder of the run.
 
     Args:
         resumed: content of the last.pt to resume from.
@@ -115,9 +116,6 @@ def prepare(
     if resumed:
         restore(run, resumed["training"])
     run.network = wrap(model, opt, group)
-    if dist.is_main():
-        open_folder(run, resumed)
-        log_summary(run)
     return run
 
 
@@ -317,9 +315,13 @@ def wrap(model: Model, opt: argparse.Namespace, group: dist.Group | None) -> nn.
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def open_folder(run: Run, resumed: dict | None) -> None:
-    """Makes the folder of the run and writes what will be trained; for a resumed run, cleans up the folder it has."""
-    opt, start = run.opt, run.state.epoch + 1
+@contextmanager
+def open_folder(run: Run, resumed: dict | None) -> Iterator[None]:
+    """Makes the folder of the run and writes what will be trained; for a resumed run, cleans up the folder it has.
+
+    No other process may write into the folder while the block runs; that of a resumed run is locked already.
+    """
+    opt = run.opt
     if resumed:
         run.save_dir = run_folder(opt.resume)
         for folder in (run.save_dir, run.save_dir / "weights"):
@@ -327,13 +329,22 @@ def open_folder(run: Run, resumed: dict | None) -> None:
                 leftover.unlink()
     else:
         run.save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
+    with nullcontext() if resumed else only_writer(run.save_dir):
+        _begin_folder(run, resumed)
+        yield
+
+
+def _begin_folder(run: Run, resumed: dict | None) -> None:
+    opt, options = run.opt, cli.without_secrets(vars(run.opt))
+    if not resumed:
         if run.anchor_report:
             save_anchors(run.save_dir / "anchors.yaml", anchors_in_pixels(run.model), run.anchor_report)
         plot_labels(run.train_loader.dataset.labels, run.names, run.save_dir)
     (run.save_dir / "weights").mkdir(exist_ok=True)
-    cut_results(run.save_dir / "results.csv", start)
-    run.loggers = create_loggers(opt.log, run.save_dir, plain(vars(opt)), run.hyp, resume=bool(resumed))
+    cut_results(run.save_dir / "results.csv", run.state.epoch + 1)
+    run.loggers = create_loggers(opt.log, run.save_dir, options, run.hyp, resume=bool(resumed))
     write_yaml(run.save_dir / "hyp.yaml", run.hyp)
-    write_yaml(run.save_dir / "opt.yaml", {**plain(vars(opt)), "save_dir": str(run.save_dir)})
+    write_yaml(run.save_dir / "opt.yaml", {**options, "save_dir": str(run.save_dir)})
     if not (resumed or opt.nosave) or not opt.epochs:
         save_checkpoints(run, is_best=not opt.epochs)
+    log_summary(run)

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.run import Run, save_checkpoints, tell_how_to_resume
-from engine.setup import labels_per_image, prepare
+from engine.setup import labels_per_image, open_folder, prepare
 from models.attention_view import GateRecorder
 from models.backend import load_checkpoint, load_model
 from models.yolo import Model
@@ -64,6 +65,13 @@ def train(
         group: the other processes of a torchrun launch. Only the first one measures; the others return zeros.
     """
     run = prepare(hyp, opt, device, resumed, group)
+    with open_folder(run, resumed) if dist.is_main() else nullcontext():
+        _train_all(run, report, bool(resumed))
+    return Measurement(*run.state.results)
+
+
+def _train_all(run: Run, report: Report | None, resumed: bool) -> None:
+    """Trains the epochs of a run that are left, and ends it."""
     state = run.state
     if resumed:
         set_epochs(run, fit_in_time(run, state.epoch), after=state.epoch)
@@ -79,7 +87,6 @@ def train(
         raise
     if dist.is_main():
         finish(run)
-    return Measurement(*state.results)
 
 
 def set_epochs(run: Run, epochs: int, after: int) -> None:

@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from utils.text import printable, redact
+
 DATA = "data/shapes.yaml"  # the data set that the project draws itself
 WEIGHTS = "yolov5s.pt"  # official weights, where no others are given
 
@@ -142,6 +144,61 @@ def options(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> Optio
     return opt
 
 
+TEXT_LENGTH = 4096  # characters of an option that a file holds, as long as a path may be
+LIST_LENGTH = 10_000  # values of an option that a file holds
+
+
+def adopt(
+    parser: argparse.ArgumentParser, opt: Options, saved: Any, names: Collection[str], file: str | os.PathLike
+) -> dict[str, Any]:
+    """Gives `opt` the options of `names` that a file holds and the user did not give; returns all of these of the file.
+
+    Each is read as `options` reads a keyword argument. What else the file holds is left alone.
+
+    Raises ValueError, which names the file, for an option of another type, out of its range or not among its choices.
+    """
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"{file}: its options must be a mapping, got {_kind(saved)}")
+    actions = {action.dest: action for action in _actions(parser)}
+    adopted = {}
+    for name in names:
+        if name not in saved or name not in actions:
+            continue
+        value = saved[name]
+        try:
+            if value is not None:
+                value = _converted(actions[name], _of_file(actions[name], value))
+                check(parser, argparse.Namespace(**{**_defaults(parser), name: value}))
+        except ValueError as error:
+            raise ValueError(f"{file}: of the options that it holds, {error}") from None
+        adopted[name] = value
+        if name not in opt.given:
+            setattr(opt, name, value)
+    return adopted
+
+
+def _defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    return {action.dest: parser.get_default(action.dest) for action in _actions(parser)}
+
+
+def _of_file(action: argparse.Action, value: Any) -> Any:
+    """Returns the value of an option that a file holds, if a command line could have given one of its type."""
+    several = action.nargs in ("+", "*")
+    if isinstance(value, list | tuple) and not (several and len(value) <= LIST_LENGTH):
+        raise ValueError(f"{flag(action)} must be one value, or fewer than {LIST_LENGTH}, got {len(value)}")
+    for item in value if isinstance(value, list | tuple) else [value]:
+        kinds = (bool, int, float, str) if action.type is not None or action.nargs == 0 else (str, bool)
+        if not isinstance(item, kinds):
+            raise ValueError(f"{flag(action)} must be {' or '.join(k.__name__ for k in kinds)}, got {_kind(item)}")
+        if isinstance(item, str) and (len(item) > TEXT_LENGTH or "\0" in item):
+            raise ValueError(f"{flag(action)} must be text of at most {TEXT_LENGTH} characters, without a zero byte")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return f"a value of the type {type(value).__name__}"
+
+
 def accept(parser: argparse.ArgumentParser, opt: argparse.Namespace) -> Options:
     """Returns, checked, the options of a program that sets attributes and then calls a verb's `main` itself.
 
@@ -258,7 +315,7 @@ def run(main: Callable[[Options], object], opt: Options | Callable[[], Options],
         bug = isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError"
         if bug or os.environ.get("YOLOv5_TRACEBACK"):
             raise
-        print(f"{verb}: error: {_message(error)}", file=sys.stderr)
+        print(f"{verb}: error: {printable(redact(_message(error)))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:  # Ctrl-C, or another signal that `stopped_by_signals` turned into one
         number = stop.args[0] if stop.args else signal.SIGINT
@@ -315,8 +372,24 @@ def installed(package: str) -> bool:
 
 
 def describe(verb: str, opt: argparse.Namespace) -> str:
-    """Returns the options in one line, for the log."""
-    return f"{verb}: " + ", ".join(f"{k}={v}" for k, v in vars(opt).items())
+    """Returns the options in one line, for the log; addresses without their secrets."""
+    return f"{verb}: " + ", ".join(f"{name}={value}" for name, value in without_secrets(vars(opt)).items())
+
+
+def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as they may be shown and stored: paths as text, addresses without user, password and tokens."""
+    return {name: _without_secrets(value) for name, value in values.items()}
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, str | os.PathLike):
+        return redact(os.fspath(value))
+    return [_without_secrets(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def say(text: object) -> None:
+    """Prints text on standard output, foreign names made printable."""
+    print(printable(redact(str(text))), flush=True)
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

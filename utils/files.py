@@ -2,15 +2,18 @@
 
 import math
 import os
+import platform
 import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+
+from utils.text import printable
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository
 GIB = 2**30  # bytes
@@ -70,6 +73,63 @@ def _next_free(path: Path) -> Path:
     pattern = re.compile(re.escape(stem) + r"(\d+)")
     numbers = [int(m[1]) for p in path.parent.iterdir() if (m := pattern.match(p.name))]
     return path.with_name(f"{stem}{max(numbers, default=1) + 1}{suffix}")
+
+
+def check_own_files(folder: Path, what: str) -> None:
+    """Raises ValueError where a folder that `what` would write into is a link, or holds links, pipes or devices.
+
+    In a folder that comes from elsewhere they could lead what is written to any file of the user.
+    """
+    if folder.is_symlink():
+        raise ValueError(f"{what}: {folder} is a link; give the folder itself")
+    for entry in os.scandir(folder):
+        if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+            raise ValueError(
+                f"{what} writes only into folders of plain files, and {entry.path} is a link, a pipe or a device; "
+                "replace it by the file itself, or remove it"
+            )
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Lets this process alone write into a folder while the block runs.
+
+    The lock is FOLDER/.writer.lock and is gone with its process, however that ends; FOLDER/.writer names the process.
+    Both files are removed at the end of the block.
+
+    Raises ValueError that names the process where another one has the lock.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, note = FileLock(folder / ".writer.lock"), folder / ".writer"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder}: {_writer(note)} still writes into this folder; wait until it has ended, or stop it. "
+            f"({lock.lock_file} is its lock, and goes with it)"
+        ) from None
+    except NotImplementedError:  # a file system without locks: a lock is a help, no condition
+        yield
+        return
+    try:
+        note.write_text(f"{os.getpid()} {platform.node()}\n", encoding="utf-8")
+        yield
+    finally:
+        for file in (note, Path(lock.lock_file)):
+            with suppress(OSError):  # Windows removes no file that is open
+                file.unlink()
+        lock.release()
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+
+
+def _writer(note: Path) -> str:
+    """Returns "process 123 on HOST", or "another process" where the note cannot be read."""
+    with suppress(OSError, ValueError):
+        number, _, host = note.read_text(encoding="utf-8")[:200].strip().partition(" ")
+        return f"process {int(number)} on {printable(host, lines=False)}"
+    return "another process"
 
 
 def find_file(name: str | Path, suffixes: tuple[str, ...] = ()) -> Path:

@@ -428,16 +428,19 @@ def test_other_classes_cannot_go_on(command, stopped, usual):
     assert stopped.read_bytes() == old
 
 
-def test_a_checkpoint_that_was_carried_elsewhere(command, alone, stopped, here):
-    """Its run is the folder that it is in; a new table starts there."""
-    Path("elsewhere").mkdir()
-    shutil.copy(stopped, "elsewhere/last.pt")
-    code, err = command("train", "--resume", "elsewhere/last.pt", "--workers", 0)
+def test_a_run_that_was_carried_elsewhere(command, alone, stopped, here):
+    """The folder of the run goes on where it is; a checkpoint alone has no folder to write into."""
+    shutil.copytree("out/exp", "elsewhere")
+    Path("alone").mkdir()
+    shutil.copy(stopped, "alone/last.pt")
+    code, err = command("train", "--resume", "alone/last.pt")
+    assert code == 1 and "alone/last.pt is in none: it must be in FOLDER/weights beside FOLDER/opt.yaml" in err
+    assert os.listdir("alone") == ["last.pt"]
+    code, err = command("train", "--resume", "elsewhere/weights/last.pt", "--workers", 0)
     assert code == 0, err
-    assert sorted(os.listdir("elsewhere/weights"))[-1] == "last.pt"
     found, expected = training(Path("elsewhere/weights/last.pt")), training(alone(command) / "weights/last.pt")
     assert not differences(found["model"], expected["model"])
-    assert len(Path("elsewhere/results.csv").read_text().splitlines()) == EPOCHS - 2 + 1
+    assert len(Path("elsewhere/results.csv").read_text().splitlines()) == EPOCHS + 1
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
