@@ -318,6 +318,55 @@ def test_attributes_of_a_written_file(written, recorded):
         assert objects[kind]["count"] == 2 * entry["count"]  # model and ema
 
 
+def live(path) -> dict:
+    """The file as v6.1 reads it: live modules, by the pickle."""
+    return torch.load(path, weights_only=False)
+
+
+def assert_v61_can_fuse(model: nn.Module) -> None:
+    """v6.1's arithmetic: a weight is cloned, which keeps its order in memory, and viewed as a matrix."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        assert tensor.stride() == torch.empty(tensor.shape).stride()
+    pairs = [(m.conv, m.bn) for m in model.float().modules() if isinstance(m, common.Conv)]
+    for conv, bn in pairs:
+        matrix = torch.diag(bn.weight / torch.sqrt(bn.eps + bn.running_var)) @ conv.weight.clone().view(
+            conv.out_channels, -1
+        )
+        assert matrix.shape == (conv.out_channels, conv.weight[0].numel())
+    assert pairs
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_v61_can_fuse_what_was_trained_here(world, name, recorded):
+    path = world.run / "weights" / name
+    assert_v61_can_fuse(live(path)["model"])
+    known = KNOWN + recorded["official"]["globals"] + [["torch", "ByteStorage"]]  # ByteStorage: states of generators
+    known += [["models.common", "SOCA"], ["torch.nn.modules.activation", "ReLU"]]
+    known += [["torch.nn.modules.activation", "Sigmoid"]]
+    assert [g for g in globals_of(path) if g not in known] == []
+    _, objects = objects_of(path)
+    layers = recorded["official"]["objects"]
+    # attributes that v6.1 gives its modules; what torch gives its own layers may differ from release to release
+    for kind in ("models.yolo.Model", "models.yolo.Detect", "models.common.Conv", "models.common.C3"):
+        if kind in objects:
+            assert set(objects[kind]["attributes"]) <= set(layers[kind]["attributes"]), kind
+
+
+def test_v61_can_fuse_what_is_still_in_training(tmp_path):
+    """Training is channels-last, and so were the files."""
+    model = Model("SOCA-n.yaml", nc=2).to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        assert model.model[0].conv.weight.clone().view(16, -1).shape
+    checkpoint.save(tmp_path / "last.pt", checkpoint.pack(model, ema=model))
+    content = live(tmp_path / "last.pt")
+    assert_v61_can_fuse(content["model"])
+    assert_v61_can_fuse(content["ema"])
+    assert not model.model[0].conv.weight.is_contiguous()  # the model in training stays as it is
+    torch.save({"model": model}, tmp_path / "old.pt")
+    checkpoint.strip(tmp_path / "old.pt", read=load_checkpoint)
+    assert_v61_can_fuse(live(tmp_path / "old.pt")["model"])
+
+
 def test_every_block_is_defined_where_v61_looks_for_it():
     """A pickle names the module a class is defined in; re-exporting would not do."""
     known = {
