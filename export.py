@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Not every format takes every option; one that a format ignores is reported before any file is written.",
     )
     parser.add_argument("--weights", nargs="+", default=[cli.WEIGHTS], help=".pt files; each is exported")
-    parser.add_argument("--download", action="store_true", help="download official weights that are not here")
+    parser.add_argument("--download", action="store_true", help="download official weights that are missing")
     parser.add_argument(
         "--include",
         nargs="+",
