@@ -86,7 +86,7 @@ class DetectMultiBackend(Backend):
         super().__init__(paths, torch.device(device or "cpu"), fp16, dnn, data, **options)
         self.requires_grad_(False).eval()
         name = str(paths[0]).lower()
-        self.pt, self.dnn = self.runtime is None, dnn
+        self.pt, self.dnn, self.triton = self.runtime is None, dnn, False
         for kind, ends in _KINDS.items():
             setattr(self, kind, not self.pt and not dnn and name.endswith(ends))
         self.tflite = self.tflite and not self.edgetpu

@@ -68,6 +68,63 @@ for path, im, im0s, vid_cap, s in dataset:
     LOGGER.info(f"{{s}}Done. ({{time_sync() - t1:.3f}}s)")
 """
 
+# The same as of v7.0
+LATER = """
+import sys
+from pathlib import Path
+import torch
+from models.common import DetectMultiBackend
+from utils.dataloaders import IMG_FORMATS, VID_FORMATS, LoadImages, LoadScreenshots, LoadStreams
+from utils.general import (LOGGER, Profile, check_file, check_img_size, check_imshow, check_requirements, colorstr, cv2,
+                           increment_path, non_max_suppression, print_args, scale_boxes, strip_optimizer, xyxy2xywh)
+from utils.plots import Annotator, colors, save_one_box
+from utils.torch_utils import select_device, smart_inference_mode
+
+@smart_inference_mode()
+def run(weights, source, project, imgsz=(96, 96), vid_stride=1, bs=1):
+    save_dir = increment_path(Path(project) / "exp", exist_ok=False)
+    (save_dir / "labels").mkdir(parents=True, exist_ok=True)
+    device = select_device("cpu")
+    model = DetectMultiBackend(weights, device=device, dnn=False, data=Path("data/coco128.yaml"), fp16=False)
+    stride, names, pt = model.stride, model.names, model.pt
+    imgsz = check_img_size(imgsz, s=stride)
+    dataset = LoadImages(source, img_size=imgsz, stride=stride, auto=pt, vid_stride=vid_stride)
+    model.warmup(imgsz=(1 if pt or model.triton else bs, 3, *imgsz))
+    seen, windows, dt = 0, [], (Profile(), Profile(), Profile())
+    for path, im, im0s, vid_cap, s in dataset:
+        with dt[0]:
+            im = torch.from_numpy(im).to(model.device)
+            im = im.half() if model.fp16 else im.float()
+            im /= 255
+            if len(im.shape) == 3:
+                im = im[None]
+        with dt[1]:
+            visualize = increment_path(save_dir / Path(path).stem, mkdir=True)
+            pred = model(im, augment=False, visualize=visualize)
+        with dt[2]:
+            pred = non_max_suppression(pred, 0.25, 0.45, None, False, max_det=1000)
+        for det in pred:
+            seen += 1
+            p, im0, frame = Path(path), im0s.copy(), getattr(dataset, "frame", 0)
+            txt = str(save_dir / "labels" / p.stem) + ("" if dataset.mode == "image" else f"_{frame}")
+            annotator = Annotator(im0, line_width=3, example=str(names))
+            if len(det):
+                det[:, :4] = scale_boxes(im.shape[2:], det[:, :4], im0.shape).round()
+                for *xyxy, conf, cls in reversed(det):
+                    gn = torch.tensor(im0.shape)[[1, 0, 1, 0]]
+                    xywh = (xyxy2xywh(torch.tensor(xyxy).view(1, 4)) / gn).view(-1).tolist()
+                    with open(f"{txt}.txt", "a") as f:
+                        f.write(("%g " * 6).rstrip() % (cls, *xywh, conf) + "\\n")
+                    annotator.box_label(xyxy, names[int(cls)], color=colors(int(cls), True))
+                    save_one_box(xyxy, im0s, file=save_dir / "crops" / names[int(cls)] / f"{p.stem}.jpg", BGR=True)
+            cv2.imwrite(str(save_dir / f"{p.stem}_{frame}.png"), annotator.result())
+        LOGGER.info(f"{s}{'' if len(det) else '(no detections), '}{dt[1].dt * 1e3:.1f}ms")
+    t = tuple(x.t / seen * 1e3 for x in dt)
+    LOGGER.info(f"Results saved to {colorstr('bold', save_dir)}")
+
+run(*sys.argv[1:])
+"""
+
 
 def run(code: str, folder: Path, *arguments, path: Path = ROOT) -> subprocess.CompletedProcess:
     (folder / "program.py").write_text(code, encoding="utf-8")
@@ -89,10 +146,13 @@ def here(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("package", ["", "yolov5."])
-def test_the_loop_of_detect_finds_what_detect_finds(here, package):
-    path = here / "above" if package else ROOT
-    ended = run(DETECT.format(package=package), here, "tiny.pt", "in", "runs", path=path)
+@pytest.mark.parametrize(
+    ("program", "path"),
+    [(DETECT.format(package=""), ROOT), (DETECT.format(package="yolov5."), Path("above")), (LATER, ROOT)],
+    ids=["v6.1", "v6.1 as a package", "v7.0"],
+)
+def test_the_loop_of_detect_finds_what_detect_finds(here, program, path):
+    ended = run(program, here, "tiny.pt", "in", "runs", path=here / path)
     assert ended.returncode == 0, ended.stderr
     options = {"imgsz": 96, "device": "cpu", "save_txt": True, "save_conf": True, "nosave": True}
     expected = detect.run(here / "tiny.pt", here / "in", project=here / "own", **options)

@@ -4,6 +4,7 @@ Nothing in the project imports this file. Training sets are in utils/data.
 """
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,14 +21,15 @@ from utils.data.letterbox import letterbox_planes
 from utils.data.loader import create_dataloader as _create_dataloader
 from utils.data.options import LoaderOptions
 from utils.general import clean_str
-from utils.inference.sources import STREAM, VIDEO, Source, list_sources
-from utils.inference.streams import Stream, open_capture
+from utils.inference.sources import STREAM, VIDEO, Source, list_sources, screen_box
+from utils.inference.streams import ScreenCapture, Stream, open_capture
 from utils.log import LOGGER
 
 __all__ = [
     "IMG_FORMATS",
     "VID_FORMATS",
     "LoadImages",
+    "LoadScreenshots",
     "LoadStreams",
     "LoadWebcam",
     "create_dataloader",
@@ -52,6 +54,8 @@ class LoadImages:
         img_size: of the input in pixels, the longer side or (height, width).
         stride: the sides of the input are multiples of it.
         auto: pad only to the next multiple of the stride; otherwise to the whole img_size.
+        transforms: makes the input of an original, in place of the letterbox.
+        vid_stride: read only every vid_stride-th frame of a video.
 
     Attributes: files, nf (their number), mode ("image" or "video"), count (files done), frame, frames (number of the
     frame in its video, from 1, and how many the video has), cap.
@@ -59,13 +63,17 @@ class LoadImages:
     Raises FileNotFoundError where there is no such file or no image or video, ValueError for a stream.
     """
 
-    def __init__(self, path: Any, img_size: Any = 640, stride: int = 32, auto: bool = True):
+    def __init__(
+        self, path: Any, img_size: Any = 640, stride: int = 32, auto: bool = True, transforms: Any = None,
+        vid_stride: int = 1,
+    ):  # fmt: skip
         entries = [path] if isinstance(path, str | Path) else list(path)
         found = [source for entry in entries for source in list_sources(entry)]
         if live := [source.title for source in found if source.kind == STREAM]:
             raise ValueError(f"LoadImages reads files, and {live[0]} is a stream: use LoadStreams")
         found.sort(key=lambda source: source.kind == VIDEO)
         self.img_size, self.stride, self.auto = img_size, int(stride), auto
+        self.transforms, self.vid_stride = transforms, vid_stride
         self.files = [os.path.abspath(source.name) for source in found]
         self.nf = len(found)
         self.video_flag = [source.kind == VIDEO for source in found]
@@ -90,6 +98,8 @@ class LoadImages:
             if self.cap is None:
                 self.new_video(path)
             whole, image = self.cap.read()
+            for _ in range(self.vid_stride - 1):
+                self.cap.grab()
             if whole:
                 self.frame += 1
                 return self._item(path, image, f"video {position} ({self.frame}/{self.frames}) {path}: ")
@@ -106,9 +116,11 @@ class LoadImages:
         self.cap = open_capture(Source(path, VIDEO))
         if self.cap is None:
             raise ValueError(f"{path}: video cannot be opened; is it a video?")
-        self.frames = int(self.cap.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.frames = math.ceil(self.cap.get(cv2.CAP_PROP_FRAME_COUNT) / self.vid_stride)
 
     def _item(self, path: str, image: np.ndarray, text: str):
+        if self.transforms:
+            return path, self.transforms(image), image, self.cap, text
         planes = letterbox_planes(image, self.img_size, auto=self.auto, stride=self.stride)[0]
         return path, planes, image, self.cap, text
 
@@ -128,21 +140,27 @@ class LoadStreams:
         sources: the number of a camera, a URL, a video, or a text file with one of these per line.
         img_size, stride: as in LoadImages.
         auto: pad only to the next multiple of the stride, where all frames have one size.
+        transforms: makes the input of an original, in place of the letterbox.
+        vid_stride: read only every vid_stride-th frame.
 
     Raises ValueError where one cannot be opened.
     """
 
-    def __init__(self, sources: str | Path = "streams.txt", img_size: Any = 640, stride: int = 32, auto: bool = True):
+    def __init__(
+        self, sources: str | Path = "streams.txt", img_size: Any = 640, stride: int = 32, auto: bool = True,
+        transforms: Any = None, vid_stride: int = 1,
+    ):  # fmt: skip
         entries = listed_files(Path(sources)) if _is_list(sources) else [str(sources)]
         found = [source._replace(kind=STREAM) for entry in entries for source in list_sources(entry)]
         self.mode, self.img_size, self.stride = "stream", img_size, int(stride)
+        self.transforms = transforms
         self.sources = [clean_str(source.title) for source in found]
         self._news = threading.Condition()
         self.streams: list[Stream] = []
         self.imgs: list[np.ndarray | None] = [None] * len(found)
         try:
             for i, source in enumerate(found):
-                self.streams.append(Stream(i, source, 1, self._news))
+                self.streams.append(Stream(i, source, vid_stride, self._news))
             if not self._wait(first=True):
                 ended = next(stream.source.title for stream in self.streams if stream.ended)
                 raise ValueError(f"{ended}: the stream ended before its first frame")
@@ -165,7 +183,8 @@ class LoadStreams:
             raise StopIteration
         self._first = False
         frame = {"auto": self.auto, "stride": self.stride}
-        planes = [letterbox_planes(image, self.img_size, **frame)[0] for image in self.imgs]
+        fit = self.transforms or (lambda image: letterbox_planes(image, self.img_size, **frame)[0])
+        planes = [fit(image) for image in self.imgs]
         return self.sources, np.stack(planes), [image.copy() for image in self.imgs], None, ""
 
     def _wait(self, first: bool = False) -> bool:
@@ -197,6 +216,32 @@ class LoadWebcam(LoadStreams):
 
     def __init__(self, pipe: str = "0", img_size: Any = 640, stride: int = 32):
         super().__init__(str(pipe), img_size, stride)
+
+
+class LoadScreenshots:
+    """Iterates over images of the screen: (screen, input, original, None, text), as LoadImages does; v7.0's name.
+
+    source: "screen", or "screen left top width height" in pixels.
+    """
+
+    def __init__(self, source: str, img_size: Any = 640, stride: int = 32, auto: bool = True, transforms: Any = None):
+        self.source, self.img_size, self.stride, self.auto = source, img_size, int(stride), auto
+        self.transforms, self.mode, self.frame = transforms, "stream", 0
+        self._capture = ScreenCapture(screen_box(source))
+
+    def __iter__(self) -> "LoadScreenshots":
+        return self
+
+    def __next__(self) -> tuple[str, np.ndarray, np.ndarray, None, str]:
+        if not self._capture.grab():
+            raise ValueError(f"{self.source}: the screen cannot be read; is there a display, and may programs read it?")
+        image = self._capture.retrieve()[1]
+        fit = self.transforms or (
+            lambda image: letterbox_planes(image, self.img_size, auto=self.auto, stride=self.stride)[0]
+        )
+        text = f"{self.source} {self.frame}: "
+        self.frame += 1
+        return self.source, fit(image), image, None, text
 
 
 def _is_list(sources: str | Path) -> bool:

@@ -29,8 +29,10 @@ from utils import device as _device
 from utils import files as _files
 from utils import nms as _nms
 from utils.boxes import Array
+from utils.boxes import box_iou as box_iou
 from utils.data import dataset_yaml as _dataset_yaml
 from utils.data import letterbox as _letterbox
+from utils.evaluation.metrics import fitness as fitness
 from utils.files import ROOT
 from utils.log import LOGGER
 from utils.training import sampling as _sampling
@@ -258,11 +260,18 @@ def check_dataset(data: str | Path | dict, autodownload: bool = True) -> dict[st
     return data if isinstance(data, dict) else _dataset_yaml.load_dataset_yaml(data)
 
 
-def check_imshow() -> bool:
-    """Returns whether a window can be opened."""
+def check_imshow(warn: bool = False) -> bool:
+    """Returns whether a window can be opened; with `warn` a warning says so where not."""
     from utils.inference.results import has_display
 
-    return has_display()
+    found = has_display()
+    if warn and not found:
+        LOGGER.warning("no window can be opened: there is no display, or OpenCV was built without windows")
+    return found
+
+
+def check_git_status(*_: Any) -> None:
+    """Does nothing: v6.1 asks the network for a newer release here."""
 
 
 def check_version(

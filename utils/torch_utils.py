@@ -6,7 +6,7 @@ Nothing in the project imports this file.
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ __all__ = [
     "prune",
     "scale_img",
     "select_device",
+    "smart_inference_mode",
     "sparsity",
     "time_sync",
     "time_synchronized",
@@ -68,6 +69,11 @@ def time_sync() -> float:
 
 
 time_synchronized = time_sync  # its name in v5.0
+
+
+def smart_inference_mode(*_: Any) -> Callable:
+    """Returns a decorator that runs a function without gradients, as torch.inference_mode; v6.2's name."""
+    return torch.inference_mode()
 
 
 @contextlib.contextmanager

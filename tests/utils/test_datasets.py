@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_world import picture, write_boxes
+from PIL import Image
+from small_world import full_disk, picture, write_boxes
 from videos import moving, read_video, write_video
 
 from utils import dataloaders
@@ -12,6 +13,7 @@ from utils.datasets import (
     IMG_FORMATS,
     VID_FORMATS,
     LoadImages,
+    LoadScreenshots,
     LoadStreams,
     create_dataloader,
     img2label_paths,
@@ -54,6 +56,27 @@ def test_frames_and_pixels_are_the_files(folder):
     assert all((a == b).all() for a, b in zip(given, read_video(folder / "a.avi")[0] + read_video(folder / "c.avi")[0]))
     [(_, im, im0, cap, _)] = list(LoadImages([folder / "b.png"], (32, 96), auto=False))
     assert (im0 == picture()).all() and im.shape == (3, 32, 96) and cap is None
+
+
+def test_frames_may_be_passed_over_and_inputs_made_otherwise(folder):
+    dataset = LoadImages(folder / "a.avi", vid_stride=2, transforms=lambda image: image[:1])
+    frames = read_video(folder / "a.avi")[0]
+    items = list(dataset)
+    assert [text.split()[2] for *_, text in items] == ["(1/2)", "(2/2)"]
+    assert all((im0 == frame).all() and im.shape == (1, 96, 3) for (_, im, im0, *_), frame in zip(items, frames[::2]))
+    streamed = LoadStreams(str(folder / "a.avi"), vid_stride=2, transforms=lambda image: image[:1])
+    assert [im.shape for _, im, *_ in streamed] == [(1, 1, 96, 3)] * 2
+
+
+def test_the_screen_is_read_like_a_stream(monkeypatch):
+    asked = []
+    monkeypatch.setattr("PIL.ImageGrab.grab", lambda box: asked.append(box) or Image.fromarray(picture()[..., ::-1]))
+    source, im, im0, cap, text = next(iter(LoadScreenshots("screen 0 0 96 64", img_size=64, stride=32, auto=True)))
+    assert asked == [(0, 0, 96, 64)] and (im0 == picture()).all() and im.shape == (3, 64, 64)
+    assert (source, cap, text) == ("screen 0 0 96 64", None, "screen 0 0 96 64 0: ")
+    monkeypatch.setattr("PIL.ImageGrab.grab", full_disk)
+    with pytest.raises(ValueError, match="the screen cannot be read"):
+        next(LoadScreenshots("screen"))
 
 
 def test_what_is_not_there_is_an_error(folder):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_world import lively
 
-from utils import checkpoint, general
+from utils import checkpoint, general, metrics
 from utils.general import (
     LOGGER,
     Profile,
@@ -18,6 +18,7 @@ from utils.general import (
     check_dataset,
     check_file,
     check_img_size,
+    check_imshow,
     check_requirements,
     check_suffix,
     check_version,
@@ -206,6 +207,15 @@ def test_requirements_are_checked_and_never_installed(tmp_path, messages, monkey
         "not installed: no-such-package>=2; pip install 'no-such-package>=2'",
         "not installed: numpy>=999; pip install 'numpy>=999'",
     ]
+
+
+def test_what_v61_asks_the_network_or_a_display_for(messages, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", None)
+    assert general.check_git_status() is None
+    monkeypatch.setattr("utils.inference.results.has_display", lambda: False)
+    assert not check_imshow() and not messages
+    assert not check_imshow(warn=True) and "no window can be opened" in messages[0]
+    assert general.box_iou is metrics.box_iou and general.fitness is metrics.fitness  # v6.1 has them here too
 
 
 def test_versions():

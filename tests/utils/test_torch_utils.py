@@ -24,6 +24,7 @@ from utils.torch_utils import (
     prune,
     scale_img,
     select_device,
+    smart_inference_mode,
     sparsity,
     time_sync,
     time_synchronized,
@@ -104,6 +105,14 @@ def test_the_second_classifier_downloads_nothing(monkeypatch):
     monkeypatch.setattr("socket.socket.connect", None)
     model = load_classifier("resnet18", n=5)
     assert model.fc.out_features == 5 and not model.fc.weight.any() and not model.fc.bias.any()
+
+
+def test_functions_run_without_gradients():
+    @smart_inference_mode()
+    def run():
+        return (torch.ones(1, requires_grad=True) * 2).requires_grad
+
+    assert run() is False
 
 
 def test_files_and_versions(tmp_path):
