@@ -251,7 +251,7 @@ def files_digest(paths: list[str]) -> str:
         try:
             status = os.stat(path)
             state = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
+        except (OSError, ValueError):  # a name with a zero byte
             state = "missing"
         digest.update(os.fsencode(f"{path}\0{state}\n"))
     return digest.hexdigest()

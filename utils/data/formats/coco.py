@@ -204,8 +204,8 @@ class CocoSplit:
         name = content.categories[annotation["category_id"]]
         x1, y1, x2, y2 = object_of(annotation, name, content.locate(annotation))[0].box
         box = np.array(annotation["bbox"], float) if "bbox" in annotation else np.array([x1, y1, x2 - x1, y2 - y1])
-        area = annotation.get("area")
-        area = float(area) if isinstance(area, int | float) else float(box[2] * box[3])
+        stated = _numbers([annotation.get("area")])
+        area = float(box[2] * box[3]) if stated is None else float(stated[0])
         crowd = bool(annotation.get("iscrowd"))
         return CocoBox(path, annotation["image_id"], self.names.index(name), box, area, crowd)
 

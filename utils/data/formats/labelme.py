@@ -72,6 +72,8 @@ def object_of(row: dict, location: Location) -> LabelledObject | None:
     kind = row.get("shape_type") or "polygon"
     if not isinstance(row.get("label"), str) or not row["label"]:
         raise location.error("class", f"needs a label, got {row.get('label')!r}")
+    if not isinstance(kind, str):
+        raise location.error("format", f"shape_type must be text, got {str(kind)[:60]}")
     if kind not in MIN_POINTS:
         return None
     points = _points(row.get("points"), MIN_POINTS[kind], location)

@@ -102,6 +102,16 @@ def test_a_box_is_that_of_its_outline_where_none_is_given(coco):
     assert split.annotated()[2][0].box.tolist() == [10, 10, 20, 10]
 
 
+@pytest.mark.parametrize("area, expected", [(7, 7), (None, 200), ("x", 200), (10**400, 200)])
+def test_an_area_that_is_no_number_is_that_of_the_box(coco, area, expected):
+    assert coco({"bbox": [10, 10, 20, 10], "area": area}).annotated()[2][0].area == expected
+
+
+def test_a_name_that_cannot_be_a_file_leaves_its_image_out(coco):
+    found = scan(coco(images=[{"id": 11, "file_name": "a.png"}, {"id": 12, "file_name": "\0.png"}]), use_cache=False)
+    assert found.counts["corrupt"] == 1 and [path[-5:] for path in found.images] == ["a.png"]
+
+
 def test_an_image_of_another_size_is_left_out(coco):
     record = {"id": 11, "file_name": "a.png", "width": 50, "height": 100}
     other = {"id": 12, "file_name": "b.png"}  # which says no size

@@ -24,6 +24,7 @@ def test_labelme_circle_and_other_shapes(tmp_path, capfd):
     "shape, message",
     [
         ({"label": ""}, r"a\.json: shapes\[0\]: needs a label"),
+        ({"label": "cat", "shape_type": ["line"]}, r"a\.json: shapes\[0\]: shape_type must be text, got \['line'\]"),
         ({"label": "cat", "points": [[1, 2], [3, 4]]}, r"a\.json: shapes\[0\]: points must be 3 or more pairs"),
         (
             {"label": "cat", "points": [[1, 2], [3, 4], [5, None]]},
