@@ -85,11 +85,15 @@ def test_an_engine_needs_a_gpu(refused, weights, monkeypatch):
     refused("--include", "engine", says="is built on the CUDA GPU that will run it, and torch sees none here")
 
 
-def test_names_and_classes_must_agree(refused, here):
+def test_names_and_classes_must_agree(here):
+    """Those of a file do: a class without a name is called by its number."""
     model = lively(nc=2)
     model.names = ["red"]
+    with pytest.raises(ValueError, match=r"best\.pt: the detector has 2 classes, but its list of names has 1"):
+        export.export_onnx(model, torch.zeros(1, 3, SIZE, SIZE), "best.pt")
     checkpoint.save(here / "best.pt", checkpoint.pack(model))
-    refused(says="best.pt: the detector has 2 classes but 1 class names")
+    [path] = export.run(weights="best.pt", imgsz=SIZE, include="torchscript")
+    assert Backend(path).names == ["red", "1"]
 
 
 def test_help_shows_every_option_with_its_default():

@@ -78,7 +78,7 @@ def prepare(detector: nn.Module, weights: Path, opt: Options, device: torch.devi
     """
     nc = detector.model[-1].nc
     if nc != len(detector.names):
-        raise ValueError(f"{weights}: the detector has {nc} classes but {len(detector.names)} class names")
+        raise ValueError(f"{weights}: the detector has {nc} classes, but its list of names has {len(detector.names)}")
     nms = None
     if opt.nms:
         nms = Suppression(
