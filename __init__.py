@@ -28,7 +28,8 @@ class _OneCopy(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if not name.startswith(f"{__name__}.") or room not in _ROOMS:
             return None
         _check_own(room)
-        return importlib.machinery.ModuleSpec(name, self)
+        own = importlib.util.find_spec(name.removeprefix(f"{__name__}."))
+        return own and importlib.machinery.ModuleSpec(name, self, origin=own.origin)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
         module = importlib.import_module(spec.name.removeprefix(f"{__name__}."))
@@ -37,6 +38,11 @@ class _OneCopy(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: Any) -> None:
         module.__spec__ = module.__spec__.loader_state
+
+    def get_code(self, name: str) -> Any:
+        """Returns the code of a module, for `python -m`."""
+        own = importlib.util.find_spec(name.removeprefix(f"{__name__}."))
+        return own.loader.get_code(own.name)
 
 
 def _check_own(room: str) -> None:

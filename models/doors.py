@@ -15,7 +15,7 @@ from models.backend import Backend, find_weights, load_model
 from models.common import same_padding
 from utils.inference.features import FeatureRecorder
 
-__all__ = ["AutoShape", "DetectMultiBackend", "Detections", "attempt_load", "autopad"]
+__all__ = ["AutoShape", "ClassNames", "DetectMultiBackend", "Detections", "attempt_load", "autopad"]
 
 # the attribute of v6.1 that says which kind of file runs, and the ends of the names of such files
 _KINDS = {
@@ -30,6 +30,35 @@ _KINDS = {
     "edgetpu": ("_edgetpu.tflite",),
     "tfjs": ("_web_model",),
 }
+
+
+class ClassNames(list):
+    """The names of classes: a list, as in v6.1, that also answers as a dict from number to name, as v6.2 has them.
+
+    Where the two differ: iterating gives the names, `in` takes a name or a number. It is pickled as a plain list.
+    """
+
+    def keys(self) -> range:
+        """Returns the numbers."""
+        return range(len(self))
+
+    def values(self) -> list[str]:
+        """Returns the names."""
+        return list(self)
+
+    def items(self) -> list[tuple[int, str]]:
+        """Returns pairs of number and name."""
+        return list(enumerate(self))
+
+    def get(self, number: int, default: Any = None) -> Any:
+        """Returns the name of a number, or the default where there is none."""
+        return self[number] if number in self.keys() else default
+
+    def __contains__(self, key: Any) -> bool:
+        return super().__contains__(key) if isinstance(key, str) else key in self.keys()
+
+    def __reduce__(self) -> tuple:
+        return list, (list(self),)
 
 
 def autopad(k: int | Sequence[int], p: Any = None) -> Any:
@@ -53,7 +82,9 @@ def attempt_load(
     """
     paths = [find_weights(w) for w in ([weights] if isinstance(weights, str | Path) else weights)]
     place = device if device is not None else map_location
-    return load_model(paths, "cpu" if place is None else place, fuse=fuse).requires_grad_(False)
+    model = load_model(paths, "cpu" if place is None else place, fuse=fuse).requires_grad_(False)
+    model.names = ClassNames(model.names)
+    return model
 
 
 class DetectMultiBackend(Backend):
@@ -85,6 +116,7 @@ class DetectMultiBackend(Backend):
         paths = [find_weights(w) for w in ([weights] if isinstance(weights, str | Path) else weights)]
         super().__init__(paths, torch.device(device or "cpu"), fp16, dnn, data, **options)
         self.requires_grad_(False).eval()
+        self.names = ClassNames(self.names)
         name = str(paths[0]).lower()
         self.pt, self.dnn, self.triton = self.runtime is None, dnn, False
         for kind, ends in _KINDS.items():

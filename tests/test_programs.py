@@ -193,6 +193,22 @@ def test_the_checkout_is_a_package_without_second_copies(here):
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_command_of_the_package_runs_as_a_module(here):
+    command = [
+        sys.executable,
+        "-m",
+        "yolov5.detect",
+        "--weights",
+        "../tiny.pt",
+        "--source",
+        "../in/a.png",
+        "--img",
+        "96",
+    ]
+    ended = subprocess.run([*command, "--device", "cpu"], cwd=here / "above", capture_output=True, text=True)
+    assert ended.returncode == 0 and (here / "above/runs/detect/exp/a.png").is_file(), ended.stderr
+
+
 @pytest.mark.parametrize("own", ["utils.py", "utils/__init__.py"])
 def test_a_program_with_a_module_utils_of_its_own_is_told(here, own):
     (here / own).parent.mkdir(exist_ok=True)

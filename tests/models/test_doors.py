@@ -1,5 +1,6 @@
 """v6.1's loaders give the detectors of this project, under its arguments and with its attributes."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,17 @@ def test_the_hub_without_autoshape_is_the_multi_backend(weights):
     assert isinstance(model, DetectMultiBackend) and isinstance(model(IMAGES), torch.Tensor)
     untrained = hubconf._create("yolov5n", pretrained=False, classes=7, autoshape=False, device="cpu")
     assert isinstance(untrained, Model) and untrained.model[-1].nc == 7
+
+
+def test_names_answer_as_a_list_and_as_a_dict(weights):
+    expected = {0: "red", 1: "weiß", 2: "blue"}
+    models = DetectMultiBackend(weights), attempt_load(weights), hubconf.custom(weights, device="cpu")
+    for names in (model.names for model in models):
+        assert names == list(expected.values()) == list(names) == list(names.values()) and names[1] == "weiß"
+        assert dict(names) == dict(names.items()) == expected and list(names.keys()) == [0, 1, 2]
+        assert 2 in names and 3 not in names and "red" in names and "green" not in names and len(names) == 3
+        assert names.get(1) == "weiß" and names.get(7, "?") == "?"
+        assert type(pickle.loads(pickle.dumps(names))) is list  # which any other program can read
 
 
 def test_autopad():
