@@ -196,7 +196,7 @@ def save_checkpoints(run: Run, is_best: bool) -> None:
         run.model,
         ema=run.ema.model,
         epoch=epoch,
-        best_fitness=np.array([run.state.best_fitness]),
+        best_fitness=float(run.state.best_fitness),  # of NumPy 2, an array cannot be read under NumPy 1
         updates=run.ema.updates,
         optimizer=run.optimizer.state_dict(),
     )

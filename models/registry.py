@@ -91,6 +91,9 @@ def pools(row: Row) -> Plan:
     """Plans a pooling layer: [kernel, stride, ...]; without a stride it is the kernel's size."""
     kernel, *others = row.args
     stride = others[0] if others and others[0] is not None else kernel
+    padding = others[1] if len(others) > 1 else 0
+    if isinstance(kernel, int) and isinstance(padding, int) and not 0 <= padding <= kernel // 2:
+        raise ValueError(f"the padding must be from 0 to half of the kernel {kernel}, got {padding}")
     return passes(row)._replace(stride=_factor(stride))
 
 
@@ -99,6 +102,13 @@ def upsamples(row: Row) -> Plan:
     size, scale = (*row.args, None, None)[:2]
     if size is not None or scale is None:
         raise ValueError(f"a map is upsampled by a factor, as in [None, 2, nearest], got {row.args}")
+    if (mode := row.args[2] if len(row.args) > 2 else "nearest") not in (
+        "nearest",
+        "nearest-exact",
+        "bilinear",
+        "bicubic",
+    ):
+        raise ValueError(f"the mode must be nearest, nearest-exact, bilinear or bicubic, got {mode!r}")
     return passes(row)._replace(stride=1 / _factor(scale))
 
 
@@ -110,6 +120,8 @@ def normalises(row: Row) -> Plan:
 def joins(row: Row) -> Plan:
     """Plans a concatenation: channels add up."""
     _check_list(row)
+    if row.args not in ([], [1]):
+        raise ValueError(f"maps are joined along their channels, which is dimension 1: write [1] or [], got {row.args}")
     return Plan(row.args, sum(row.channels), row.repeats)
 
 

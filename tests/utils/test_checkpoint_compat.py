@@ -352,6 +352,17 @@ def test_v61_can_fuse_what_was_trained_here(world, name, recorded):
             assert set(objects[kind]["attributes"]) <= set(layers[kind]["attributes"]), kind
 
 
+def test_a_file_in_training_needs_no_numpy_2(here, command, usual):
+    """v6.1 runs under older releases, which cannot read an array of NumPy 2."""
+    code, _ = command("train", *usual["train"], "--epochs", 2, "--save-period", 1)
+    assert code == 0
+    assert not [name for name in globals_of("out/exp/weights/epoch1.pt") if name[0].startswith("numpy")]
+    content = live("out/exp/weights/epoch1.pt")
+    assert type(content["best_fitness"]) is float
+    assert_v61_can_fuse(content["model"])
+    assert_v61_can_fuse(content["ema"])
+
+
 def test_v61_can_fuse_what_is_still_in_training(tmp_path):
     """Training is channels-last, and so were the files."""
     model = Model("SOCA-n.yaml", nc=2).to(memory_format=torch.channels_last)
