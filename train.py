@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_model_and_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--weights", default=cli.WEIGHTS, help="start from this .pt file; '' starts from scratch")
-    group.add_argument("--download", action="store_true", help="download official weights that are missing")
+    cli.add_download(group)
     group.add_argument("--cfg", default="", help="model YAML (default: the one inside the weights)")
     group.add_argument("--attention", default="", metavar="BLOCK@PLACE", help="add blocks, such as SOCA@P3+P4+P5")
     group.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")

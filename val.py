@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=[cli.WEIGHTS],
         help=".pt file, or a file that export.py wrote; several .pt files make an ensemble",
     )
-    parser.add_argument("--download", action="store_true", help="fetch official weights if they are missing")
+    cli.add_download(parser)
     parser.add_argument("--batch-size", type=cli.whole(1), default=32, help="images per batch (default: %(default)s)")
     parser.add_argument(
         "--imgsz",

@@ -51,7 +51,9 @@ def load_recipe(opt: argparse.Namespace) -> dict[str, float | str]:
     Sets opt.hyp to the file that was chosen, and the options that the file may state and the command line did not.
     """
     if opt.hyp == "auto":
-        entry = load_dataset_yaml(opt.data, download=opt.download and dist.rank() < 0)["train"]
+        entry = load_dataset_yaml(
+            opt.data, download=cli.fetches(opt.download, "data") and dist.rank() < 0, to=opt.download_to
+        )["train"]
         images = round(count_images(entry) * opt.fraction)
         file, reason = choose_hyp(images, opt.epochs, opt.batch_size if opt.batch_size > 0 else 16, opt.optimizer)
         LOGGER.info(f"hyp: {file.name}, {reason}")
@@ -124,7 +126,7 @@ def prepare(
 
 def load_data(opt: argparse.Namespace, group: dist.Group | None) -> dict:
     """Reads the data set YAML; with --single-cls the data set has one class."""
-    data = load_dataset_yaml(opt.data, download=opt.download and group is None)
+    data = load_dataset_yaml(opt.data, download=cli.fetches(opt.download, "data") and group is None, to=opt.download_to)
     if opt.single_cls:
         data |= {"nc": 1, "names": data["names"] if data["nc"] == 1 else ["item"]}
     return data
@@ -209,9 +211,9 @@ def build_model(
         channels: of the images of the data set.
     """
     weights, cfg, anchors = opt.weights, opt.cfg, round(hyp.get("anchors", 0))
-    blocks = parse_attention(opt.attention)
+    blocks, fetch = parse_attention(opt.attention), cli.fetches(opt.download, "weights")
     exists = any((folder / weights).is_file() for folder in (Path(), ROOT))
-    if "weights" not in opt.given and not opt.download and not exists:
+    if "weights" not in opt.given and not fetch and not exists:
         LOGGER.warning(f"{weights} is not here, so training starts from scratch; --download fetches it")
         cfg = cfg or f"models/{Path(weights).stem}.yaml"
         weights = ""
@@ -220,7 +222,7 @@ def build_model(
             raise ValueError("there is no model to train: give --cfg models/SOCA.yaml, or --weights FILE.pt, or both")
         model = Model(find_file(cfg, (".yaml", ".yml")), channels, nc, anchors, blocks)
     else:
-        content = load_checkpoint(find_weights(weights, opt.download))
+        content = load_checkpoint(find_weights(weights, fetch))
         source = (content.get("ema") or content["model"]).float()
         same = {**source.yaml, "ch": channels}
         model = Model(find_file(cfg, (".yaml", ".yml")) if cfg else same, channels, nc, anchors, blocks)

@@ -106,12 +106,12 @@ def _load_setup(opt: cli.Options) -> Setup:
     """Reads and checks everything, and only then makes the run's folder."""
     split = _split(opt)
     device = select_device(opt.device, opt.batch_size)
-    weights = [find_weights(file, opt.download) for file in opt.weights or [cli.WEIGHTS]]
+    weights = [find_weights(file, cli.fetches(opt.download, "weights")) for file in opt.weights or [cli.WEIGHTS]]
     model = Backend(weights, device, opt.half and device.type == "cuda", opt.dnn, opt.data)
     model.check_use(opt.conf_thres, opt.iou_thres, opt.augment)
     imgsz = frame_size(model, opt.imgsz)
     rect = model.fixed is None and opt.task != "benchmark"  # else frames of one size, with the padding of a square
-    data = load_dataset_yaml(opt.data, (split,), opt.download)
+    data = load_dataset_yaml(opt.data, (split,), cli.fetches(opt.download, "data"), opt.download_to)
     names = ["item"] if opt.single_cls else data["names"]
     _check_classes(model, names, weights, opt.single_cls, opt.data)
     options = LoaderOptions(

@@ -14,7 +14,7 @@ VERBS = ("train", "val", "detect", "export")
 # A file may import only files listed above it: rooms from top to bottom, the files of a room from left to right.
 HOUSE = """
 models              registry
-utils               text log cli boxes files dist device downloads activations pickles checkpoint nms drawing
+utils               text log cli boxes files dist device archives downloads activations pickles checkpoint nms drawing
 utils.data          machine shapes faults images letterbox labels
 utils.data.formats  yolo coco voc labelme shards
 utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader

@@ -38,6 +38,24 @@ def add_run_folder(parser: argparse.ArgumentParser, project: str) -> None:
     group.add_argument("--exist-ok", action="store_true", help="write into an existing folder")
 
 
+def add_download(group: argparse._ActionsContainer) -> None:
+    """Adds --download, of weights, of the data set or of both, and --download-to."""
+    group.add_argument(
+        "--download", nargs="?", const=True, default=False, choices=("weights", "data", "all"),
+        help="fetch official weights that are missing; `--download data` fetches the data set that --data names, "
+        "`--download all` both",
+    )  # fmt: skip
+    group.add_argument(
+        "--download-to", default="", metavar="FOLDER",
+        help="folder below which a data set may be fetched (default: datasets, beside this project)",
+    )  # fmt: skip
+
+
+def fetches(download: bool | str, what: str) -> bool:
+    """Returns whether --download asks for `what`: "weights", which it does by itself, or "data"."""
+    return download in (what, "all") or (what == "weights" and download is True)
+
+
 class _Removed(argparse.Action):
     """Ends the program with an error that says what replaces the option."""
 

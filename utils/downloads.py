@@ -1,5 +1,9 @@
-"""Downloads files, only when the user asked for it, and unpacks the archives of data sets."""
+"""Downloads files, only when the user asked for it, and unpacks the archives of data sets.
 
+What comes from elsewhere has limits: of size, time and place. No file of the user is ever replaced.
+"""
+
+import contextlib
 import errno
 import hashlib
 import http.client
@@ -7,60 +11,177 @@ import logging
 import os
 import re
 import shutil
-import stat
-import tarfile
-import tempfile
+import socket
+import threading
+import time
 import urllib.request
-import zipfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
 
-from utils.files import atomic_write
+from utils.archives import is_unsafe, unpack
+from utils.files import GIB, ROOT, atomic_write
 from utils.log import LOGGER
+from utils.text import redact
 
 RELEASE = "https://github.com/ultralytics/yolov5/releases/download/v6.1"
 # errors of this machine's disk, not of the network
-DISK_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+DISK_ERRORS = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO,
+    errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 RELEASE_WEIGHTS = tuple(f"yolov5{size}{p6}.pt" for p6 in ("", "6") for size in "nsmlx")
 
 
-def download(url: str, path: str | Path, sha256: str = "", timeout: float = 30.0) -> Path:
-    """Downloads url to path, whole or not at all.
+@dataclass(frozen=True)
+class Limits:
+    """Of one download: bytes, seconds, and the bytes per second that must come on average after the first minute."""
+
+    bytes: int
+    seconds: float
+    speed: float = 1000.0
+
+
+FILE = Limits(GIB // 4, 3600)  # an image, a video
+WEIGHTS = Limits(GIB, 3 * 3600)
+ARCHIVE = Limits(64 * GIB, 48 * 3600)
+SLOW_AFTER = 60.0  # seconds, before which the speed is not judged
+
+
+class _SameScheme(urllib.request.HTTPRedirectHandler):
+    """Follows redirects from https to https, and from http to http or https; to nothing else."""
+
+    def redirect_request(self, request, response, code, message, headers, url):
+        allowed = ("https",) if request.type == "https" else ("http", "https")
+        if url.partition(":")[0].lower() not in allowed:
+            raise OSError(f"it is redirected from {request.type} to {redact(url)}, which is not followed")
+        return super().redirect_request(request, response, code, message, headers, url)
+
+
+def _opener(seconds: float) -> urllib.request.OpenerDirector:
+    """Returns what opens http and https, and, unlike urllib's usual opener, neither files nor FTP.
+
+    seconds: after which a connection is cut, whatever it sends: of headers too, which come line by line.
+    """
+    opener = urllib.request.OpenerDirector()
+
+    class Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+        def do_open(self, connection, request, **options):
+            return super().do_open(_cut(connection, seconds), request, **options)
+
+    for handler in (
+        urllib.request.ProxyHandler, Handler, _SameScheme, urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPDefaultErrorHandler, urllib.request.UnknownHandler,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    return opener
+
+
+def _cut(connection: type[http.client.HTTPConnection], seconds: float) -> type[http.client.HTTPConnection]:
+    """Returns a class of connections that end after so many seconds."""
+
+    class Cut(connection):
+        def connect(self) -> None:
+            super().connect()
+            connected = self.sock  # the response keeps it after the connection gave it up
+
+            def cut() -> None:
+                with contextlib.suppress(OSError):  # it may be closed
+                    connected.shutdown(socket.SHUT_RDWR)
+
+            timer = threading.Timer(seconds, cut)
+            timer.daemon = True
+            timer.start()
+
+    return Cut
+
+
+def download(url: str, path: str | Path, sha256: str = "", timeout: float = 30.0, limits: Limits = FILE) -> Path:
+    """Downloads url to path, where no file may be, whole or not at all. Address and target are logged first.
 
     sha256:  64 hexadecimal digits that the file must have; "" for any.
     timeout: seconds without data after which the download fails.
+    limits:  of its size and time. What the disk has free is a limit too.
 
-    Raises FileNotFoundError where the server does not send the file, OSError where the disk does not take it, and
-    ValueError where its SHA-256 differs; then no file is left.
+    Raises FileNotFoundError where the server does not send the file, FileExistsError where there is one, OSError where
+    the disk does not take it, and ValueError where its SHA-256 differs or it exceeds a limit; then no file is left.
     """
     path = Path(path)
-    LOGGER.info(f"downloading {url} to {path}")
-    digest = hashlib.sha256()
-    quiet = not LOGGER.isEnabledFor(logging.INFO)
+    LOGGER.info(f"downloading {redact(url)} to {path.absolute()}")
+    if not re.match(r"https?://", url, re.IGNORECASE):
+        raise ValueError(f"an address to download must start with http:// or https://, got {redact(url)!r:.200}")
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "a download replaces no file, and there is one", str(path))
+    start = time.monotonic()
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response, atomic_write(path) as file:
-            promised = response.headers.get("Content-Length")
-            with tqdm(total=int(promised or 0) or None, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
-                while block := response.read(1 << 20):
-                    digest.update(block)
-                    file.write(block)
-                    bar.update(len(block))
-            if promised and int(promised) != file.tell():
-                raise OSError(f"the connection broke after {file.tell()} of {promised} bytes")
-            if sha256 and digest.hexdigest() != sha256:
-                raise ValueError(f"{url}: SHA-256 is {digest.hexdigest()}, expected {sha256}; the file was not kept")
-    except (OSError, http.client.HTTPException) as error:
+        free = shutil.disk_usage(path.absolute().parent).free
+        with _opener(limits.seconds).open(url, timeout=timeout) as response, atomic_write(path) as file:
+            digest = _receive(response, file, start, free, url, limits)
+            if sha256 and digest != sha256:
+                raise ValueError(f"{redact(url)}: SHA-256 is {digest}, expected {sha256}; the file was not kept")
+            if os.path.lexists(path):  # since
+                raise FileExistsError(errno.EEXIST, "a download replaces no file, and there is one", str(path))
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         raise FileNotFoundError(
-            f"could not download {url}: {error}; download it yourself and save it as {path}"
+            f"could not download {redact(url)}: {redact(str(error), [url])}; download it yourself and save it as {path}"
         ) from None
     return path
+
+
+def _receive(
+    response: http.client.HTTPResponse, file: IO[bytes], start: float, free: int, url: str, limits: Limits
+) -> str:
+    """Writes what a server sends to a file, and returns its SHA-256.
+
+    start: of the download, by the monotonic clock; free: bytes of the disk.
+    """
+    promised = response.headers.get("Content-Length")
+    if promised is not None and not (promised.isascii() and promised.isdecimal() and len(promised) < 20):
+        raise OSError(f"the server states its size as {promised!r:.40}, which is no number")
+    expected = int(promised) if promised else None
+    if expected is not None:
+        _check_size(expected, free, url, limits)
+    digest, received = hashlib.sha256(), 0
+    quiet = not LOGGER.isEnabledFor(logging.INFO)
+    with tqdm(total=expected, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
+        while block := response.read1(1 << 20):  # what is there: `read` would wait for all of a slow server
+            received += len(block)
+            _check_size(received, free, url, limits)
+            _check_time(received, time.monotonic() - start, url, limits)
+            digest.update(block)
+            file.write(block)
+            bar.update(len(block))
+    _check_time(received, time.monotonic() - start, url, limits)  # a connection that was cut ends like a whole file
+    if expected is not None and expected != received:
+        raise OSError(f"the connection broke after {received} of {expected} bytes")
+    return digest.hexdigest()
+
+
+def _check_size(size: int, free: int, url: str, limits: Limits) -> None:
+    if size > limits.bytes:
+        raise ValueError(
+            f"{redact(url)}: has more than {limits.bytes / 1e6:.0f} MB, the limit of such a file; the file was not "
+            "kept. Download it yourself if it is right"
+        )
+    if size > free:
+        raise OSError(errno.ENOSPC, f"the disk has {free / 1e6:.0f} MB free, and {redact(url)} has more")
+
+
+def _check_time(received: int, seconds: float, url: str, limits: Limits) -> None:
+    if seconds >= limits.seconds:
+        raise ValueError(
+            f"{redact(url)}: not here after {limits.seconds / 3600:g} hours, the limit; the file was not kept. "
+            "Download it yourself"
+        )
+    if seconds > SLOW_AFTER and received < limits.speed * seconds:
+        raise ValueError(
+            f"{redact(url)}: sends fewer than {limits.speed / 1000:g} kB per second; the file was not kept. Download "
+            "it yourself"
+        )
 
 
 def download_weights(path: str | Path) -> Path:
@@ -68,7 +189,7 @@ def download_weights(path: str | Path) -> Path:
     path = Path(path)
     if path.name not in RELEASE_WEIGHTS:
         raise FileNotFoundError(f"no such file: {path}; --download can fetch {', '.join(RELEASE_WEIGHTS)}")
-    return download(f"{RELEASE}/{path.name}", path)
+    return download(f"{RELEASE}/{path.name}", path, limits=WEIGHTS)
 
 
 def attempt_download(file: str | Path, repo: str = "") -> str:
@@ -81,11 +202,6 @@ def attempt_download(file: str | Path, repo: str = "") -> str:
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------
-
-
-def _unsafe(name: str) -> bool:
-    """Returns whether a path is absolute, contains "..", or means another path on Windows."""
-    return name.startswith("/") or "\\" in name or "\0" in name or name[1:2] == ":" or ".." in PurePosixPath(name).parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +222,7 @@ class Archive:
             raise ValueError(f"url must start with http:// or https://, got {self.url!r}")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError(f"sha256 of {self.url} must be 64 digits 0-9 a-f, got {self.sha256!r}")
-        if _unsafe(self.folder):
+        if self.folder and is_unsafe(self.folder):
             raise ValueError(f"folder of {self.url} must be in the data set's root, got {self.folder!r}")
 
 
@@ -145,101 +261,65 @@ KNOWN_SETS = {  # checksums as TensorFlow Datasets publishes them
         ),
     ),
 }
-MAX_EXPANSION = 100  # an archive that unpacks to more times its size is a bomb; images are hardly compressed at all
-ALWAYS_ALLOWED = 1 << 24  # bytes, whatever the size of the archive
-BLOCK = 512  # bytes that a file counts at least, so that very many empty files are a bomb too
+MARK = ".yolov5-data"  # file in the folder of a data set that was fetched
+STORE = ".yolov5-downloads"  # folder in it for archives, until all are unpacked
+DATASETS = ROOT.parent / "datasets"  # where the YAMLs in data/ have their data sets, as v6.1's
 
 
-def download_dataset(archives: list[Archive], root: Path) -> None:
+def download_dataset(archives: list[Archive], root: Path, to: str | Path | None = None) -> None:
     """Downloads archives and unpacks them in root; they are deleted when all are unpacked.
 
-    An archive that an interrupted call left whole is not downloaded again. Raises FileNotFoundError where one cannot be
-    downloaded, ValueError where its SHA-256 differs, or it is not safe to unpack; then no file of it is unpacked.
+    An archive that an interrupted call left whole is not downloaded again.
+
+    root: a folder that is new, empty, or was fetched before.
+    to:   folder below which it must be; "" for DATASETS, None for anywhere.
+
+    Raises ValueError for another root, FileNotFoundError where an archive cannot be downloaded, ValueError where its
+    SHA-256 differs, or it is not safe to unpack; then no file of it is unpacked.
     """
-    store = root / ".downloads"
+    root = Path(root).resolve()
+    if to is not None:
+        _check_place(root, (Path(to).expanduser() if to else DATASETS).resolve())
+    _check_root(root)
+    for archive in archives:
+        LOGGER.info(f"to download: {redact(archive.url)} into {root / archive.folder}")
+    store = root / STORE
     store.mkdir(parents=True, exist_ok=True)
+    if not (root / MARK).exists():
+        with atomic_write(root / MARK, "w") as file:
+            file.write("Fetched with --download data, which may add files here as long as this file is there.\n")
     for archive in archives:
         file = store / archive.sha256
-        if not (file.is_file() and _sha256(file) == archive.sha256):
-            download(archive.url, file, archive.sha256)
-        LOGGER.info(f"unpacking {archive.url} into {root / archive.folder}")
-        unpack(file, root / archive.folder, archive.url)
+        if not (file.is_file() and not file.is_symlink() and _sha256(file) == archive.sha256):
+            file.unlink(missing_ok=True)
+            download(archive.url, file, archive.sha256, limits=ARCHIVE)
+        LOGGER.info(f"unpacking {redact(archive.url)} into {root / archive.folder}")
+        unpack(file, root / archive.folder, redact(archive.url), root)
     shutil.rmtree(store)
 
 
+def _check_place(root: Path, base: Path) -> None:
+    if root != base and base not in root.parents:
+        raise ValueError(
+            f"data sets are fetched below {base}, and `path` of this one is {root}; if it is to be written there, add "
+            f"--download-to {root}"
+        )
+
+
+def _check_root(root: Path) -> None:
+    """Raises ValueError where files of the user could be among those of a data set."""
+    if root.is_dir() and not os.path.lexists(root / MARK) and any(root.iterdir()):
+        raise ValueError(
+            f"{root} holds files that --download did not write, so nothing is unpacked there; move them away, or "
+            "change `path` to a folder that is new or empty"
+        )
+    if os.path.lexists(root) and not root.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a data set needs a folder, and this is a file", str(root))
+    for name in (MARK, STORE):
+        if (root / name).is_symlink():
+            raise ValueError(f"{root / name} is a link; remove it")
+
+
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def unpack(archive: Path, folder: Path, name: str = "") -> None:
-    """Unpacks a zip or tar file into a folder, whole or not at all; files of the same names are replaced.
-
-    name: of the archive in errors; its path by default.
-
-    Raises ValueError for an entry that is not a plain file or folder (such as a link), for a name outside the folder,
-    and for more than MAX_EXPANSION times the size of the archive or than the free space of the disk.
-    """
-    name = name or str(archive)
-    folder.mkdir(parents=True, exist_ok=True)
-    maximum = min(max(MAX_EXPANSION * archive.stat().st_size, ALWAYS_ALLOWED), shutil.disk_usage(folder).free)
-    unpacked = Path(tempfile.mkdtemp(prefix=".unpacked", dir=archive.parent))
-    try:
-        total = 0
-        for member, size, file in _members(archive, name):
-            total += BLOCK + size
-            if total > maximum:
-                raise ValueError(
-                    f"{name}: unpacks to more than {maximum} bytes, {MAX_EXPANSION} times its size or all free space"
-                )
-            if _unsafe(member):
-                raise ValueError(f"{name}: {member!r} would be written outside the folder; no file is unpacked")
-            _write_member(unpacked / member, file, name)
-        _move_files(unpacked, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{name}: a damaged archive: {error}") from None
-    finally:
-        shutil.rmtree(unpacked)
-
-
-def _members(archive: Path, name: str) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    """Yields the name, size in bytes and content of each entry of an archive; the content of a folder is None."""
-    if tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if not (member.isfile() or member.isdir()):
-                    raise ValueError(f"{name}: {member.name!r} is a link or device; no file is unpacked")
-                yield member.name, member.size, tar.extractfile(member)
-    elif zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as bundle:
-            for entry in bundle.infolist():
-                if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise ValueError(f"{name}: {entry.filename!r} is a link or device; no file is unpacked")
-                if entry.flag_bits & 1:
-                    raise ValueError(f"{name}: {entry.filename!r} is encrypted; no file is unpacked")
-                yield entry.filename, entry.file_size, None if entry.is_dir() else bundle.open(entry)
-    else:
-        raise ValueError(f"{name}: must be a zip or a tar file, and is neither")
-
-
-def _write_member(path: Path, content: IO[bytes] | None, name: str) -> None:
-    try:
-        if content is None:
-            path.mkdir(parents=True, exist_ok=True)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with content, open(path, "xb") as file:
-            shutil.copyfileobj(content, file, 1 << 20)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"{name}: contains {path.name!r} twice; no file is unpacked") from None
-
-
-def _move_files(source: Path, folder: Path) -> None:
-    for parent, _, files in os.walk(source):
-        place = folder / os.path.relpath(parent, source)
-        place.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            os.replace(os.path.join(parent, file), place / file)
+        return hashlib.file_digest(file, "sha256").hexdigest()

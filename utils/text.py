@@ -139,5 +139,5 @@ def _secrets(address: str) -> list[str]:
     found += [m[2] for m in _PARAMETER.finditer(rest) if _redact_parameter(m) != m[0]]
     found += [unquote(secret) for secret in found]
     # of a password with @ or / libraries may name what comes after it
-    found += [part for secret in found for part in re.split(r"[@/]", secret)]
-    return sorted({secret for secret in found if len(secret) > 3}, key=len, reverse=True)
+    found += [part for secret in found for sign in ("/", "[@/]") for part in re.split(sign, secret)]
+    return sorted({secret for secret in found if len(secret) > 2}, key=len, reverse=True)

@@ -1,19 +1,15 @@
-"""A data set is fetched only when asked for, whole and as promised; nothing in an archive gets out of its folder."""
+"""Files and data sets are fetched only when asked for, whole, as promised, within limits, and over nothing."""
 
 import functools
-import hashlib
 import http.server
-import io
-import os
-import stat
-import tarfile
 import threading
-import zipfile
+import time
 
 import pytest
+from packed import GOOD, files_below, pack, sha256
 
 from utils.data.dataset_yaml import load_dataset_yaml
-from utils.downloads import KNOWN_SETS, Archive, download, download_dataset, unpack
+from utils.downloads import KNOWN_SETS, MARK, STORE, Archive, Limits, download, download_dataset
 
 
 @pytest.fixture
@@ -34,134 +30,6 @@ def served(tmp_path):
     server.server_close()
 
 
-def pack(path, members):
-    """Writes a zip, or a tar of the suffix's kind, of {name: bytes}; None makes a folder."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
-            for name, content in members.items():
-                bundle.writestr(name + "/" if content is None else name, content or b"")
-    else:
-        with tarfile.open(path, {".tar": "w", ".tgz": "w:gz", ".xz": "w:xz"}[path.suffix]) as tar:
-            for name, content in members.items():
-                entry = tarfile.TarInfo(name)
-                entry.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
-                entry.size, entry.mode = len(content or b""), 0o777
-                tar.addfile(entry, io.BytesIO(content or b""))
-    return path
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def files_below(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-GOOD = {"set/images": None, "set/images/a.jpg": b"picture", "set/labels/a.txt": b"0 .5 .5 .1 .1", "set/empty": None}
-KINDS = ["x.zip", "x.tar", "x.tgz", "x.tar.xz"]
-
-
-# --- unpacking --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_unpacks_what_is_in_it(tmp_path, kind):
-    archive, folder = pack(tmp_path / kind, GOOD), tmp_path / "out"
-    (folder / "set/images").mkdir(parents=True)
-    (folder / "set/images/a.jpg").write_bytes(b"old")
-    (folder / "set/images/b.jpg").write_bytes(b"stays")
-    unpack(archive, folder)
-    content = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    files = {name: text for name, text in GOOD.items() if text is not None}
-    assert content == {**files, "set/images/b.jpg": b"stays"} and (folder / "set/empty").is_dir()
-    assert not os.access(folder / "set/images/a.jpg", os.X_OK) or os.name == "nt"
-    assert files_below(tmp_path)[0] == "out" and len(list(tmp_path.iterdir())) == 2  # nothing beside
-
-
-@pytest.mark.parametrize("kind", ["x.zip", "x.tar"])
-@pytest.mark.parametrize(
-    "name", ["../out2/evil", "/tmp/evil", "a/../../evil", "a\\..\\evil", "C:/evil", "c:evil", "..", "\\\\host\\evil"]
-)
-def test_names_outside_the_folder_are_refused(tmp_path, kind, name):
-    archive = pack(tmp_path / kind, {"good.txt": b"1", name: b"evil"})
-    with pytest.raises(ValueError, match=r"would be written outside the folder; no file is unpacked"):
-        unpack(archive, tmp_path / "out")
-    assert files_below(tmp_path) == ["out", kind]  # not even the good one
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, "zip"])
-def test_links_and_devices_are_refused(tmp_path, kind):
-    """A link to a folder outside, and then a file through it."""
-    archive = tmp_path / "x"
-    if kind == "zip":
-        with zipfile.ZipFile(archive, "w") as bundle:
-            link = zipfile.ZipInfo("link")
-            link.external_attr = (stat.S_IFLNK | 0o777) << 16
-            bundle.writestr(link, str(tmp_path))
-            bundle.writestr("link/evil", b"evil")
-    else:
-        with tarfile.open(archive, "w") as tar:
-            link = tarfile.TarInfo("link")
-            link.type, link.linkname = kind, str(tmp_path)
-            tar.addfile(link)
-            tar.addfile(tarfile.TarInfo("link/evil"))
-    with pytest.raises(ValueError, match=r"'link' is a link or device; no file is unpacked"):
-        unpack(archive, tmp_path / "out")
-    assert files_below(tmp_path) == ["out", "x"]
-
-
-@pytest.mark.parametrize(
-    "kind, members",
-    [
-        ("x.zip", {"zeros": bytes(40 << 20)}),
-        ("x.tgz", {"zeros": bytes(40 << 20)}),
-        ("x.tar.xz", {"zeros": bytes(40 << 20)}),
-        ("x.tar.xz", {f"empty{i:05}": b"" for i in range(40000)}),
-    ],
-)
-def test_bombs_are_refused(tmp_path, kind, members):
-    archive = pack(tmp_path / kind, members)
-    with pytest.raises(ValueError, match=r"unpacks to more than .* bytes"):
-        unpack(archive, tmp_path / "out")
-    assert files_below(tmp_path) == ["out", kind]
-
-
-def test_a_full_disk_is_seen_before(tmp_path, monkeypatch):
-    from collections import namedtuple
-
-    monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("usage", "free")(600))
-    with pytest.raises(ValueError, match=r"more than 600 bytes, .* all free space"):
-        unpack(pack(tmp_path / "x.zip", GOOD), tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (lambda data: b"no archive", "must be a zip or a tar file"),
-        (lambda data: data[: len(data) // 2], r"a damaged archive|must be a zip"),
-        (lambda data: data.replace(b"picture", b"pictures"[:7][::-1]), "a damaged archive: Bad CRC"),
-    ],
-)
-def test_damaged_archives_are_refused(tmp_path, damage, message):
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as bundle:
-        bundle.writestr("a", b"picture")
-    (tmp_path / "x.zip").write_bytes(damage((tmp_path / "x.zip").read_bytes()))
-    with pytest.raises(ValueError, match=message):
-        unpack(tmp_path / "x.zip", tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_a_name_twice_or_a_file_as_a_folder_is_refused(tmp_path):
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for name in ("a", "a"):
-            tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(ValueError, match="contains 'a' twice"):
-        unpack(tmp_path / "x.tar", tmp_path / "out")
-    with pytest.raises(ValueError, match="contains 'b' twice"):
-        unpack(pack(tmp_path / "y.tar", {"a": b"1", "a/b": b"2"}), tmp_path / "out")
-
-
 # --- fetching ---------------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +43,7 @@ def test_fetches_verifies_and_unpacks(served, tmp_path):
         for name, place in zip(names, ("", "b/c"))
     )
     download_dataset([one, two], tmp_path / "root")
-    assert files_below(tmp_path / "root") == ["a", "a/1.jpg", "b", "b/c", "b/c/2.jpg"]
+    assert files_below(tmp_path / "root") == [MARK, "a", "a/1.jpg", "b", "b/c", "b/c/2.jpg"]
     assert asked == ["/one.zip", "/two.tgz"]
 
 
@@ -184,7 +52,7 @@ def test_another_checksum_leaves_nothing(served, tmp_path):
     pack(folder / "one.zip", GOOD)
     with pytest.raises(ValueError, match=f"SHA-256 is {sha256(folder / 'one.zip')}, expected 000"):
         download_dataset([Archive(url=f"{url}/one.zip", sha256="0" * 64)], tmp_path / "root")
-    assert files_below(tmp_path / "root") == [".downloads"]
+    assert files_below(tmp_path / "root") == [MARK, STORE]
 
 
 def test_what_is_there_whole_is_not_fetched_again(served, tmp_path):
@@ -195,7 +63,7 @@ def test_what_is_there_whole_is_not_fetched_again(served, tmp_path):
         download_dataset([one, Archive(url=f"{url}/gone.zip", sha256="1" * 64)], tmp_path / "root")
     download_dataset([one], tmp_path / "root")
     assert asked.count("/one.zip") == 1
-    assert files_below(tmp_path / "root") == ["1.jpg"]
+    assert files_below(tmp_path / "root") == [MARK, "1.jpg"]
 
 
 def test_a_disk_that_does_not_take_the_file_is_not_called_a_failed_download(served, tmp_path):
@@ -204,6 +72,188 @@ def test_a_disk_that_does_not_take_the_file_is_not_called_a_failed_download(serv
     with pytest.raises(FileNotFoundError, match="missing") as error:
         download(f"{url}/one.zip", tmp_path / "missing/one.zip")
     assert "could not download" not in str(error.value)
+
+
+# --- where a data set may go ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_the_user_is_left_alone(served, tmp_path):
+    folder, url, asked = served
+    pack(folder / "one.zip", {"1.jpg": b"1"})
+    one = Archive(url=f"{url}/one.zip", sha256=sha256(folder / "one.zip"))
+    root = tmp_path / "root"
+    (root / ".downloads").mkdir(parents=True)
+    (root / ".downloads/thesis.pdf").write_text("mine")
+    with pytest.raises(ValueError, match="holds files that --download did not write"):
+        download_dataset([one], root)
+    assert files_below(root) == [".downloads", ".downloads/thesis.pdf"] and not asked
+    (tmp_path / "empty").mkdir()
+    download_dataset([one], tmp_path / "empty")
+    assert (tmp_path / "empty/1.jpg").read_bytes() == b"1"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError):
+        download_dataset([one], tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", [MARK, STORE])
+def test_a_link_in_a_fetched_folder_is_not_followed(served, tmp_path, name):
+    _, url, asked = served
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / MARK).write_text("")
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(tmp_path / "of the user")
+    with pytest.raises(ValueError, match="is a link; remove it"):
+        download_dataset([Archive(url=f"{url}/one.zip", sha256="0" * 64)], root)
+    assert not asked and not (tmp_path / "of the user").exists()
+
+
+def test_data_sets_go_below_their_folder(served, tmp_path, monkeypatch):
+    folder, url, asked = served
+    pack(folder / "one.zip", {"1.jpg": b"1"})
+    one = Archive(url=f"{url}/one.zip", sha256=sha256(folder / "one.zip"))
+    monkeypatch.setattr("utils.downloads.DATASETS", tmp_path / "datasets")
+    for root in (tmp_path / "other", tmp_path, tmp_path / "datasets/../other", tmp_path / "datasets2"):
+        with pytest.raises(ValueError, match=f"fetched below {tmp_path}/datasets, .*--download-to {tmp_path}"):
+            download_dataset([one], root, "")
+    assert not asked
+    download_dataset([one], tmp_path / "datasets/one", "")
+    download_dataset([one], tmp_path / "other", tmp_path)
+    assert (tmp_path / "other/1.jpg").exists() and (tmp_path / "datasets/one/1.jpg").exists()
+
+
+# --- limits, and where an answer leads --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answering():
+    """`answering(answer)`: the address of a server that calls answer(handler) for each request."""
+    servers = []
+
+    def serve(answer) -> str:
+        handler = type("Handler", (http.server.BaseHTTPRequestHandler,), {"do_GET": answer, "log_message": int})
+        handler.log_message = lambda *_: None
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}/x.zip"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def endless(handler, length=None, pause=0.0):
+    handler.send_response(200)
+    if length is not None:
+        handler.send_header("Content-Length", length)
+    handler.end_headers()
+    try:
+        while True:
+            handler.wfile.write(bytes(1 << 16) if not pause else b"x")
+            time.sleep(pause)
+    except OSError:  # the client has gone
+        pass
+
+
+SMALL = Limits(1 << 20, 3600)
+
+
+@pytest.mark.parametrize("length", [None, "1000000000000000"])
+def test_a_file_has_a_size(answering, tmp_path, length):
+    with pytest.raises(ValueError, match="has more than 1 MB, the limit of such a file; the file was not kept"):
+        download(answering(lambda handler: endless(handler, length)), tmp_path / "x", limits=SMALL)
+    assert not files_below(tmp_path)
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1_000", "9" * 30, ""])
+def test_a_size_that_is_no_number(answering, tmp_path, length):
+    with pytest.raises(FileNotFoundError, match=r"could not download .*the server states its size as"):
+        download(answering(lambda handler: endless(handler, length)), tmp_path / "x", limits=SMALL)
+    assert not files_below(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [(Limits(1 << 20, 0.2), "not here after .* hours"), (Limits(1 << 20, 60, 1e6), "sends fewer than 1000 kB")],
+)
+def test_a_download_has_a_time(answering, tmp_path, monkeypatch, limits, says):
+    monkeypatch.setattr("utils.downloads.SLOW_AFTER", 0.2)
+    with pytest.raises(ValueError, match=says):
+        download(answering(lambda handler: endless(handler, pause=0.02)), tmp_path / "x", limits=limits)
+    assert not files_below(tmp_path)
+
+
+def test_headers_have_a_time_too(answering, tmp_path):
+    def drip(handler):
+        try:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            while True:
+                handler.wfile.write(b"X-A: b\r\n")
+                time.sleep(0.1)
+        except OSError:
+            pass
+
+    with pytest.raises(ValueError, match=r"not here after .* hours"):
+        download(answering(drip), tmp_path / "x", limits=Limits(1 << 20, 0.5))
+    assert not files_below(tmp_path)
+
+
+def test_a_full_disk_is_seen_before(answering, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 1000}))
+    with pytest.raises(OSError, match="the disk has 0 MB free"):
+        download(answering(lambda handler: endless(handler, "5000")), tmp_path / "x")
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "gopher://x/"])
+def test_redirects_stay_on_the_web(answering, tmp_path, target):
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", target)
+        handler.end_headers()
+
+    with pytest.raises(FileNotFoundError, match="could not download"):
+        download(answering(answer), tmp_path / "x")
+    assert not files_below(tmp_path)
+
+
+def test_no_redirect_from_https_to_http():
+    from urllib.request import Request
+
+    from utils.downloads import _SameScheme
+
+    def follow(start, url):
+        return _SameScheme().redirect_request(Request(start), None, 302, "Found", {}, url)
+
+    assert follow("http://a/x", "https://b/y").full_url == "https://b/y"
+    assert follow("https://a/x", "https://b/y").full_url == "https://b/y"
+    with pytest.raises(OSError, match=r"redirected from https to http://\*\*\*@b/y, which is not followed"):
+        follow("https://a/x", "http://u:S3CRET@b/y")
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://h/x", "/etc/passwd", "data:,x", "javascript:x"])
+def test_only_the_web_is_opened(tmp_path, url):
+    with pytest.raises(ValueError, match="must start with http:// or https://"):
+        download(url, tmp_path / "x")
+
+
+def test_nothing_is_written_over(served, tmp_path):
+    folder, url, asked = served
+    pack(folder / "one.zip", GOOD)
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("mine", "link"):
+        with pytest.raises(FileExistsError, match="a download replaces no file"):
+            download(f"{url}/one.zip", tmp_path / name)
+    assert not asked and (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+def test_an_error_does_not_tell_the_password(tmp_path, caplog):
+    with pytest.raises(FileNotFoundError) as error:
+        download("http://user:S3C@RET/Geheim@127.0.0.1:9/x?token=S3CRET", tmp_path / "x", timeout=2)
+    assert not any(secret in str(error.value) for secret in ("S3C", "RET", "Geheim"))
 
 
 @pytest.mark.parametrize(
@@ -242,11 +292,13 @@ def test_a_yaml_fetches_only_when_asked_to(served, tmp_path, write_yaml):
     folder, url, asked = served
     pack(folder / "x.zip", {"a.jpg": b"1"})
     path = write_yaml(f"{{url: {url}/x.zip, sha256: {sha256(folder / 'x.zip')}, folder: images}}")
-    with pytest.raises(FileNotFoundError, match=r"set.yaml: train names .*root/images.*--download fetches the images"):
+    with pytest.raises(
+        FileNotFoundError, match=r"set.yaml: train names .*root/images.*--download data fetches the images"
+    ):
         load_dataset_yaml(path)
     assert not asked and not (tmp_path / "root").exists()
     for _ in range(2):
-        assert load_dataset_yaml(path, download=True)["train"] == str(tmp_path / "root/images")
+        assert load_dataset_yaml(path, download=True, to=str(tmp_path))["train"] == str(tmp_path / "root/images")
     assert asked == ["/x.zip"] and (tmp_path / "root/images/a.jpg").read_bytes() == b"1"
 
 
@@ -254,12 +306,14 @@ def test_an_archive_without_the_images_says_so(served, tmp_path, write_yaml):
     folder, url, _ = served
     pack(folder / "x.zip", {"a.jpg": b"1"})
     with pytest.raises(FileNotFoundError, match=r"set.yaml: train names .*root/images, which does not exist"):
-        load_dataset_yaml(write_yaml(f"[{{url: {url}/x.zip, sha256: {sha256(folder / 'x.zip')}}}]"), download=True)
+        load_dataset_yaml(
+            write_yaml(f"[{{url: {url}/x.zip, sha256: {sha256(folder / 'x.zip')}}}]"), download=True, to=str(tmp_path)
+        )
 
 
 def test_known_sets_by_name(tmp_path, write_yaml, monkeypatch):
     fetched = []
-    monkeypatch.setattr("utils.data.dataset_yaml.download_dataset", lambda archives, root: fetched.extend(archives))
+    monkeypatch.setattr("utils.data.dataset_yaml.download_dataset", lambda archives, root, to: fetched.extend(archives))
     for text in ("voc2007", "[voc2007, voc2012]"):
         with pytest.raises(FileNotFoundError):
             load_dataset_yaml(write_yaml(text), download=True)
@@ -268,7 +322,7 @@ def test_known_sets_by_name(tmp_path, write_yaml, monkeypatch):
 
 @pytest.mark.parametrize("text", ["https://x/y.zip", "bash get.sh", "'touch trap'", "|\n  import os\n  os.abort()"])
 def test_other_text_is_neither_run_nor_fetched(tmp_path, write_yaml, text):
-    with pytest.raises(FileNotFoundError, match="left to you"):
+    with pytest.raises(FileNotFoundError, match="run this yourself"):
         load_dataset_yaml(write_yaml(text), download=True)
     assert files_below(tmp_path) == ["set.yaml"]
 

@@ -48,11 +48,12 @@ SPLITS = ("train", "val", "test")
 
 
 def load_dataset_yaml(
-    path: str | Path, splits: tuple[str, ...] = ("train", "val"), download: bool = False
+    path: str | Path, splits: tuple[str, ...] = ("train", "val"), download: bool = False, to: str = ""
 ) -> dict[str, Any]:
     """Reads a dataset YAML and checks that the images of the given splits exist.
 
     download: fetch them if they do not and the YAML says from where, with checksums.
+    to: folder below which they may be fetched, see `download_dataset`.
 
     Returns the YAML's mapping with `path` absolute, `train` / `val` / `test` absolute (a string, a list of strings, a
     split in another format, or None where the YAML leaves it out), `nc` an int, `names` a list of nc strings and
@@ -80,7 +81,7 @@ def load_dataset_yaml(
         _draw(data["draw"], root, file)
     archives = _archives(data.get("download"), file)
     if download and archives and _missing(root, paths):
-        download_dataset(archives, root)
+        download_dataset(archives, root, to)
     _check_present(data, roots, root, {split: entries[split] for split in splits}, file)
 
     if data.get("names") is None and annotations:
@@ -241,7 +242,7 @@ def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries:
             if len(roots) > 1 and not Path(str(data.get("path") or "")).is_absolute():
                 message += f" (path {data.get('path')!r} was looked for in {ROOT} and in {file.parent})"
             if _archives(data.get("download"), file):
-                message += "; --download fetches the images"
+                message += "; --download data fetches the images"
             elif data.get("download"):
                 message += (
                     "; the download text of the file is never executed. After reading it, "

@@ -233,7 +233,7 @@ def test_sets_in_their_own_format(name, like, sets, monkeypatch, tmp_path):
     monkeypatch.setattr("utils.data.dataset_yaml.ROOT", tmp_path / "project")
     fetched = []
 
-    def fetch(archives, root):
+    def fetch(archives, root, to):
         """Places of the published archives, empty."""
         fetched.extend(archives)
         for place in (data["train"] if isinstance(data["train"], list) else [data["train"]]) + [data["val"]]:
@@ -242,7 +242,7 @@ def test_sets_in_their_own_format(name, like, sets, monkeypatch, tmp_path):
 
     data = read_yaml(ROOT / "data" / f"{name}.yaml")
     assert data["names"] == read_yaml(ROOT / f"data/{like}.yaml")["names"]
-    with pytest.raises(FileNotFoundError, match="--download fetches the images"):
+    with pytest.raises(FileNotFoundError, match="--download data fetches the images"):
         load_dataset_yaml(ROOT / "data" / f"{name}.yaml")
     monkeypatch.setattr("utils.data.dataset_yaml.download_dataset", fetch)
     train = load_dataset_yaml(ROOT / "data" / f"{name}.yaml", download=True)["train"]
