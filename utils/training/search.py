@@ -19,6 +19,7 @@ import yaml
 from utils import cli
 from utils.files import atomic_write
 from utils.log import LOGGER
+from utils.training.hyperparameters import CHOICES
 from utils.training.records import COLUMNS
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def search(
     is below the median of the others at the same epoch is stopped early. One that ends in a FloatingPointError or
     without GPU memory is recorded as failed, and the search goes on.
 
-    After each trial it writes evolve.csv (RESULTS and hyper-parameters of all complete trials) and hyp_evolve.yaml (the
-    best of them, for --hyp) into save_dir.
+    After each trial it writes evolve.csv (RESULTS and numeric hyper-parameters of all complete trials) and
+    hyp_evolve.yaml (the best of them, for --hyp) into save_dir.
 
     Args:
         objective: trains once. It must not catch what `report` raises.
@@ -305,8 +306,10 @@ def write_results(study: "optuna.Study", save_dir: Path) -> None:
 
 
 def _write_csv(trials: Sequence["optuna.trial.FrozenTrial"], file: Path) -> None:
-    titles = [*RESULTS, *trials[0].user_attrs["hyp"]]
-    rows = [[*trial.user_attrs["results"], *trial.user_attrs["hyp"].values()] for trial in trials]
+    """Writes a table of numbers: results and hyper-parameters without the words and switches of CHOICES."""
+    names = [name for name in trials[0].user_attrs["hyp"] if name not in CHOICES]
+    titles = [*RESULTS, *names]
+    rows = [[*trial.user_attrs["results"], *(trial.user_attrs["hyp"][name] for name in names)] for trial in trials]
     with atomic_write(file, "w") as f:
         f.write(",".join(f"{title:>20}" for title in titles) + "\n")
         f.writelines(",".join(f"{value:>20.5g}" for value in row) + "\n" for row in rows)

@@ -14,7 +14,7 @@ import yaml
 
 from utils.evaluation.metrics import fitness
 from utils.evaluation.plots import plot_evolution
-from utils.training.hyperparameters import load_hyp
+from utils.training.hyperparameters import CHOICES, load_hyp
 from utils.training.search import GAINS, LIMITS, RESULTS, _open_storage, draw_parent, mutate, search
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -124,6 +124,20 @@ def test_what_is_written(tmp_path):
     assert (tmp_path / "evolve.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("recipe", sorted((ROOT / "data/hyps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_can_be_searched(tmp_path, monkeypatch, recipe):
+    """Also one with words and switches, which are in no column of the table of numbers but in the best recipe."""
+    hyp = load_hyp(recipe)
+    monkeypatch.setitem(globals(), "HYP", hyp)
+    best = run(Training(), 2, tmp_path, seed=1)
+    titles, rows = rows_of(tmp_path)
+    words = {name: value for name, value in hyp.items() if name in CHOICES}
+    assert len(rows) == 2 and titles == [*RESULTS, *(name for name in best if name not in words)]
+    written = load_hyp(tmp_path / "hyp_evolve.yaml")
+    assert written == best and words.items() <= written.items()
+    assert plot_evolution(tmp_path / "evolve.csv").is_file()
+
+
 def test_without_autoanchor_anchors_stay(tmp_path):
     training = Training()
     run(training, 3, tmp_path, autoanchor=False)
@@ -218,7 +232,7 @@ def test_processes_share_a_search(tmp_path):
         import sys, time
         sys.path.insert(0, {str(ROOT)!r})
         from utils.evaluation.metrics import fitness
-        from utils.training.hyperparameters import load_hyp
+        from utils.training.hyperparameters import CHOICES, load_hyp
         from utils.training.search import search
         asked = []
         def train(hyp, report):
