@@ -8,8 +8,9 @@ import time
 import pytest
 from packed import GOOD, files_below, pack, sha256
 
+from utils import google_utils
 from utils.data.dataset_yaml import load_dataset_yaml
-from utils.downloads import KNOWN_SETS, MARK, STORE, Archive, Limits, download, download_dataset
+from utils.downloads import KNOWN_SETS, MARK, STORE, Archive, Limits, attempt_download, download, download_dataset
 
 
 @pytest.fixture
@@ -340,3 +341,18 @@ def test_other_text_is_neither_run_nor_fetched(tmp_path, write_yaml, text):
 def test_faulty_downloads_are_refused(write_yaml, text, message):
     with pytest.raises(ValueError, match=message):
         load_dataset_yaml(write_yaml(text))
+
+
+# --- v6.1's name ------------------------------------------------------------------------------------------------------
+
+
+def test_official_weights_are_fetched_by_v61s_name(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("utils.downloads.download", lambda url, path, **limits: fetched.append(url) or path)
+    here = tmp_path / "own.pt"
+    here.touch()
+    assert attempt_download(str(here)) == str(here) and not fetched
+    assert google_utils.attempt_download(f"'{tmp_path / 'yolov5s.pt'}'") == str(tmp_path / "yolov5s.pt")
+    assert fetched == ["https://github.com/ultralytics/yolov5/releases/download/v6.1/yolov5s.pt"]
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*mine\.pt"):
+        attempt_download(tmp_path / "mine.pt")
