@@ -35,6 +35,7 @@ from utils.data import letterbox as _letterbox
 from utils.evaluation.metrics import fitness as fitness
 from utils.files import ROOT
 from utils.log import LOGGER
+from utils.text import redact
 from utils.training import sampling as _sampling
 
 DATASETS_DIR = ROOT.parent / "datasets"
@@ -237,7 +238,7 @@ def check_file(file: str | Path, suffix: str | Sequence[str] = "") -> str:
     if not str(file):
         return ""
     if re.match(r"(?i)https?:/", str(file)):
-        raise ValueError(f"{file}: this is a URL; fetch it with utils.downloads.download, and give the file")
+        raise ValueError(f"{redact(str(file))}: this is a URL; download it, and give the file")
     suffixes = (suffix,) if isinstance(suffix, str) and suffix else tuple(suffix)
     return str(_files.find_file(file, suffixes))
 

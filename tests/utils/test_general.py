@@ -178,6 +178,9 @@ def test_files_are_found_and_never_fetched(tmp_path, monkeypatch):
     assert check_file("") == ""
     with pytest.raises(ValueError, match=r"https://x/y\.yaml: this is a URL"):
         check_file("https://x/y.yaml")
+    with pytest.raises(ValueError, match="this is a URL") as error:
+        check_file("https://me:secret@x/y.yaml")
+    assert "secret" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="no such file"):
         check_file("nothing.yaml")
     with pytest.raises(ValueError, match=r"\.yaml"):
