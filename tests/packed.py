@@ -30,5 +30,5 @@ def files_below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-GOOD = {"set/images": None, "set/images/a.jpg": b"picture", "set/labels/a.txt": b"0 .5 .5 .1 .1", "set/empty": None}
+GOOD = {"set/images": None, "set/images/a.jpg": b"image", "set/labels/a.txt": b"0 .5 .5 .1 .1", "set/empty": None}
 KINDS = ["x.zip", "x.tar", "x.tgz", "x.tar.xz"]

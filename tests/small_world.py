@@ -1,4 +1,4 @@
-"""Pictures of a red and a white box, their labels, and models small enough to be trained in a moment."""
+"""Images of a red and a white box, their labels, and models small enough to be trained in a moment."""
 
 import errno
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 
 NAMES = ["red", "weiß"]
 RED, WHITE, GROUND = (30, 30, 220), (245, 245, 245), (60, 60, 60)  # BGR
-H, W = 64, 96  # of every picture
+H, W = 64, 96  # of every image
 SIZE = 96  # --imgsz, at which they are not resized
 
 TINY = {
@@ -41,8 +41,8 @@ SMALLEST = {
 }
 
 
-def picture(red=(8, 10, 30, 40), white=(50, 20, 90, 52)) -> np.ndarray:
-    """A BGR picture with a red and a white box, given as x1, y1, x2, y2 in pixels, or None."""
+def boxes_image(red=(8, 10, 30, 40), white=(50, 20, 90, 52)) -> np.ndarray:
+    """A BGR image with a red and a white box, given as x1, y1, x2, y2 in pixels, or None."""
     image = np.full((H, W, 3), GROUND, np.uint8)
     for box, colour in ((red, RED), (white, WHITE)):
         if box:
@@ -63,9 +63,9 @@ def write_yaml(path: Path, content) -> Path:
     return path
 
 
-def write_set(root: Path, pictures: dict[str, tuple[np.ndarray | None, str | None]], split="train") -> Path:
-    """Pictures (None: written elsewhere) and label texts (None: no file) by file name; returns the folder of images."""
-    for name, (image, text) in pictures.items():
+def write_set(root: Path, images: dict[str, tuple[np.ndarray | None, str | None]], split="train") -> Path:
+    """Images (None: written elsewhere) and label texts (None: no file) by file name; returns the folder of images."""
+    for name, (image, text) in images.items():
         file = root / "images" / split / name
         file.parent.mkdir(parents=True, exist_ok=True)
         if image is not None:
@@ -78,15 +78,15 @@ def write_set(root: Path, pictures: dict[str, tuple[np.ndarray | None, str | Non
 
 
 def write_boxes(root: Path, train: int = 6, val: int = 4) -> dict:
-    """A data set of so many pictures, each with both boxes; returns what its YAML says."""
+    """A data set of so many images, each with both boxes; returns what its YAML says."""
     rng = np.random.default_rng(0)
     for split, n in (("train", train), ("val", val)):
-        pictures = {}
+        images = {}
         for i in range(n):
             x, y = rng.integers(2, 20), rng.integers(2, 24)
             boxes = (int(x), int(y), int(x) + 26, int(y) + 32), (50, int(y), 50 + 2 * int(x) + 4, int(y) + 30)
-            pictures[f"{i:04d}.png"] = picture(*boxes), label_text((0, *boxes[0]), (1, *boxes[1]))
-        write_set(root, pictures, split)
+            images[f"{i:04d}.png"] = boxes_image(*boxes), label_text((0, *boxes[0]), (1, *boxes[1]))
+        write_set(root, images, split)
     return {"path": str(root), "train": "images/train", "val": "images/val", "nc": 2, "names": NAMES}
 
 
@@ -111,7 +111,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 
 class BrightBoxes(torch.nn.Module):
-    """Stands in for a trained detector: finds the red and the white box of a picture by their colour."""
+    """Stands in for a trained detector: finds the red and the white box of an image by their colour."""
 
     names, stride, dtype, fixed = NAMES, 32, torch.float32, None
     confidence = (0.5, 0.75)
@@ -140,9 +140,9 @@ def labels_in(file: Path) -> np.ndarray:
 
 
 def write_kinds(folder: Path) -> list[str]:
-    """The same picture in many kinds of file, and files that are none. Returns the names of the sound ones."""
+    """The same image in many kinds of file, and files that are none. Returns the names of the sound ones."""
     folder.mkdir(parents=True)
-    image = picture()
+    image = boxes_image()
     pil = Image.fromarray(image[..., ::-1].copy())
     for suffix in ("jpg", "png", "bmp", "tif", "webp"):
         pil.save(folder / f"plain {suffix}.{suffix}", quality=95)
@@ -152,7 +152,7 @@ def write_kinds(folder: Path) -> list[str]:
     pil.convert("RGBA").save(folder / "transparent.png")
     pil.convert("P").save(folder / "palette.png")
     cv2.imencode(".png", image.astype(np.uint16) * 257)[1].tofile(folder / "16 bits.png")
-    # how a camera held at each angle stores the upright picture
+    # how a camera held at each angle stores the upright image
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # EXIF orientation -> PIL transpose that it undoes
     for orientation, transpose in undo.items():
         exif = Image.Exif()
@@ -171,7 +171,7 @@ def write_kinds(folder: Path) -> list[str]:
 BROKEN = ["half bmp.bmp", "half jpg.jpg", "half png.png", "half tif.tif", "half webp.webp", "text.jpg", "zero.jpg"]
 
 
-BOXES = [[8, 10, 30, 40], [50, 20, 90, 52]]  # of `picture()`: red, white
+BOXES = [[8, 10, 30, 40], [50, 20, 90, 52]]  # of `boxes_image()`: red, white
 
 
 def full_disk(*_):

@@ -112,7 +112,7 @@ SLOW = {"torch._dynamo", "torch._inductor", "sympy", "torchvision", "matplotlib"
 
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "SOCA-n.yaml"])
 def test_detecting_imports_nothing_for_nothing(name, tmp_path):
-    """From the command to the picture with boxes; torch._dynamo alone takes as long to import as torch does."""
+    """From the command to the image with boxes; torch._dynamo alone takes as long to import as torch does."""
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})

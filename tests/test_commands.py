@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_world import SIZE, full_disk, label_text, labels_in, picture, write_set
+from small_world import SIZE, boxes_image, full_disk, label_text, labels_in, write_set
 
 import detect
 import train
@@ -165,7 +165,7 @@ def test_a_data_yaml_with_a_fault(refused, variant, verb, changes, says):
     ],
 )
 @pytest.mark.parametrize("verb", ["train", "val"])
-def test_a_data_set_without_pictures(refused, variant, here, verb, name, content, says):
+def test_a_data_set_without_images(refused, variant, here, verb, name, content, says):
     (here / name).mkdir() if content is None else (here / name).write_text(content)
     assert name in refused(verb, "--data", variant(train=str(here / name), val=str(here / name)), says=says)
 
@@ -173,7 +173,7 @@ def test_a_data_set_without_pictures(refused, variant, here, verb, name, content
 @pytest.mark.parametrize("verb", ["train", "val"])
 def test_a_class_beyond_the_data_sets(refused, variant, here, verb):
     text = label_text((0, 8, 10, 30, 40), (2, 50, 20, 90, 52))
-    folder = write_set(here / "set", {"a.png": (picture(), text)})
+    folder = write_set(here / "set", {"a.png": (boxes_image(), text)})
     data = variant(train=str(folder), val=str(folder))
     refused(verb, "--data", data, says=["labels/train/a.txt:2: class must be a whole number, 0 to 1, got 2"])
 

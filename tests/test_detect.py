@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from small_world import BOXES, BROKEN, NAMES, BrightBoxes, H, W, labels_in, picture, tree, write_set
+from small_world import BOXES, BROKEN, NAMES, BrightBoxes, H, W, boxes_image, labels_in, tree, write_set
 
 import train
 
@@ -17,7 +17,7 @@ ROOT = Path(train.__file__).parent
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def test_every_kind_of_picture_is_detected_in_upright(kinds, command, usual, bright, here):
+def test_every_kind_of_image_is_detected_in_upright(kinds, command, usual, bright, here):
     root, sound = kinds
     arguments = ["--source", root / "images", "--save-txt", "--save-crop"]
     code, err = command("detect", *usual["detect"], *arguments)
@@ -25,7 +25,7 @@ def test_every_kind_of_picture_is_detected_in_upright(kinds, command, usual, bri
     for name in BROKEN:
         assert f"left out: {root / 'images' / name}: image cannot be decoded" in err
     out = here / "out" / "exp"
-    for name in [*sound, "moving gif.jpg"]:  # of a moving picture the first frame
+    for name in [*sound, "moving gif.jpg"]:  # of a moving image the first frame
         found = labels_in(out / "labels" / f"{Path(name).stem}.txt")
         xywh = found[:, 1:] * (W, H, W, H)
         corners = np.concatenate([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], 1)
@@ -41,8 +41,8 @@ def test_every_kind_of_picture_is_detected_in_upright(kinds, command, usual, bri
     )
 
 
-def test_grey_pictures_are_detected_in(command, usual, bright, here):
-    grey = cv2.cvtColor(picture(), cv2.COLOR_BGR2GRAY)
+def test_grey_images_are_detected_in(command, usual, bright, here):
+    grey = cv2.cvtColor(boxes_image(), cv2.COLOR_BGR2GRAY)
     for name, image in (("grey.png", grey), ("grey.jpg", grey), ("16 bits.png", grey.astype(np.uint16) * 257)):
         write_set(here, {name: (image, None)})
     code, _ = command("detect", *usual["detect"], "--source", "images/train", "--save-txt")
@@ -56,21 +56,21 @@ def test_grey_pictures_are_detected_in(command, usual, bright, here):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")
 def test_file_names_that_are_no_text(command, usual, bright, here):
     name = os.fsdecode(b"caf\xe9")
-    write_set(here, {f"{name}.png": (picture(), None), f"{name}2.mpo": (None, None)})
-    Image.fromarray(picture()).save(here / f"images/train/{name}2.mpo", format="JPEG")
+    write_set(here, {f"{name}.png": (boxes_image(), None), f"{name}2.mpo": (None, None)})
+    Image.fromarray(boxes_image()).save(here / f"images/train/{name}2.mpo", format="JPEG")
     code, err = command("detect", *usual["detect"], "--source", "images/train", "--save-txt", "--save-crop")
     assert code == 0, err
     assert sorted(p.name for p in (here / "out/exp").iterdir() if p.is_file()) == [f"{name}.png", f"{name}2.jpg"]
     assert (here / f"out/exp/labels/{name}.txt").is_file()
 
 
-@pytest.mark.parametrize("name", [*BROKEN, "no picture at all"])
-def test_a_single_picture_that_cannot_be_read(kinds, refused, name):
+@pytest.mark.parametrize("name", [*BROKEN, "no image at all"])
+def test_a_single_image_that_cannot_be_read(kinds, refused, name):
     file = kinds[0] / "images" / name
     refused("detect", "--source", file, says=str(file))
 
 
-def test_only_unreadable_pictures(refused, here):
+def test_only_unreadable_images(refused, here):
     folder = here / "broken"
     folder.mkdir()
     for name in ("a.jpg", "b.jpg"):
@@ -79,7 +79,7 @@ def test_only_unreadable_pictures(refused, here):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (3, 5)])
-def test_a_picture_of_any_shape_is_detected_in(command, usual, bright, here, shape):
+def test_an_image_of_any_shape_is_detected_in(command, usual, bright, here, shape):
     cv2.imencode(".png", np.zeros((*shape, 3), np.uint8))[1].tofile(here / "thin.png")
     code, err = command("detect", *usual["detect"], "--source", "thin.png")
     assert code == 0, err
@@ -121,7 +121,7 @@ def test_a_source_that_is_none(refused, here, source, says):
 
 
 def test_videos_that_cannot_be_read_are_named(command, usual, bright, here):
-    write_set(here, {"a.png": (picture(), None), "b.png": (picture(), None)})
+    write_set(here, {"a.png": (boxes_image(), None), "b.png": (boxes_image(), None)})
     (here / "images/train/film.mp4").write_text("x")
     code, err = command("detect", *usual["detect"], "--source", "images/train")
     assert code == 0 and "left out: images/train/film.mp4: video cannot be decoded" in err and "2 images" in err
@@ -130,15 +130,15 @@ def test_videos_that_cannot_be_read_are_named(command, usual, bright, here):
 def test_the_default_source_is_the_repositorys(monkeypatch, tmp_path, command, usual, bright):
     monkeypatch.setattr(sys.modules["utils.inference.sources"], "ROOT", tmp_path / "repo")
     (tmp_path / "repo/data/images").mkdir(parents=True)
-    cv2.imencode(".jpg", picture())[1].tofile(tmp_path / "repo/data/images/a.jpg")
+    cv2.imencode(".jpg", boxes_image())[1].tofile(tmp_path / "repo/data/images/a.jpg")
     arguments = usual["detect"][: usual["detect"].index("--source")]
     code, err = command("detect", *arguments)
     assert code == 0 and "repo/data/images/a.jpg" in err
 
 
-def test_pictures_of_one_name_from_several_folders(command, usual, bright, here):
+def test_images_of_one_name_from_several_folders(command, usual, bright, here):
     for i, red in enumerate(((8, 10, 30, 40), (2, 2, 20, 60))):
-        write_set(here, {"shot.png": (picture(red), None)}, f"cam{i}")
+        write_set(here, {"shot.png": (boxes_image(red), None)}, f"cam{i}")
     arguments = ["--source", "images/**/*.png", "--save-txt", "--save-crop"]
     assert command("detect", *usual["detect"], *arguments)[0] == 0
     out = here / "out/exp"
@@ -151,7 +151,7 @@ def test_pictures_of_one_name_from_several_folders(command, usual, bright, here)
 @pytest.fixture
 def shot(here) -> np.ndarray:
     """The file `a shot.png`, of which the boxes are known to the pixel."""
-    image = picture(*BOXES)
+    image = boxes_image(*BOXES)
     cv2.imencode(".png", image)[1].tofile(here / "a shot.png")
     return image
 
@@ -170,7 +170,7 @@ def shot(here) -> np.ndarray:
     ],
 )
 def test_label_file_of_detection(command, usual, bright, shot, here, flags, text):
-    """The most confident box last, six digits, whole pixels of a picture of 96 x 64."""
+    """The most confident box last, six digits, whole pixels of an image of 96 x 64."""
     code, err = command("detect", *usual["detect"], "--source", "a shot.png", *flags)
     assert code == 0 and f"1/1 a shot.png: 64x96 {'1 red, 1 weiß' if text[0] == '0' else '1 weiß'}, " in err
     assert (here / "out/exp/labels/a shot.txt").read_bytes() == text.encode()
@@ -185,7 +185,7 @@ def test_detection_rounds_to_whole_pixels(command, usual, bright, odd_size, here
 
 
 def test_no_label_file_without_a_box(command, usual, bright, here):
-    write_set(here, {"a.png": (picture(None, None), None)})
+    write_set(here, {"a.png": (boxes_image(None, None), None)})
     assert command("detect", *usual["detect"], "--source", "images/train", "--save-txt", "--save-crop")[0] == 0
     assert tree(here / "out/exp").keys() == {str(here / "out/exp" / n) for n in ("a.png", "labels")}
 
@@ -197,7 +197,7 @@ def test_crops(command, usual, bright, shot, here):
     for name, (x1, y1, x2, y2) in zip(NAMES, BOXES):
         assert sorted(os.listdir(f"out/exp/crops/{name}")) == ["a shot.jpg", "a shot2.jpg"]
         crop = cv2.imdecode(np.fromfile(here / f"out/exp/crops/{name}/a shot.jpg", np.uint8), cv2.IMREAD_COLOR)
-        # centre and size; size x 1.02 + 10 pixels; towards zero; inside the picture
+        # centre and size; size x 1.02 + 10 pixels; towards zero; inside the image
         x, y, w, h = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) * 1.02 + 10, (y2 - y1) * 1.02 + 10
         left, top, right, bottom = int(x - w / 2), int(y - h / 2), int(x + w / 2), int(y + h / 2)
         expected = shot[max(top, 0) : min(bottom, H), max(left, 0) : min(right, W)]

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_world import H, W, lively, picture
+from small_world import H, W, boxes_image, lively
 
 import detect
 import export
@@ -255,7 +255,9 @@ def test_val_measures_the_same(weights, data, here):
 
 def test_the_hub_takes_exported_files(weights, here):
     [path] = export.run(weights=weights, imgsz=96, include="onnx")
-    expected, ours = (hubconf.custom(w, device="cpu")(picture()[..., ::-1].copy(), size=96) for w in (weights, path))
+    expected, ours = (
+        hubconf.custom(w, device="cpu")(boxes_image()[..., ::-1].copy(), size=96) for w in (weights, path)
+    )
     assert len(ours.xyxy[0]) and ours.names == ["red", "weiß"]
     assert expected.names == ours.names
 
@@ -286,6 +288,6 @@ def test_what_detect_refuses(weights, here, command, arguments, says):
     for name in ("best.zip", "broken.onnx", "broken.torchscript"):
         (here / name).write_bytes(b"no such thing")
     (here / "empty_openvino_model").mkdir()
-    cv2.imwrite("picture.png", picture())
-    code, err = command("detect", "--source", "picture.png", "--imgsz", 96, "--project", "out", *arguments)
+    cv2.imwrite("image.png", boxes_image())
+    code, err = command("detect", "--source", "image.png", "--imgsz", 96, "--project", "out", *arguments)
     assert code == 1 and "Traceback" not in err and says in err.splitlines()[-1], err

@@ -253,23 +253,23 @@ def test_dataset_yaml(yaml_folder, data):
 
 def _sound():
     pixels = cv2.resize(np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8), (16, 12))
-    picture = Image.fromarray(pixels)
+    drawn = Image.fromarray(pixels)
     exif = Image.Exif()
     exif[0x0112] = 6
     files = {}
     for name, image, kind, options in (
-        ("png", picture, "PNG", {}),
-        ("bmp", picture, "BMP", {}),
-        ("jpg", picture, "JPEG", {}),
-        ("tif", picture, "TIFF", {}),
-        ("turned.jpg", picture, "JPEG", {"exif": exif}),
-        ("progressive.jpg", picture, "JPEG", {"progressive": True}),
-        ("palette.png", picture.convert("P"), "PNG", {}),
-        ("grey.png", picture.convert("L"), "PNG", {}),
-        ("alpha.png", picture.convert("RGBA"), "PNG", {}),
-        ("cmyk.jpg", picture.convert("CMYK"), "JPEG", {}),
-        ("lzw.tif", picture, "TIFF", {"compression": "tiff_lzw"}),
-        ("palette.bmp", picture.convert("P"), "BMP", {}),
+        ("png", drawn, "PNG", {}),
+        ("bmp", drawn, "BMP", {}),
+        ("jpg", drawn, "JPEG", {}),
+        ("tif", drawn, "TIFF", {}),
+        ("turned.jpg", drawn, "JPEG", {"exif": exif}),
+        ("progressive.jpg", drawn, "JPEG", {"progressive": True}),
+        ("palette.png", drawn.convert("P"), "PNG", {}),
+        ("grey.png", drawn.convert("L"), "PNG", {}),
+        ("alpha.png", drawn.convert("RGBA"), "PNG", {}),
+        ("cmyk.jpg", drawn.convert("CMYK"), "JPEG", {}),
+        ("lzw.tif", drawn, "TIFF", {"compression": "tiff_lzw"}),
+        ("palette.bmp", drawn.convert("P"), "BMP", {}),
     ):
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
@@ -292,7 +292,7 @@ EDITS = st.lists(
 
 
 @contextmanager
-def small_pictures(pixels=2**22):
+def small_images(pixels=2**22):
     """Pillow's limit against decompression bombs, lowered so that a case does not fill the memory."""
     old, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
     try:
@@ -329,7 +329,7 @@ def test_images(tmp_path_factory, name, edits):
     data = mutated(name, edits)
     file.write_bytes(data)
     promised = None
-    with no_hang(), small_pictures():
+    with no_hang(), small_images():
         try:
             promised, _ = check_image(file)
         except (ValueError, OSError) as error:

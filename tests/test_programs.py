@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_world import labels_in, lively, picture
+from small_world import boxes_image, labels_in, lively
 from videos import moving, write_video
 
 import detect
@@ -137,8 +137,8 @@ def run(code: str, folder: Path, *arguments, path: Path = ROOT) -> subprocess.Co
 def here(tmp_path) -> Path:
     """Two images and a video, weights that find objects in them, and a checkout whose folder is called yolov5."""
     (tmp_path / "in").mkdir()
-    write_image(tmp_path / "in/a.png", picture())
-    write_image(tmp_path / "in/b.png", picture((30, 20, 60, 50), None))
+    write_image(tmp_path / "in/a.png", boxes_image())
+    write_image(tmp_path / "in/b.png", boxes_image((30, 20, 60, 50), None))
     write_video(tmp_path / "in/c.avi", moving(2))
     checkpoint.save(tmp_path / "tiny.pt", checkpoint.pack(lively()))
     (tmp_path / "above").mkdir()

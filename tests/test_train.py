@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from small_world import BROKEN, CURVES, NAMES, SIZE, TINY, full_disk, picture, write_set, write_yaml
+from small_world import BROKEN, CURVES, NAMES, SIZE, TINY, boxes_image, full_disk, write_set, write_yaml
 
 import train
 import val
@@ -132,12 +132,12 @@ def test_hyper_parameters_from_a_pipe(command, usual, refused, no_plots, here, b
 
 
 def test_training_without_labels(refused, variant, here):
-    folder = write_set(here / "bare", {"a.png": (picture(), None), "b.png": (picture(), None)})
+    folder = write_set(here / "bare", {"a.png": (boxes_image(), None), "b.png": (boxes_image(), None)})
     refused("train", "--data", variant(train=str(folder)), says=["no label files", "labels/train/a.txt"])
     assert not list(here.rglob("*.cache"))
 
 
-def test_every_kind_of_picture_is_trained_on(kinds, command, usual, variant):
+def test_every_kind_of_image_is_trained_on(kinds, command, usual, variant):
     root, sound = kinds
     data = variant(train=str(root / "images"), val=str(root / "images"))
     code, err = command("train", *usual["train"], "--data", data, "--workers", 2)
@@ -313,7 +313,7 @@ def test_a_run_ends_when_its_time_is_over(command, usual, no_plots, here):
 
 
 def test_quads(command, usual, no_plots, here, monkeypatch):
-    """Batches of 4 and 2 pictures become one each: the first at twice the side, or four side by side."""
+    """Batches of 4 and 2 images become one each: the first at twice the side, or four side by side."""
     shapes = []
     monkeypatch.setattr(training, "plot_batch", lambda images, *_: shapes.append(tuple(images.shape)))
     code, err = command("train", *usual["train"], "--quad", "--epochs", 2)

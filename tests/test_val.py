@@ -18,9 +18,9 @@ from small_world import (
     BrightBoxes,
     H,
     W,
+    boxes_image,
     label_text,
     labels_in,
-    picture,
     write_set,
     write_yaml,
 )
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_validating_without_labels(command, usual, variant, here, bright):
-    folder = write_set(here / "bare", {"a.png": (picture(), None), "b.png": (picture(), None)})
+    folder = write_set(here / "bare", {"a.png": (boxes_image(), None), "b.png": (boxes_image(), None)})
     code, err = command("val", *usual["val"], "--data", variant(val=str(folder)))
     assert code == 0
     assert "no label files found; expected for example" in err and "this split has no labels" in err
@@ -53,10 +53,12 @@ BAD_LABELS = {
 }
 
 
-def test_label_files_with_a_fault_leave_their_picture_out_by_line(command, usual, variant, here, bright):
+def test_label_files_with_a_fault_leave_their_image_out_by_line(command, usual, variant, here, bright):
     good = label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52))
-    pictures = {name: (picture(), text) for name, (text, _) in BAD_LABELS.items()}
-    folder = write_set(here / "set", {**pictures, "good.png": (picture(), good), "twice.png": (picture(), good * 2)})
+    images = {name: (boxes_image(), text) for name, (text, _) in BAD_LABELS.items()}
+    folder = write_set(
+        here / "set", {**images, "good.png": (boxes_image(), good), "twice.png": (boxes_image(), good * 2)}
+    )
     (here / "set/labels/train/bytes.txt").write_bytes(b"\xff\xfe\x80")
     list_file = here / "list.txt"
     list_file.write_text("".join(f"./set/images/train/{p.name}\n" for p in folder.iterdir()) + "./lost.png\n")
@@ -71,7 +73,7 @@ def test_label_files_with_a_fault_leave_their_picture_out_by_line(command, usual
     assert [line.split()[1:3] for line in err.splitlines() if line.split()[:1] == ["all"]] == [["2", "4"]]
 
 
-def test_every_kind_of_picture_is_validated_in_upright(kinds, command, usual, bright, variant):
+def test_every_kind_of_image_is_validated_in_upright(kinds, command, usual, bright, variant):
     root, sound = kinds
     code, err = command("val", *usual["val"], "--data", variant(val=str(root / "images")))
     assert code == 0
@@ -87,16 +89,16 @@ def test_weights_of_another_data_set(refused, variant):
     refused("val", "--data", data, says=["best.pt has 2 classes, but", "data variant.yaml has 3"])
 
 
-def test_val_keeps_pictures_of_one_name_apart(command, usual, bright, variant, here):
+def test_val_keeps_images_of_one_name_apart(command, usual, bright, variant, here):
     text = label_text((0, 8, 10, 30, 40))
     for name in ("a", "b"):
-        write_set(here, {"shot.png": (picture(), text)}, name)
+        write_set(here, {"shot.png": (boxes_image(), text)}, name)
     assert command("val", *usual["val"], "--data", variant(val=str(here / "images")), "--save-txt")[0] == 0
     assert sorted(os.listdir("out/exp/labels")) == ["a_shot.txt", "b_shot.txt"]
     assert all(len(labels_in(here / "out/exp/labels" / f"{n}_shot.txt")) == 2 for n in "ab")
 
 
-GAIN = 96 / 180  # of pictures of 120 x 180 at SIZE
+GAIN = 96 / 180  # of images of 120 x 180 at SIZE
 
 
 def test_label_files_of_validation(command, usual, bright, variant, odd_size, here):
@@ -110,7 +112,7 @@ def test_label_files_of_validation(command, usual, bright, variant, odd_size, he
         x, y, w, h = np.array(line[1:5], float) * (180, 120, 180, 120)
         corners = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
         assert np.abs(corners - true).max() <= 2
-        # not rounded: whole pixels of the smaller picture are fractions of pixels here
+        # not rounded: whole pixels of the smaller image are fractions of pixels here
         assert np.abs(corners * GAIN - np.round(corners * GAIN)).max() < 1e-3
         assert np.abs(corners - np.round(corners)).max() > 0.1
     assert (here / "out/exp/labels/night shot.txt").read_text().count("\n") == 1
@@ -129,7 +131,7 @@ def test_json_of_validation(command, usual, bright, variant, odd_size, here, mon
         assert (row["image_id"], row["category_id"], row["score"]) == (image, category, score)
         assert np.abs(np.array(row["bbox"]) - (x1, y1, x2 - x1, y2 - y1)).max() <= 2
         assert all(v == round(v, 3) for v in row["bbox"])
-        pixels = np.array(row["bbox"]) * GAIN  # whole ones of the smaller picture
+        pixels = np.array(row["bbox"]) * GAIN  # whole ones of the smaller image
         assert np.abs(pixels - np.round(pixels)).max() < 1e-3
 
 
@@ -152,12 +154,12 @@ def test_files_of_validation(command, usual, world, bright, here):
 
 
 def test_confusion_matrix_of_every_image_or_as_v61(command, usual, bright, variant, here, monkeypatch):
-    """A picture without any box found, and one that is all false alarm, are counted unless v6.1's rule is asked for."""
-    pictures = {
-        "nothing found.png": (picture(red=None, white=None), label_text((0, 8, 10, 30, 40))),
-        "nothing there.png": (picture(), ""),
+    """An image without any box found, and one that is all false alarm, are counted unless v6.1's rule is asked for."""
+    images = {
+        "nothing found.png": (boxes_image(red=None, white=None), label_text((0, 8, 10, 30, 40))),
+        "nothing there.png": (boxes_image(), ""),
     }
-    data = variant(val=str(write_set(here / "odd", pictures, "val")))
+    data = variant(val=str(write_set(here / "odd", images, "val")))
     counted = {}
     keep = lambda result, _: counted.update({len(counted): result.confusion.matrix.copy()})  # noqa: E731
     monkeypatch.setattr(validation.writers, "write_figures", keep)
@@ -170,9 +172,9 @@ def test_reports_of_validation(command, usual, world, bright, variant, here, cap
     """Boxes of v6.1's and of COCO's metric, sizes, kinds of errors: all of it for a perfect detector, but one label."""
     pytest.importorskip("pycocotools")
     caplog.set_level("INFO", "yolov5")
-    pictures = {f"{i}.png": (picture(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52))) for i in range(3)}
-    pictures["3.png"] = picture(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52), (0, 40, 0, 46, 10))
-    data = variant(val=str(write_set(here / "odd", pictures, "val")))
+    images = {f"{i}.png": (boxes_image(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52))) for i in range(3)}
+    images["3.png"] = boxes_image(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52), (0, 40, 0, 46, 10))
+    data = variant(val=str(write_set(here / "odd", images, "val")))
     flags = ["--data", data, "--metrics", "coco", "--report", "sizes", "errors", "--report-images", 2, "--save-json"]
     assert command("val", *usual["val"], *flags)[0] == 0
     assert {p.name for p in (here / "out/exp/errors").iterdir()} == {"01_3.jpg"}  # the others have no error
@@ -196,7 +198,7 @@ def test_coco_results_are_returned(world, bright, here):
 
 def test_ids_of_a_coco_json_come_back(command, usual, bright, here):
     """Image and category ids, of text and with gaps, stand in the predictions as they do in the data set's file."""
-    folder = write_set(here / "set", {"a.png": (picture(), None)}, "val")
+    folder = write_set(here / "set", {"a.png": (boxes_image(), None)}, "val")
     content = {
         "images": [{"id": "Zoë/1", "file_name": "a.png", "width": W, "height": H}],
         "annotations": [{"id": 1, "image_id": "Zoë/1", "category_id": 9, "bbox": [8, 10, 22, 30]}],
@@ -213,8 +215,8 @@ def test_coco_itself(command, world, usual, bright, here, caplog):
     """A list coco/val2017.txt: COCO's category numbers, and with its annotations COCO's metric, as in v6.1."""
     pytest.importorskip("pycocotools")
     caplog.set_level("INFO", "yolov5")
-    pictures = {"000000000139.png": (picture(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52)))}
-    folder = write_set(here / "coco", pictures, "val2017")
+    images = {"000000000139.png": (boxes_image(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52)))}
+    folder = write_set(here / "coco", images, "val2017")
     (here / "coco/val2017.txt").write_text(str(folder / "000000000139.png"))
     data = write_yaml(here / "coco.yaml", {"path": str(here / "coco"), "val": str(here / "coco/val2017.txt"),
                                            "train": "none", "names": NAMES})  # fmt: skip
@@ -275,8 +277,8 @@ def test_speed_and_study(command, usual, world, bright, here, monkeypatch):
 
 def test_speed_writes_no_json(command, usual, bright, here):
     """Not even for coco.yaml, where the other tasks write it unasked."""
-    pictures = {"a.png": (picture(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52)))}
-    folder = write_set(here / "set", pictures, "val")
+    images = {"a.png": (boxes_image(), label_text((0, 8, 10, 30, 40), (1, 50, 20, 90, 52)))}
+    folder = write_set(here / "set", images, "val")
     data = write_yaml(here / "coco.yaml", {"train": "none", "val": str(folder), "names": NAMES})
     assert command("val", *usual["val"], "--data", data, "--task", "speed", "--save-json")[0] == 0
     assert not list((here / "out/exp").iterdir())

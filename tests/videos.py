@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from small_world import W, labels_in, picture
+from small_world import W, boxes_image, labels_in
 
 FPS = 12.5
 
@@ -27,8 +27,8 @@ def read_video(path: Path) -> tuple[list[np.ndarray], float]:
 
 
 def moving(n: int) -> list[np.ndarray]:
-    """Pictures in which the red box moves by two pixels a frame."""
-    return [picture((4 + 2 * i, 10, 26 + 2 * i, 40), None) for i in range(n)]
+    """Images in which the red box moves by two pixels a frame."""
+    return [boxes_image((4 + 2 * i, 10, 26 + 2 * i, 40), None) for i in range(n)]
 
 
 def left_edges(folder: Path, names: list[str]) -> list[float]:

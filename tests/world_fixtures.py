@@ -16,9 +16,9 @@ from small_world import (
     TINY,
     WHITE,
     BrightBoxes,
+    boxes_image,
     label_text,
     lively,
-    picture,
     tree,
     write_boxes,
     write_kinds,
@@ -34,7 +34,7 @@ from utils import checkpoint
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> SimpleNamespace:
-    """A data set of 6 + 4 pictures, a tiny model, and a run of two epochs made by a Python call."""
+    """A data set of 6 + 4 images, a tiny model, and a run of two epochs made by a Python call."""
     root = tmp_path_factory.mktemp("ein Größenversuch 検出")
     content = write_boxes(root / "my set")
     world = SimpleNamespace(
@@ -122,10 +122,10 @@ def detected(monkeypatch, here):
 
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory) -> tuple[Path, list[str]]:
-    """A data set of `write_kinds` with labels for the upright pictures, and the names of its sound pictures."""
+    """A data set of `write_kinds` with labels for the upright images, and the names of its sound images."""
     root = tmp_path_factory.mktemp("alle Arten")
     sound = write_kinds(root / "images")
-    pil = Image.fromarray(picture()[..., ::-1].copy())
+    pil = Image.fromarray(boxes_image()[..., ::-1].copy())
     frames = [pil.convert("P"), pil.rotate(180).convert("P")]
     frames[0].save(root / "images" / "moving gif.jpg", format="GIF", save_all=True, append_images=frames[1:])
     pil.resize((1, 1)).save(root / "images" / "pixel.png")
@@ -138,7 +138,7 @@ def kinds(tmp_path_factory) -> tuple[Path, list[str]]:
 
 @pytest.fixture
 def odd_size(here) -> tuple[Path, dict[str, list]]:
-    """Pictures of 120 x 180, which are made smaller, and the boxes in them: image stem -> red, white xyxy."""
+    """Images of 120 x 180, which are made smaller, and the boxes in them: image stem -> red, white xyxy."""
     boxes = {"0007": [[17, 20, 56, 81], [96, 41, 169, 104]], "night shot": [[16, 20, 60, 80], None]}
     for stem, pair in boxes.items():
         image = np.full((120, 180, 3), GROUND, np.uint8)
@@ -163,5 +163,5 @@ def weights(here) -> Path:
 
 @pytest.fixture
 def data(here) -> Path:
-    """The YAML of a data set of pictures with two boxes each."""
+    """The YAML of a data set of images with two boxes each."""
     return write_yaml(here / "boxes.yaml", write_boxes(here / "boxes"))

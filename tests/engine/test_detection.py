@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_world import TINY, BrightBoxes, H, W, labels_in, picture
+from small_world import TINY, BrightBoxes, H, W, boxes_image, labels_in
 from videos import FPS, left_edges, moving, read_video, write_video
 
 import detect
@@ -68,14 +68,14 @@ def test_a_video_that_does_not_say_its_rate(detected, here, monkeypatch):
     assert read_video(out / "clip.mp4")[1] == pytest.approx(30)
 
 
-def test_pictures_and_videos_of_one_folder(detected, here):
-    cv2.imencode(".png", picture())[1].tofile(here / "b.png")
-    cv2.imencode(".png", picture())[1].tofile(here / "clip_1.png")  # as the label file of a frame is called
+def test_images_and_videos_of_one_folder(detected, here):
+    cv2.imencode(".png", boxes_image())[1].tofile(here / "b.png")
+    cv2.imencode(".png", boxes_image())[1].tofile(here / "clip_1.png")  # as the label file of a frame is called
     write_video(here / "a.avi", moving(3))
     write_video(here / "clip.avi", moving(2))
     frames = [Image.fromarray(image[..., ::-1].copy()) for image in moving(4)]
     frames[0].save(here / "c.gif", save_all=True, append_images=frames[1:], duration=40)
-    (here / "notes.md").write_text("no picture")
+    (here / "notes.md").write_text("no image")
     out = detected(here, save_txt=True, save_crop=True)
     files = {"b.png", "clip_1.png", "a.mp4", "clip_avi.mp4", "c.mp4"}
     assert {p.name for p in out.iterdir() if p.is_file()} == files
@@ -87,7 +87,7 @@ def test_pictures_and_videos_of_one_folder(detected, here):
 def test_a_video_cut_short_keeps_its_frames(detected, here, capsys):
     content = write_video(here / "clip.avi", moving(30)).read_bytes()
     (here / "clip.avi").write_bytes(content[: len(content) // 2])
-    cv2.imencode(".png", picture())[1].tofile(here / "a.png")
+    cv2.imencode(".png", boxes_image())[1].tofile(here / "a.png")
     out = detected(here)
     frames, _ = read_video(out / "clip.mp4")
     assert 5 < len(frames) < 30 and (out / "a.png").is_file()
@@ -115,7 +115,7 @@ def test_what_was_done_before_ctrl_c_is_whole(detected, here, monkeypatch):
 def test_a_list_of_files(detected, here, capsys):
     (here / "deep").mkdir()
     for name in ("deep/a.png", "b.png"):
-        cv2.imencode(".png", picture())[1].tofile(here / name)
+        cv2.imencode(".png", boxes_image())[1].tofile(here / name)
     write_video(here / "clip.avi", moving(2))
     (here / "deep/list.txt").write_text("../clip.avi\n\n./a.png\nb.png\ngone.jpg\n".replace("../clip", "clip"))
     out = detected("deep/list.txt", save_txt=True)
@@ -124,9 +124,9 @@ def test_a_list_of_files(detected, here, capsys):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
-def test_a_picture_on_standard_input(detected, monkeypatch, kind):
+def test_an_image_on_standard_input(detected, monkeypatch, kind):
     content = io.BytesIO()
-    Image.fromarray(picture()[..., ::-1]).save(content, kind)
+    Image.fromarray(boxes_image()[..., ::-1]).save(content, kind)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content.getvalue())))
     out = detected("-", save_txt=True)
     assert sorted(os.listdir(out)) == ["labels", "stdin.jpg"] and len(labels_in(out / "labels/stdin.txt")) == 2
@@ -141,7 +141,7 @@ def test_nothing_on_standard_input(detected, monkeypatch):
 def test_a_window_without_a_display(detected, here, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    cv2.imencode(".png", picture())[1].tofile(here / "a.png")
+    cv2.imencode(".png", boxes_image())[1].tofile(here / "a.png")
     if sys.platform not in ("darwin", "win32"):
         with pytest.raises(ValueError, match="--view-img: no window can be opened here"):
             detected("a.png", view_img=True)
@@ -200,7 +200,7 @@ def test_maps_and_gates_are_written(soca, here):
 
 
 def test_layers_of_streams_and_ensembles_are_refused(soca, here):
-    cv2.imencode(".png", picture())[1].tofile(here / "a.png")
+    cv2.imencode(".png", boxes_image())[1].tofile(here / "a.png")
     with pytest.raises(ValueError, match="--visualize records the layers of one model"):
         detect.run(["soca.pt", "soca.pt"], "a.png", imgsz=96, device="cpu", visualize=True)
     with pytest.raises(ValueError, match="which a stream never ends; give images or a video"):
@@ -208,7 +208,7 @@ def test_layers_of_streams_and_ensembles_are_refused(soca, here):
 
 
 def test_update_strips_the_weights(soca, here):
-    cv2.imencode(".png", picture())[1].tofile(here / "a.png")
+    cv2.imencode(".png", boxes_image())[1].tofile(here / "a.png")
     assert load_checkpoint("soca.pt")["optimizer"] is not None
     detect.run("soca.pt", "a.png", imgsz=96, device="cpu", update=True)
     content = load_checkpoint("soca.pt")

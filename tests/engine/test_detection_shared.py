@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_world import SIZE, picture
+from small_world import SIZE, boxes_image
 from videos import read_video, write_video
 
 from utils import dist
@@ -52,15 +52,15 @@ def lines(path: str | Path) -> list[str]:
 
 
 def shots(n: int) -> list[np.ndarray]:
-    return [picture((8 + i % 8, 10, 30 + i % 8, 40), (50, 20, 90, 52)) for i in range(n)]
+    return [boxes_image((8 + i % 8, 10, 30 + i % 8, 40), (50, 20, 90, 52)) for i in range(n)]
 
 
 def make_files() -> None:
-    """Six pictures (places 0 to 5, of which 4 is damaged), and two videos (6, 7)."""
+    """Six images (places 0 to 5, of which 4 is damaged), and two videos (6, 7)."""
     for i, image in enumerate(shots(6)):
         Path("in").mkdir(exist_ok=True)
         cv2.imencode(".png", image)[1].tofile(f"in/p{i}.png")
-    Path("in/p4.png").write_bytes(b"no picture")
+    Path("in/p4.png").write_bytes(b"no image")
     for name in ("v", "w"):
         write_video(Path(f"in/{name}.avi"), shots(12))
 
@@ -200,7 +200,7 @@ def test_to_begin_a_run_in_a_folder_its_source_is_given(detected, here):
         detected(resume="out/new")
     folder = here / "data/images"
     folder.mkdir(parents=True)
-    cv2.imencode(".png", picture())[1].tofile(folder / "a.png")
+    cv2.imencode(".png", boxes_image())[1].tofile(folder / "a.png")
     assert os.listdir(detected("data/images", resume="out/new")) == ["a.png"]  # the default, but given
 
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_shared(detected, here, monkeypatch):
 
 def test_files_of_which_none_can_be_read(detected, here, monkeypatch):
     for name in "abc":
-        Path(f"{name}.png").write_bytes(b"no picture")
+        Path(f"{name}.png").write_bytes(b"no image")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)

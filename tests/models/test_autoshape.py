@@ -1,4 +1,4 @@
-"""Pictures of every kind give the boxes that are in them, as tensors, tables, files; torch.hub loads offline."""
+"""Images of every kind give the boxes that are in them, as tensors, tables, files; torch.hub loads offline."""
 
 import io
 import os
@@ -36,7 +36,7 @@ TINY = {
 }  # fmt: skip
 
 
-def picture() -> np.ndarray:
+def boxes_image() -> np.ndarray:
     """RGB, with a red and a white box."""
     image = np.full((H, W, 3), 60, np.uint8)
     for (x1, y1, x2, y2), colour in zip(BOXES, ((245, 245, 245), (220, 30, 30))):
@@ -45,7 +45,7 @@ def picture() -> np.ndarray:
 
 
 class BrightBoxes(torch.nn.Module):
-    """Stands in for a trained detector: finds the red and the white box of a picture by their colour."""
+    """Stands in for a trained detector: finds the red and the white box of an image by their colour."""
 
     names, stride = NAMES, torch.tensor([8.0, 16.0, 32.0])
 
@@ -83,8 +83,8 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def kinds(folder: Path) -> dict:
-    """The same picture in every kind that a call takes."""
-    image = picture()
+    """The same image in every kind that a call takes."""
+    image = boxes_image()
     Image.fromarray(image).save(folder / "ä.png")
     Image.fromarray(image).save(folder / "opened.png")
     turned, exif = Image.fromarray(image).transpose(Image.Transpose.ROTATE_90), Image.Exif()
@@ -117,7 +117,7 @@ def test_every_kind_alone_and_all_together(model, here):
         found = model(one, size=W)
         assert len(found) == found.n == 1
         assert np.abs(found.xyxy[0][:, :4].numpy() - BOXES).max() <= 1, name
-        np.testing.assert_array_equal(found.imgs[0], picture(), name) if name != "palette" else None
+        np.testing.assert_array_equal(found.imgs[0], boxes_image(), name) if name != "palette" else None
     together = list(given.values())
     copies = list(together)
     found = model(together, size=W)
@@ -128,19 +128,19 @@ def test_every_kind_alone_and_all_together(model, here):
     assert sorted(found.files) == sorted(names)
 
 
-def test_pictures_of_several_sizes(model):
-    """Boxes are those of each picture, whatever frame the batch shares."""
-    tall = picture().transpose(1, 0, 2)
-    large = cv2.resize(picture(), (3 * W, 3 * H), interpolation=cv2.INTER_NEAREST)
-    found = model([picture(), tall, large], size=192)
+def test_images_of_several_sizes(model):
+    """Boxes are those of each image, whatever frame the batch shares."""
+    tall = boxes_image().transpose(1, 0, 2)
+    large = cv2.resize(boxes_image(), (3 * W, 3 * H), interpolation=cv2.INTER_NEAREST)
+    found = model([boxes_image(), tall, large], size=192)
     assert found.s == (3, 3, 192, 192)
     expected = BOXES, BOXES[:, [1, 0, 3, 2]], 3 * BOXES
     for boxes, true in zip(found.xyxy, expected):
         assert np.abs(boxes[:, :4].numpy() - true).max() <= 1.5
 
 
-def test_grey_pictures(model):
-    grey = cv2.cvtColor(picture(), cv2.COLOR_RGB2GRAY)
+def test_grey_images(model):
+    grey = cv2.cvtColor(boxes_image(), cv2.COLOR_RGB2GRAY)
     for image in (grey, grey[..., None], Image.fromarray(grey), grey[:3]):
         found = model(image, size=W)
         assert found.imgs[0].shape == (*np.shape(image)[:2], 3)
@@ -156,11 +156,11 @@ def test_grey_pictures(model):
         (np.zeros((0, 64, 3), np.uint8), "expected an array"),
         (np.full((64, 64, 3), 0.5), "expected values 0-255, got float64 up to 0.5"),
         (np.full((64, 64, 3), 4000, np.uint16), "expected values 0-255, got uint16 up to 4000"),
-        ([picture(), "text"], "no such file|No such file"),
+        ([boxes_image(), "text"], "no such file|No such file"),
         (None, "image 0: expected an array"),
     ],
 )
-def test_what_is_no_picture(model, given, says):
+def test_what_is_no_image(model, given, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         model(given)
 
@@ -181,27 +181,27 @@ def test_addresses_only_when_allowed(model, monkeypatch):
 
     monkeypatch.setattr(
         "urllib.request.urlopen",
-        lambda url, timeout: asked.append(url) or Body(cv2.imencode(".png", picture()[..., ::-1])[1].tobytes()),
+        lambda url, timeout: asked.append(url) or Body(cv2.imencode(".png", boxes_image()[..., ::-1])[1].tobytes()),
     )
     with pytest.raises(ValueError, match=r"not fetched unless allowed; set `model.download = True`"):
         model("https://example.com/a%20b.png?x=1")
     assert not asked
     model.download = True
-    found = model(["https://example.com/a%20b.png?x=1", picture()], size=W)
+    found = model(["https://example.com/a%20b.png?x=1", boxes_image()], size=W)
     assert found.files == ["a b.jpg", "image1.jpg"] and np.abs(found.xyxy[0][:, :4].numpy() - BOXES).max() <= 1
 
 
 def test_settings_reach_the_suppression(model):
     model.conf = 0.6
-    assert model(picture()).xyxy[0][:, 5].tolist() == [1]
+    assert model(boxes_image()).xyxy[0][:, 5].tolist() == [1]
     model.conf, model.classes = 0.25, [0]
-    assert model(picture()).xyxy[0][:, 5].tolist() == [0]
+    assert model(boxes_image()).xyxy[0][:, 5].tolist() == [0]
     model.classes, model.max_det = None, 1
-    assert model(picture()).xyxy[0][:, 5].tolist() == [1]
+    assert model(boxes_image()).xyxy[0][:, 5].tolist() == [1]
 
 
 def test_boxes_are_those_of_the_model_itself(here):
-    """Against the same steps by hand, for a picture that fills its frame."""
+    """Against the same steps by hand, for an image that fills its frame."""
     torch.manual_seed(0)
     inner = Model(TINY).eval()
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3)).astype(np.uint8)
@@ -217,7 +217,7 @@ def test_boxes_are_those_of_the_model_itself(here):
 
 
 def test_threads_share_a_model(model):
-    """Each gets the boxes of its own picture."""
+    """Each gets the boxes of its own image."""
     images = []
     for i in range(16):
         image = np.full((H, W, 3), 60, np.uint8)
@@ -237,11 +237,11 @@ def test_threads_share_a_model(model):
 def test_half_and_double_follow_the_model(here):
     shaped = AutoShape(Model(TINY))
     for kind in (torch.float64, torch.bfloat16, torch.float32):
-        assert shaped.to(kind)(picture(), size=W).xyxy[0].dtype == torch.float32
+        assert shaped.to(kind)(boxes_image(), size=W).xyxy[0].dtype == torch.float32
 
 
 def test_layers_are_timed(capsys, here):
-    assert AutoShape(Model(TINY))(picture(), size=W, profile=True).n == 1
+    assert AutoShape(Model(TINY))(boxes_image(), size=W, profile=True).n == 1
     assert capsys.readouterr().err.count(" ms ") == 5
 
 
@@ -250,8 +250,8 @@ def test_layers_are_timed(capsys, here):
 
 @pytest.fixture
 def found(model) -> Detections:
-    """Of a picture with two boxes, and one with none."""
-    return model([picture(), np.zeros((50, 40, 3), np.uint8)], size=W)
+    """Of an image with two boxes, and one with none."""
+    return model([boxes_image(), np.zeros((50, 40, 3), np.uint8)], size=W)
 
 
 def test_boxes_in_four_forms(found):
@@ -287,13 +287,13 @@ def test_tables(found):
     assert isinstance(found.xyxy[0], torch.Tensor)  # a copy was made
 
 
-def test_render_draws_into_pictures_of_any_kind(model, here):
-    Image.fromarray(picture()).save("a.png")
-    given = picture()
+def test_render_draws_into_images_of_any_kind(model, here):
+    Image.fromarray(boxes_image()).save("a.png")
+    given = boxes_image()
     found = model(["a.png", Image.open("a.png"), given], size=W)
     rendered = found.render()
-    assert rendered is found.imgs and all((image != picture()).any() for image in rendered)
-    np.testing.assert_array_equal(given, picture())
+    assert rendered is found.imgs and all((image != boxes_image()).any() for image in rendered)
+    np.testing.assert_array_equal(given, boxes_image())
 
 
 def test_show(found, monkeypatch):
@@ -318,7 +318,7 @@ def test_crops(found, here):
     assert [float(v) for v in crops[0]["box"]] == [8, 10, 30, 40] and float(crops[0]["conf"]) == 0.5
     x, y, w, h = 19, 25, 22 * 1.02 + 10, 30 * 1.02 + 10
     left, top, right, bottom = int(x - w / 2), int(y - h / 2), int(x + w / 2), int(y + h / 2)
-    np.testing.assert_array_equal(crops[0]["im"], picture()[top:bottom, left:right, ::-1])
+    np.testing.assert_array_equal(crops[0]["im"], boxes_image()[top:bottom, left:right, ::-1])
     assert (here / "mine/crops/rot/image0.jpg").is_file() and (here / "mine/crops/weiß/image0.jpg").is_file()
     assert (here / "mine/image0.jpg").is_file()
     assert len(found.crop(save=False)) == 2 and sorted(os.listdir(here)) == ["mine"]
@@ -332,7 +332,7 @@ def test_several_at_once(found, here, capsys):
 
 def test_classes_without_a_name():
     boxes = torch.tensor([[1.0, 2, 30, 40, 0.9, 7]])
-    found = Detections([picture()], [boxes], ["a.jpg"])
+    found = Detections([boxes_image()], [boxes], ["a.jpg"])
     assert "1 7" in str(found) and found.pandas().xyxy[0]["name"].tolist() == ["7"] and len(found.render()) == 1
 
 
@@ -396,7 +396,7 @@ def test_torch_hub_loads_from_a_folder(here):
     """In a process of its own, without a network, and from elsewhere."""
     torch.manual_seed(0)
     checkpoint.save("tiny.pt", checkpoint.pack(Model(TINY)))
-    Image.fromarray(picture()).save("a.png")
+    Image.fromarray(boxes_image()).save("a.png")
     code = f"""
 import socket, sys, torch
 def no_network(*args, **kwargs): raise AssertionError("the network was touched")

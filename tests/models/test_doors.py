@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_world import lively, picture
+from small_world import boxes_image, lively
 
 import export
 import hubconf
@@ -128,10 +128,10 @@ def test_profile_logs_each_layer(weights, monkeypatch):
 
 def test_autoshape_takes_either_backend(weights):
     by_hand = AutoShape(DetectMultiBackend(weights))
-    results = by_hand(picture()[..., ::-1], size=96)
+    results = by_hand(boxes_image()[..., ::-1], size=96)
     assert isinstance(results, Detections) and len(results.xyxy[0])
     for other in (AutoShape(Backend(weights)), hubconf.custom(weights, device="cpu"), hubconf._create(str(weights))):
-        assert torch.equal(results.xyxy[0], other(picture()[..., ::-1], size=96).xyxy[0])
+        assert torch.equal(results.xyxy[0], other(boxes_image()[..., ::-1], size=96).xyxy[0])
     assert torch.equal(by_hand(IMAGES), DetectMultiBackend(weights)(IMAGES))
 
 

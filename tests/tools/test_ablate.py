@@ -109,10 +109,10 @@ def test_markdown(ablation):
     assert any("plain=SE@P5 against none" in line and "one pair: no interval" in line for line in verdicts(ablation))
 
 
-def test_page_and_picture(ablation):
-    picture = as_figure(ablation)
-    assert picture.startswith(b"\x89PNG")
-    page = as_html(ablation, picture)
+def test_page_and_figure(ablation):
+    image = as_figure(ablation)
+    assert image.startswith(b"\x89PNG")
+    page = as_html(ablation, image)
     assert "a &lt;b&gt; c" in page
     assert "<b>" not in page
     assert "src='data:image/png;base64," in page

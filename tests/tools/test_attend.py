@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_world import NAMES, TINY, picture
+from small_world import NAMES, TINY, boxes_image
 
 from models.attention_view import GATED, REPLACEMENTS
 from models.yolo import Model
@@ -37,7 +37,7 @@ def write_model(path, *inserted: tuple, bias: float = 2.0):
 @pytest.fixture
 def photo(tmp_path):
     path = tmp_path / "zwei <Kästen>.png"
-    cv2.imencode(".png", picture())[1].tofile(path)
+    cv2.imencode(".png", boxes_image())[1].tofile(path)
     return path
 
 
@@ -58,11 +58,11 @@ def run(monkeypatch, capsys):
 
 
 class Page(HTMLParser):
-    """What a page refers to, and its pictures."""
+    """What a page refers to, and its images."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.pictures, self.others, self.charts = [], [], 0
+        self.images, self.others, self.charts = [], [], 0
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -72,7 +72,7 @@ class Page(HTMLParser):
             if key in values:
                 found = re.fullmatch(r"data:image/(jpeg|png);base64,(.*)", values[key])
                 data = np.frombuffer(base64.b64decode(found[2]), np.uint8) if found else None
-                (self.pictures.append(cv2.imdecode(data, 1)) if found else self.others.append(values[key]))
+                (self.images.append(cv2.imdecode(data, 1)) if found else self.others.append(values[key]))
 
 
 def test_one_model(tmp_path, photo, run):
@@ -83,7 +83,7 @@ def test_one_model(tmp_path, photo, run):
     text = page.read_text(encoding="utf-8")
     read = Page(text)
     # detections with and without, 8 channels, emphasis, four detections with and without
-    assert len(read.pictures) == 2 + 8 + 1 + 8 and all(p is not None for p in read.pictures)
+    assert len(read.images) == 2 + 8 + 1 + 8 and all(p is not None for p in read.images)
     assert read.others == [] and "http" not in text and "@import" not in text and "url(" not in text
     assert read.charts == 4
     assert "What attention does with zwei &lt;Kästen&gt;.png" in text and "<Kästen>" not in text
@@ -127,7 +127,7 @@ def test_bad_input_is_one_message_and_no_page(tmp_path, photo, run):
     plain, soca = write_model(tmp_path / "plain.pt"), write_model(tmp_path / "soca.pt", (4, "SOCA"))
     page = tmp_path / "page.html"
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     for arguments, message in [
         ((photo, "--weights", plain), f"{plain} has no attention with a gate, so there is nothing to show"),
         ((photo, "--weights", soca, plain), "has no attention with a gate"),

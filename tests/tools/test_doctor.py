@@ -69,7 +69,7 @@ def test_page_shows_the_marked_box_in_a_browser(clean):
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     red = (pixels[..., 0] > 220) & (pixels[..., 1:].max(2) < 60)
     rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
-    assert abs(np.ptp(columns) - 280) < 8 and abs(np.ptp(rows) - 210) < 8  # the frame around the picture of 4 to 3
+    assert abs(np.ptp(columns) - 280) < 8 and abs(np.ptp(rows) - 210) < 8  # the frame around the image of 4 to 3
 
 
 def test_names_are_escaped_and_nothing_is_written(clean):

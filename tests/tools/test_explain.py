@@ -1,4 +1,4 @@
-"""tools/explain.py: FLOPs against formulas counted by hand, the table, the picture."""
+"""tools/explain.py: FLOPs against formulas counted by hand, the table, the drawing."""
 
 import cv2
 import pytest
@@ -84,17 +84,17 @@ def test_kinds():
 
 
 def test_the_command(tmp_path, capsys):
-    picture = tmp_path / "network.png"
-    arguments = ["yolov5n.yaml", "--attention", "SE@P3", "--imgsz", "64", "--picture", str(picture)]
+    drawing = tmp_path / "network.png"
+    arguments = ["yolov5n.yaml", "--attention", "SE@P3", "--imgsz", "64", "--picture", str(drawing)]
     tool.main(cli.parse(tool.make_parser(), argv=arguments))
     assert "SE " in capsys.readouterr().out
-    pixels = cv2.imread(str(picture))
+    pixels = cv2.imread(str(drawing))
     assert pixels.shape[1] > pixels.shape[0] > 400
     orange = (abs(pixels.astype(int) - (0x2E, 0x57, 0xE4)).sum(2) < 10).sum()  # the colour of attention, once
     assert orange > 200
 
 
-def test_wrong_pictures():
+def test_wrong_names_of_drawings():
     opt = cli.parse(tool.make_parser(), argv=["yolov5n.yaml", "--picture", "network.doc"])
     with pytest.raises(ValueError, match=r"--picture must end in \.png, \.svg or \.pdf"):
         tool.main(opt)

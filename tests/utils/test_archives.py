@@ -23,7 +23,7 @@ KINDS = ["x.zip", "x.tar", "x.tgz", "x.tar.xz"]
 def test_unpacks_what_is_in_it(tmp_path, kind):
     archive, folder = pack(tmp_path / kind, GOOD), tmp_path / "out"
     (folder / "set/images").mkdir(parents=True)
-    (folder / "set/images/a.jpg").write_bytes(b"picture")  # of an interrupted call
+    (folder / "set/images/a.jpg").write_bytes(b"image")  # of an interrupted call
     (folder / "set/images/b.jpg").write_bytes(b"stays")
     unpack(archive, folder)
     content = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -94,12 +94,12 @@ def test_a_full_disk_is_seen_before(tmp_path, monkeypatch):
     [
         (lambda data: b"no archive", "must be a zip or a tar file"),
         (lambda data: data[: len(data) // 2], r"a damaged archive|must be a zip"),
-        (lambda data: data.replace(b"picture", b"pictures"[:7][::-1]), "a damaged archive: Bad CRC"),
+        (lambda data: data.replace(b"image", b"images"[:7][::-1]), "a damaged archive: Bad CRC"),
     ],
 )
 def test_damaged_archives_are_refused(tmp_path, damage, message):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as bundle:
-        bundle.writestr("a", b"picture")
+        bundle.writestr("a", b"image")
     (tmp_path / "x.zip").write_bytes(damage((tmp_path / "x.zip").read_bytes()))
     with pytest.raises(ValueError, match=message):
         unpack(tmp_path / "x.zip", tmp_path / "out")

@@ -66,7 +66,7 @@ def test_clip_boxes_as_recorded(recorded):
 
 
 def test_scale_boxes_by_hand():
-    # golden: 384 x 640 input of a 720 x 1280 picture: gain 1/2, 12 rows of border
+    # golden: 384 x 640 input of a 720 x 1280 image: gain 1/2, 12 rows of border
     box = np.array([[100.0, 100.0, 200.0, 200.0]])
     close(scale_boxes(box, (384, 640), (720, 1280)), [[200.0, 176.0, 400.0, 376.0]])
 

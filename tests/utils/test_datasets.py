@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_world import full_disk, picture, write_boxes
+from small_world import boxes_image, full_disk, write_boxes
 from videos import moving, read_video, write_video
 
 from utils import dataloaders
@@ -27,7 +27,7 @@ def folder(tmp_path):
     write_video(tmp_path / "a.avi", moving(3))
     write_video(tmp_path / "c.avi", moving(2))
     for name in ("b.png", "d.jpg"):
-        cv2.imwrite(str(tmp_path / name), picture())
+        cv2.imwrite(str(tmp_path / name), boxes_image())
     return tmp_path
 
 
@@ -55,7 +55,7 @@ def test_frames_and_pixels_are_the_files(folder):
     given = [im0 for _, _, im0, _, _ in LoadImages(str(folder / "*.avi"))]
     assert all((a == b).all() for a, b in zip(given, read_video(folder / "a.avi")[0] + read_video(folder / "c.avi")[0]))
     [(_, im, im0, cap, _)] = list(LoadImages([folder / "b.png"], (32, 96), auto=False))
-    assert (im0 == picture()).all() and im.shape == (3, 32, 96) and cap is None
+    assert (im0 == boxes_image()).all() and im.shape == (3, 32, 96) and cap is None
 
 
 def test_frames_may_be_passed_over_and_inputs_made_otherwise(folder):
@@ -70,9 +70,11 @@ def test_frames_may_be_passed_over_and_inputs_made_otherwise(folder):
 
 def test_the_screen_is_read_like_a_stream(monkeypatch):
     asked = []
-    monkeypatch.setattr("PIL.ImageGrab.grab", lambda box: asked.append(box) or Image.fromarray(picture()[..., ::-1]))
+    monkeypatch.setattr(
+        "PIL.ImageGrab.grab", lambda box: asked.append(box) or Image.fromarray(boxes_image()[..., ::-1])
+    )
     source, im, im0, cap, text = next(iter(LoadScreenshots("screen 0 0 96 64", img_size=64, stride=32, auto=True)))
-    assert asked == [(0, 0, 96, 64)] and (im0 == picture()).all() and im.shape == (3, 64, 64)
+    assert asked == [(0, 0, 96, 64)] and (im0 == boxes_image()).all() and im.shape == (3, 64, 64)
     assert (source, cap, text) == ("screen 0 0 96 64", None, "screen 0 0 96 64 0: ")
     monkeypatch.setattr("PIL.ImageGrab.grab", full_disk)
     with pytest.raises(ValueError, match="the screen cannot be read"):
@@ -135,4 +137,4 @@ def test_names():
     assert {"jpg", "png", "webp"} <= set(IMG_FORMATS) and {"mp4", "avi"} <= set(VID_FORMATS)
     assert img2label_paths(["/a/images/images/b.jpg"]) == ["/a/images/labels/b.txt"]
     assert all(getattr(dataloaders, name) for name in dataloaders.__all__)
-    assert np.all(dataloaders.letterbox(picture(), 32)[0][0] == 114)
+    assert np.all(dataloaders.letterbox(boxes_image(), 32)[0][0] == 114)

@@ -134,14 +134,14 @@ def test_annotator_draws_on_a_copy_in_the_colour_asked_for(pil):
 
 
 def drawn(box, label="word 0.5", **options):
-    """What a label leaves on a black picture, as True where anything was drawn."""
+    """What a label leaves on a black image, as True where anything was drawn."""
     annotator = drawing.Annotator(np.zeros((100, 200, 3), np.uint8), **options)
     annotator.caption(box, label, (90, 90, 90))
     return annotator.result().any(2)
 
 
 @BOTH
-def test_captions_stay_inside_the_picture(pil):
+def test_captions_stay_inside_the_image(pil):
     middle = drawn((60, 50, 150, 90), pil=pil)
     rows, columns = np.flatnonzero(middle.any(1)), np.flatnonzero(middle.any(0))
     assert rows[-1] == 49 and columns[0] == 60  # on top of the box, flush left
@@ -162,7 +162,7 @@ def test_other_alphabets_switch_to_pillow_midway():
 
 @BOTH
 @pytest.mark.parametrize("box", [(1e9, -1e9, 2e9, float("inf")), (50, 60, 40, 30), (10, 10, 10, 10)])
-def test_odd_boxes_do_not_break_the_picture(box, pil):
+def test_odd_boxes_do_not_break_the_image(box, pil):
     annotator = drawing.Annotator(np.zeros((100, 120, 3), np.uint8), pil=pil)
     annotator.box_label(box, "odd", (1, 2, 3))
     assert annotator.result().shape == (100, 120, 3)
@@ -185,14 +185,14 @@ def test_only_colour_images_can_be_annotated(image):
     ("shape", "usual", "width"),
     [((64, 96), 3, 1), ((250, 300), 3, 2), ((480, 640), 3, 3), ((480, 640), 2, 2), ((3000, 4000), 3, 10)],
 )
-def test_lines_grow_with_the_picture(shape, usual, width):
+def test_lines_grow_with_the_image(shape, usual, width):
     assert drawing.automatic_line_width(shape, usual) == width
 
 
 @pytest.mark.parametrize("side", [100, 320, 640, 2000, 6000])
 @pytest.mark.parametrize("name", ["person", "Größe"])
-def test_captions_can_be_read_and_leave_the_picture_visible(side, name):
-    """Text is 8 to 16 pixels high where the picture is shown at 640, and never below 8 as it is."""
+def test_captions_can_be_read_and_leave_the_image_visible(side, name):
+    """Text is 8 to 16 pixels high where the image is shown at 640, and never below 8 as it is."""
     image = np.zeros((side, side, 3), np.uint8)
     line = drawing.automatic_line_width(image.shape, 3)
     annotator = drawing.Annotator(image, line, example=name)

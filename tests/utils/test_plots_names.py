@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_world import picture
+from small_world import boxes_image
 
 from utils import plots
 from utils.plots import (
@@ -79,7 +79,7 @@ def test_one_box_on_the_image_itself():
 
 
 def test_crops_are_cut_enlarged_and_numbered(tmp_path):
-    image = picture()
+    image = boxes_image()
     crop = save_one_box(torch.tensor([50.0, 20, 90, 52]), image, tmp_path / "c/a.png", gain=1, pad=0, BGR=True)
     assert (crop == image[20:52, 50:90]).all()
     assert (cv2.imread(str(tmp_path / "c/a.jpg")) > 200).mean() > 0.9

@@ -15,7 +15,7 @@ from utils.data.formats.voc import VocSplit
 
 @pytest.fixture
 def write_image():
-    """`write_image(path, image)`: a picture file of any name; png, so that pixels come back as they were."""
+    """`write_image(path, image)`: an image file of any name; png, so that pixels come back as they were."""
 
     def write(path, image):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_set(tmp_path, write_image):
 
 @pytest.fixture
 def noise_image():
-    """`noise_image(h, w, seed)`: a soft random picture, in which a shift by a pixel shows but rounding does not."""
+    """`noise_image(h, w, seed)`: a soft random image, in which a shift by a pixel shows but rounding does not."""
 
     def noise(height, width, seed=0):
         coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
@@ -125,19 +125,19 @@ def voc(tmp_path, images):
 
 
 @pytest.fixture
-def picture(noise_image):
-    """`picture(i)`: a PNG file of 64 x 48 or 48 x 64 pixels, of one grey value that says which it is."""
+def png_file(noise_image):
+    """`png_file(i)`: a PNG file of 64 x 48 or 48 x 64 pixels, of one grey value that says which it is."""
     return lambda i: cv2.imencode(".png", np.full((48, 64) if i % 2 else (64, 48), 10 * i, np.uint8))[1].tobytes()
 
 
 @pytest.fixture
-def shards(tmp_path, picture):
+def shards(tmp_path, png_file):
     """Three shards of 12 images; image i has one box of width (i + 1) / 100 of class i % 3."""
     files, i = [], 0
     for s, count in enumerate((5, 3, 4)):
         members = []
         for _ in range(count):
-            members += [(f"part/{i:03}.png", picture(i)), (f"part/{i:03}.txt", f"{i % 3} .5 .5 .{i + 1:02} .3\n")]
+            members += [(f"part/{i:03}.png", png_file(i)), (f"part/{i:03}.txt", f"{i % 3} .5 .5 .{i + 1:02} .3\n")]
             i += 1
         files.append(pack(tmp_path / f"train-{s:03}.tar", members))
     return ShardSplit(tuple(files))

@@ -1,4 +1,4 @@
-"""Given the recorded draws, pictures and labels come out as recorded; given a generator, draws stay in their ranges."""
+"""Given the recorded draws, images and labels come out as recorded; given a generator, draws stay in their ranges."""
 
 import inspect
 import math
@@ -147,7 +147,7 @@ def test_each_part_of_a_warp_by_hand(warp, point, moved):
     np.testing.assert_allclose(aug.warp_points(np.array(point), matrix), moved, atol=1e-9)
 
 
-def test_boxes_and_polygons_may_share_a_picture():
+def test_boxes_and_polygons_may_share_an_image():
     # a quarter turn about the centre of 100 x 100; the polygon is a triangle that fills half its box
     matrix = aug.warp_matrix(Warp(angle=45), (100, 100), (100, 100))
     labels = table([[0, 40, 40, 60, 60], [1, 40, 40, 60, 60]])
@@ -174,7 +174,7 @@ def test_draws_are_even_over_their_ranges():
 
 
 def test_mosaic_tiles_by_hand():
-    # canvas 20 x 20, centre (8, 12): a picture too large is cut, a small one leaves grey
+    # canvas 20 x 20, centre (8, 12): an image too large is cut, a small one leaves grey
     shapes = [(6, 5), (20, 20), (4, 20), (30, 3)]
     tiles = mosaics.mosaic_tiles(shapes, (8, 12), 10)
     assert tiles == [
@@ -309,7 +309,7 @@ def test_a_resized_tile_lies_where_the_matrix_says(gain, shift):
         assert np.abs(off).max() < 0.15 + gain * 0.5 / rise  # bytes are rounded
 
 
-def test_a_picture_that_shrinks_a_lot_is_averaged():
+def test_an_image_that_shrinks_a_lot_is_averaged():
     # fine stripes: sampling them would show false broad ones, the mean is even grey
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 200
@@ -399,7 +399,7 @@ def test_hsv_by_hand():
 
 
 @pytest.mark.parametrize("gains", [(0.015, 0.7, 0.4), (0.4, 0.9, 0.9), (0.5, 0.5, 0.5), (0, 0, 0)])
-def test_planes_are_the_recoloured_picture(noise_image, gains):
+def test_planes_are_the_recoloured_image(noise_image, gains):
     rng = np.random.default_rng(0)
     image = np.concatenate([noise_image(100, 90), rng.integers(0, 256, (51, 90, 3), dtype=np.uint8)])
     for _ in range(10):

@@ -20,14 +20,14 @@ from utils.files import ROOT, cache_folder
 SHAPES = np.array([(4, 5), (1, 1), (7, 3)])
 
 
-def pictures(seed=0):
+def random_images(seed=0):
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES.tolist()]
 
 
 def fill(places, seed=0):
-    for place, picture in zip(places, pictures(seed), strict=True):
-        place[:] = picture
+    for place, image in zip(places, random_images(seed), strict=True):
+        place[:] = image
 
 
 def never(places):
@@ -35,7 +35,7 @@ def never(places):
 
 
 def holds(images, seed=0):
-    return all(np.array_equal(images[i], picture) for i, picture in enumerate(pictures(seed)))
+    return all(np.array_equal(images[i], image) for i, image in enumerate(random_images(seed)))
 
 
 @pytest.fixture(params=["memfd", "file"])
@@ -65,9 +65,9 @@ def test_a_block_that_is_gone_is_made_again(kind):
 def test_a_filling_that_fails_leaves_nothing_behind(kind):
     def fail(places):
         places[0][:] = 9
-        raise ValueError("no such picture")
+        raise ValueError("no such image")
 
-    with pytest.raises(ValueError, match="no such picture"):
+    with pytest.raises(ValueError, match="no such image"):
         SharedImages("a", SHAPES, fail)
     assert holds(SharedImages("a", SHAPES, fill))
 
@@ -118,7 +118,7 @@ def test_a_spawned_worker_sees_the_block(kind):
     code = f"import pickle, sys; sys.path[:0] = [{str(ROOT)!r}]; images = pickle.load(sys.stdin.buffer); "
     code += f"[sys.stdout.buffer.write(images[i].tobytes()) for i in range({len(SHAPES)})]"
     worker = subprocess.run([sys.executable, "-c", code], input=handed, capture_output=True, check=True, timeout=60)
-    assert worker.stdout == b"".join(picture.tobytes() for picture in pictures())
+    assert worker.stdout == b"".join(image.tobytes() for image in random_images())
 
 
 PROCESS = f"""
@@ -197,7 +197,7 @@ def test_images_on_disk_are_known_by_their_bytes(entry, tmp_path, write_image, n
         assert all(np.array_equal(kept.store.load(i), plain.store.load(i)) for i in range(4))
         assert len(entries_of(cache_folder())) == 4
     assert not [path for path in entries_of(images) if path.suffix != ".png"]  # nothing beside the originals
-    # another picture in the place of one, with its time of change
+    # another image in the place of one, with its time of change
     status = os.stat(images / "0.png")
     write_image(images / "0.png", noise_image(60, 40, seed=9))
     os.utime(images / "0.png", ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -166,7 +166,7 @@ def test_recorded_mosaics(parity, recorded_mosaic_set, same_pixels):
         same_pixels(image, case["out"], record["env"], 2, name)
         np.testing.assert_allclose(warped, rows_of(case["labels"], 5), atol=1e-4, err_msg=name)
 
-        # and straight into the frame, as samples are made: these pictures are too busy to compare but by the average
+        # and straight into the frame, as samples are made: these images are too busy to compare but by the average
         matrix = aug.warp_matrix(warp, canvas.shape[:2], (size, size))
         direct = mosaics.warp_mosaic(images, tiles, mosaics.tile_spans(tiles, matrix, size), matrix, size)
         if warp == Warp():
@@ -219,9 +219,9 @@ def test_recorded_need_of_labels(parity, write_set):
 
 
 def test_one_sample_by_hand(write_set):
-    picture = np.zeros((20, 40, 3), np.uint8)
-    picture[:, :, 2] = 200  # red in BGR order
-    dataset = open_dataset(str(write_set({"a": picture}, {"a": "3 .5 .5 .5 1"})), LoaderOptions(image_size=80))
+    stored = np.zeros((20, 40, 3), np.uint8)
+    stored[:, :, 2] = 200  # red in BGR order
+    dataset = open_dataset(str(write_set({"a": stored}, {"a": "3 .5 .5 .5 1"})), LoaderOptions(image_size=80))
     image, targets, path, shapes = dataset[0]
     assert image.dtype == torch.uint8 and tuple(image.shape) == (3, 80, 80) and image.is_contiguous()
     # enlarged to 40 x 80, it lies in the middle; evaluation does not letterbox beyond that
@@ -256,7 +256,7 @@ def test_rectangular_frames_by_hand(sizes, frame):
     assert rect_shapes(np.array(sizes, float), 2, 64, 32, 0.0).tolist() == [list(frame)]
 
 
-def test_rectangular_batches_use_the_sizes_of_upright_pictures(mixed_set):
+def test_rectangular_batches_use_the_sizes_of_upright_images(mixed_set):
     dataset = open_dataset(mixed_set, LoaderOptions(image_size=64, batch_size=3, rect=True))
     aspect = dataset.shapes[:, 1] / dataset.shapes[:, 0]
     assert (np.diff(aspect) >= 0).all()
@@ -323,9 +323,9 @@ def test_sample_depends_on_seed_epoch_and_index_alone(mixed_set):
 
 def test_whole_objects_follow_their_pixels(write_set):
     # a white rectangle on black, boxed exactly: after any warp the box still bounds the white pixels
-    picture = np.zeros((64, 64, 3), np.uint8)
-    picture[20:44, 16:48] = 255
-    entry = write_set({"a": picture}, {"a": "0 .5 .5 .5 .375"})
+    stored = np.zeros((64, 64, 3), np.uint8)
+    stored[20:44, 16:48] = 255
+    entry = write_set({"a": stored}, {"a": "0 .5 .5 .5 .375"})
     hyp = {**PLAIN, "degrees": 30.0, "scale": 0.3, "shear": 10.0, "translate": 0.05, "flipud": 0.5, "fliplr": 0.5}
     dataset = open_dataset(str(entry), LoaderOptions(image_size=64, augment=True, hyp=hyp))
     for epoch in range(20):

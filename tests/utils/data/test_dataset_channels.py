@@ -1,4 +1,4 @@
-"""Grey pictures and pictures of many channels go the same way as colour: each channel as if it were alone."""
+"""Grey images and images of many channels go the same way as colour: each channel as if it were alone."""
 
 import cv2
 import numpy as np
@@ -27,13 +27,13 @@ TRAINING = {"image_size": 64, "batch_size": 4, "stride": 32, "augment": True, "w
 
 @pytest.fixture
 def pages(noise_image):
-    """Six pictures, each of six grey pages."""
+    """Six images, each of six grey pages."""
     return [np.dstack([noise_image(48 + 8 * (i % 3), 64, seed=9 * i + k)[..., 0] for k in range(6)]) for i in range(6)]
 
 
 @pytest.fixture
 def sets(tmp_path, pages, write_image):
-    """Entries of the set as TIFF files of six pages, and of six sets of grey pictures, one for each page."""
+    """Entries of the set as TIFF files of six pages, and of six sets of grey images, one for each page."""
     polygon = ".2 .2 .8 .3 .7 .8 .3 .7"
     for place in range(CHANNELS + 1):
         for i, image in enumerate(pages):
@@ -69,7 +69,7 @@ def test_each_channel_is_what_it_would_be_alone(sets, hyp, batches, perspective,
             assert near(grey[:, 0], image[:, k]) and torch.equal(targets, same_targets)
 
 
-def test_grey_of_a_grey_picture_is_one_channel_of_its_colour(sets, hyp, batches):
+def test_grey_of_a_grey_image_is_one_channel_of_its_colour(sets, hyp, batches):
     """Where no colour is changed, a grey file gives equal channels in colour, and one of them in grey."""
     plain = {**hyp, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
     for grey, colour in zip(batches(sets[0][0], 1, hyp=plain), batches(sets[0][0], 3, hyp=plain), strict=True):
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_refused(tmp_path, pages):
     refused("x.tif: pages differ in size", 2)
     cv2.imwritemulti(str(tmp_path / "x.tif"), [plane.astype(np.float32) for plane in planes])
     refused("x.tif: pixels must have 8 or 16 bits, got float32")
-    (tmp_path / "x.tif").write_bytes(b"no picture")
+    (tmp_path / "x.tif").write_bytes(b"no image")
     refused("x.tif: image cannot be decoded")
     (tmp_path / "x.tif").write_bytes(b"")
     refused("x.tif: image cannot be decoded")

@@ -1,4 +1,4 @@
-"""Every picture file is either read upright as 8-bit BGR, or refused by name."""
+"""Every image file is either read upright as 8-bit BGR, or refused by name."""
 
 import io
 import os
@@ -21,11 +21,11 @@ def opencv_bytes(array, suffix):
     return cv2.imencode(suffix, array)[1].tobytes()
 
 
-def random_picture(height=30, width=40):
+def random_image(height=30, width=40):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-JPEG = pillow_bytes(random_picture(), "JPEG")
+JPEG = pillow_bytes(random_image(), "JPEG")
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ FLAT = Image.new("RGB", (40, 30), (200, 100, 50))
     ],
 )
 def test_every_kind_becomes_three_channels_of_eight_bits(tmp_path, data, suffix, bgr):
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     path.write_bytes(data)
     assert check_image(path) == ((40, 30), [])
     image = read_image(path)
@@ -140,11 +140,11 @@ def test_every_kind_becomes_three_channels_of_eight_bits(tmp_path, data, suffix,
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright_and_sizes_agree(tmp_path, kind, orientation):
+def test_images_are_turned_upright_and_sizes_agree(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / f"picture.{kind.lower()}"
-    path.write_bytes(pillow_bytes(random_picture(), kind, exif=exif))
+    path = tmp_path / f"image.{kind.lower()}"
+    path.write_bytes(pillow_bytes(random_image(), kind, exif=exif))
     upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))[..., ::-1]
     image = read_image(path)
     assert np.array_equal(image, upright)
@@ -152,7 +152,7 @@ def test_pictures_are_turned_upright_and_sizes_agree(tmp_path, kind, orientation
 
 
 def test_what_opencv_does_not_decode_is_left_to_pillow(tmp_path, monkeypatch):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(pillow_bytes(FLAT, "PNG"))
     monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
     image = read_image(path)
@@ -184,18 +184,18 @@ def test_any_file_name_can_be_read(tmp_path, name):
     ids=["zero-bytes", "text", "half", "no-end", "one-pixel", "narrow", "gif", "tiff-float", "tiff-int32"],
 )
 def test_unusable_files_are_refused_by_name(tmp_path, data, suffix, message):
-    path = tmp_path / f"picture.{suffix}"
+    path = tmp_path / f"image.{suffix}"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"picture\.{suffix}: .*{message}"):
+    with pytest.raises(ValueError, match=rf"image\.{suffix}: .*{message}"):
         check_image(path)
 
 
 def test_a_jpeg_with_bytes_behind_it_is_remarked_and_left_alone(tmp_path):
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(JPEG + b"junk")
     size, remarks = check_image(path)
     assert size == (40, 30)
-    assert len(remarks) == 1 and "picture.jpg: bytes after the end" in str(remarks[0])
+    assert len(remarks) == 1 and "image.jpg: bytes after the end" in str(remarks[0])
     assert path.read_bytes() == JPEG + b"junk"
     assert read_image(path).shape == (30, 40, 3)
 
@@ -209,12 +209,12 @@ def test_reading_what_cannot_be_read(tmp_path):
             read_image(tmp_path / name)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of pictures that claim to be enormous
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of images that claim to be enormous
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP", "MPO"])
 def test_random_damage_is_never_another_error(tmp_path, kind):
-    sound = np.frombuffer(pillow_bytes(random_picture(), kind), np.uint8)
+    sound = np.frombuffer(pillow_bytes(random_image(), kind), np.uint8)
     rng = np.random.default_rng(0)
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     for _ in range(150):
         damaged = sound.copy()
         damaged[rng.integers(0, min(len(sound), 300), 4)] = rng.integers(0, 256, 4)
@@ -231,7 +231,7 @@ def test_random_damage_is_never_another_error(tmp_path, kind):
 def test_exif_that_only_one_library_reads_is_refused(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = bytearray(pillow_bytes(random_picture(), "JPEG", exif=exif))
+    data = bytearray(pillow_bytes(random_image(), "JPEG", exif=exif))
     data[data.index(b"Exif\0\0") + 6] = 0  # half of the byte order mark
     (tmp_path / "a.jpg").write_bytes(data)
     turned = read_image(tmp_path / "a.jpg").shape[:2] == (40, 30)
@@ -241,15 +241,15 @@ def test_exif_that_only_one_library_reads_is_refused(tmp_path):
 
 
 def test_damaged_strips_of_a_tiff_are_refused(tmp_path):
-    data = bytearray(pillow_bytes(random_picture(), "TIFF", compression="tiff_lzw"))
-    data[8] = 0  # where the picture begins
+    data = bytearray(pillow_bytes(random_image(), "TIFF", compression="tiff_lzw"))
+    data[8] = 0  # where the image begins
     (tmp_path / "a.tif").write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.tif"):
         check_image(tmp_path / "a.tif")
 
 
 def test_png_that_promises_gigabytes_is_refused_before_they_are_taken(tmp_path):
-    data = bytearray(pillow_bytes(random_picture(), "PNG"))
+    data = bytearray(pillow_bytes(random_image(), "PNG"))
     data[16:24] = bytes([0, 0, 127, 255, 0, 0, 127, 255])
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.png: the header promises 32767 x 32767 pixels"):

@@ -338,7 +338,7 @@ def test_yaml_names_the_same_classes_and_splits():
 
 
 @pytest.mark.parametrize("name", ["shapes_1.jpg", "shapes_2.jpg"])
-def test_example_pictures_are_there_and_small(name):
+def test_example_images_are_there_and_small(name):
     file = ROOT / "data" / "images" / name
     assert file.stat().st_size < 150_000
     assert max(cv2.imread(str(file)).shape) == 640

@@ -124,7 +124,7 @@ def test_processes_read_shards_of_their_own(load, shards):
     assert load(rank=0, world_size=3, workers=2).num_workers <= 1
 
 
-def test_a_share_without_images_is_refused(load, shards, tmp_path, picture):
+def test_a_share_without_images_is_refused(load, shards, tmp_path, png_file):
     empty = pack(tmp_path / "z.tar", [("x.txt", "0 .5 .5 .1 .1")])
     with pytest.raises(ValueError, match=r"no usable image in the shards \[.*z.tar'\] of process 1, worker 0"):
         load(ShardSplit((shards.files[0], empty)), world_size=2, rank=0)

@@ -150,7 +150,7 @@ def test_nothing_found_and_nothing_there(json_set, package):
 
 def test_names_of_images():
     assert coco.image_ids(["a/000139.jpg", "a/b.jpg"]) == {"a/000139.jpg": 139, "a/b.jpg": "b"}
-    ids = coco.image_ids(["x/1.jpg", "y/1.jpg", "x/01.jpg"])  # two pictures of one number
+    ids = coco.image_ids(["x/1.jpg", "y/1.jpg", "x/01.jpg"])  # two images of one number
     assert len(set(ids.values())) == 3
 
 

@@ -1,4 +1,4 @@
-"""Kinds of errors against boxes made to be of each kind, gains by hand, a slow loop, and the pictures."""
+"""Kinds of errors against boxes made to be of each kind, gains by hand, a slow loop, and the images."""
 
 import cv2
 import numpy as np
@@ -131,7 +131,7 @@ def test_against_a_slow_loop(monkeypatch, at_once):
     assert [total[i] for i in worst] == sorted(total, reverse=True)[:3]
 
 
-def test_pictures(tmp_path):
+def test_images_of_errors(tmp_path):
     boxes = boxes_of([row for row, _ in OF_EACH_KIND], LABELS)
     boxes.paths = [str(tmp_path / "größe.png")]
     cv2.imencode(".png", np.full((200, 300, 3), 90, np.uint8))[1].tofile(boxes.paths[0])

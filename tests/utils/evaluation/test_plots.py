@@ -1,4 +1,4 @@
-"""Pictures: they are written, readable, of the right size, say what they should, and change nothing they are given."""
+"""Images: they are written, readable, of the right size, say what they should, and change nothing they are given."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ NAMES = ["circle", "square", "a triangle with a long name"]
 
 
 def read(path):
-    """The picture as uint8 (H, W, 3), RGB."""
+    """The image as uint8 (H, W, 3), RGB."""
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 
 def evaluate(package: Path, images: torch.Tensor) -> torch.Tensor:
-    """The output of a `.mlpackage` for images (1, C, H, W), 0-1, which its picture input is scaled to."""
+    """The output of a `.mlpackage` for images (1, C, H, W), 0-1, which its image input is scaled to."""
     import coremltools as ct
     from coremltools.converters.mil.frontend.milproto.load import load
 

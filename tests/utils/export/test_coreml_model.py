@@ -129,7 +129,7 @@ def test_a_format_that_cannot_run_here_is_reported(weights, here, command):
 
 
 class MLModel:
-    """CoreML's interface, behind which PyTorch computes with the picture that it is given."""
+    """CoreML's interface, behind which PyTorch computes with the image that it is given."""
 
     detector = None
     metadata: dict | None = None
@@ -151,15 +151,15 @@ class MLModel:
         )  # fmt: skip
 
     def predict(self, given):
-        picture = np.asarray(given["image"])
-        assert picture.dtype == np.uint8 and picture.shape == (H, W, 3)
-        images = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+        image = np.asarray(given["image"])
+        assert image.dtype == np.uint8 and image.shape == (H, W, 3)
+        images = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
         return {"var_1": np.zeros((1, 3, 8, 12, 7)), "var_9": self.detector(images).detach().numpy()}
 
 
 @pytest.mark.parametrize("says", [True, False], ids=["ours", "of v6.1"])
 def test_how_coreml_is_asked(monkeypatch, says):
-    """As far as it goes off macOS: pictures in whole numbers, one by one, and the output that has three axes."""
+    """As far as it goes off macOS: images in whole numbers, one by one, and the output that has three axes."""
     decoded = Decoded(lively(nc=2).fuse())
     metadata = Metadata(names=NAMES, stride=32, imgsz=(H, W))
     monkeypatch.setattr(MLModel, "detector", decoded)

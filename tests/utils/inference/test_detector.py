@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_world import BOXES, TINY, BrightBoxes, picture
+from small_world import BOXES, TINY, BrightBoxes, boxes_image
 
 import detect
 from engine import detection
@@ -17,8 +17,8 @@ from utils import checkpoint
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def test_batches_find_what_single_pictures_do(here):
-    """Also where the pictures' shapes differ: each is seen in the frame that it has alone."""
+def test_batches_find_what_single_images_do(here):
+    """Also where the images' shapes differ: each is seen in the frame that it has alone."""
     torch.manual_seed(0)
     model = Model(TINY)
     checkpoint.save("tiny.pt", checkpoint.pack(model))
@@ -48,7 +48,7 @@ class SmallBoxes(BrightBoxes):
         return rows, None
 
 
-def test_small_objects_of_a_large_picture_are_found_in_tiles(detected, here, monkeypatch):
+def test_small_objects_of_a_large_image_are_found_in_tiles(detected, here, monkeypatch):
     monkeypatch.setattr(detection, "Backend", SmallBoxes)
     rng = np.random.default_rng(0)
     image = np.full((400, 500, 3), 60, np.uint8)
@@ -75,7 +75,7 @@ def test_small_objects_of_a_large_picture_are_found_in_tiles(detected, here, mon
     assert distance.min(0).max() <= 6 and np.sort(distance.min(0))[:-1].max() <= 0.5  # the large one is seen small
 
 
-def test_tiles_of_a_picture_no_larger_than_the_frame_change_nothing(detected, here):
-    cv2.imencode(".png", picture(*BOXES))[1].tofile(here / "a.png")
+def test_tiles_of_an_image_no_larger_than_the_frame_change_nothing(detected, here):
+    cv2.imencode(".png", boxes_image(*BOXES))[1].tofile(here / "a.png")
     texts = [(detected("a.png", save_txt=True, tile=t) / "labels/a.txt").read_text() for t in (None, 0.5)]
     assert texts[0] == texts[1]

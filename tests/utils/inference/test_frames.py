@@ -5,7 +5,7 @@ import time
 
 import cv2
 import pytest
-from small_world import picture
+from small_world import boxes_image
 from videos import moving, write_video
 
 from utils.inference.frames import in_background, read_batches
@@ -42,7 +42,7 @@ def test_reading_ahead_goes_no_further_than_asked():
 def test_batches_hold_every_frame(here):
     write_video(here / "clip.avi", moving(7))
     for name in ("a", "b"):
-        cv2.imencode(".png", picture())[1].tofile(here / f"{name}.png")
+        cv2.imencode(".png", boxes_image())[1].tofile(here / f"{name}.png")
     batches = list(read_batches(list_sources(here), 4))
     assert [len(b) for b in batches] == [4, 4, 1]
     frames = [frame for batch in batches for frame in batch]

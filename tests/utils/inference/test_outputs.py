@@ -37,7 +37,7 @@ def test_results_never_share_a_name(files, stems):
     "stems, second",
     [
         (["a", "b"], "a2"),
-        (["a", "a2"], "a-2"),  # a2 is another picture
+        (["a", "a2"], "a-2"),  # a2 is another image
         (["frame1", "frame12", "frame123"], "frame1-2"),
         (["a", "a2", "a-2"], "a--2"),
         (["a", "a02"], "a2"),  # numbers have no zero in front

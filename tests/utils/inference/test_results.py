@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_world import BOXES, NAMES, picture
+from small_world import BOXES, NAMES, boxes_image
 from videos import moving, read_video, write_video
 
 from utils.inference.results import ResultOptions, ResultWriter, VideoFile
@@ -32,9 +32,9 @@ def test_a_video_that_cannot_be_written(here):
         VideoFile(here / "none" / "a.mp4", 10, (64, 96))
 
 
-def test_json_and_csv_of_pictures(detected, here):
-    cv2.imencode(".png", picture(*BOXES))[1].tofile(here / "0042.png")
-    cv2.imencode(".png", picture(None, None))[1].tofile(here / "none.png")
+def test_json_and_csv_of_images(detected, here):
+    cv2.imencode(".png", boxes_image(*BOXES))[1].tofile(here / "0042.png")
+    cv2.imencode(".png", boxes_image(None, None))[1].tofile(here / "none.png")
     out = detected("*.png", save_json=True, save_csv=True, nosave=True)
     rows = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
     white, red = rows
@@ -50,7 +50,7 @@ def test_json_and_csv_of_pictures(detected, here):
 
 
 def test_tables_without_a_box(detected, here):
-    cv2.imencode(".png", picture(None, None))[1].tofile(here / "none.png")
+    cv2.imencode(".png", boxes_image(None, None))[1].tofile(here / "none.png")
     out = detected("none.png", save_json=True, save_csv=True)
     assert json.loads((out / "predictions.json").read_text()) == []
     assert len((out / "predictions.csv").read_text().splitlines()) == 1
@@ -65,4 +65,4 @@ def test_an_error_in_the_writing_thread_ends_the_run(detected, here, monkeypatch
         pytest.raises(OSError, match="No space left"),
         ResultWriter(here, list_sources("clip.avi"), NAMES, ResultOptions()) as results,
     ):
-        results.add(Frame(0, picture(), 1), torch.zeros(0, 6))  # the last frame: said at the end
+        results.add(Frame(0, boxes_image(), 1), torch.zeros(0, 6))  # the last frame: said at the end

@@ -9,7 +9,7 @@ import time
 import cv2
 import pytest
 from PIL import Image
-from small_world import labels_in, picture
+from small_world import boxes_image, labels_in
 from videos import moving, read_video, write_video
 
 from utils.inference import streams
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """`/a shot.png` is a picture; `/cam/...` a camera that sends `frames` JPEG pictures, then breaks off."""
+    """`/a shot.png` is an image; `/cam/...` a camera that sends `frames` JPEG images, then breaks off."""
 
     def do_GET(self):
         server = self.server
         server.asked.append(self.path)
         if self.path.partition("?")[0].endswith(".png"):
-            body = cv2.imencode(".png", picture())[1].tobytes()
+            body = cv2.imencode(".png", boxes_image())[1].tobytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -64,7 +64,7 @@ def server(monkeypatch):
     server.server_close()
 
 
-def test_a_picture_is_fetched_when_asked(detected, server, here):
+def test_an_image_is_fetched_when_asked(detected, server, here):
     with pytest.raises(ValueError, match="--download fetches it to a shot"):
         detected(f"{server.url}/a%20shot.png?size=1")
     assert not server.asked and not os.listdir(here)
@@ -131,7 +131,7 @@ def test_a_stream_is_left_when_the_reader_has_enough(server):
 
 
 def test_the_screen(detected, monkeypatch):
-    """Through a stand-in for Pillow's grab, which shows three pictures; then the display is gone."""
+    """Through a stand-in for Pillow's grab, which shows three images; then the display is gone."""
     left, boxes = [1, 1, 1, 1], []
 
     def grab(box):
@@ -139,7 +139,7 @@ def test_the_screen(detected, monkeypatch):
         if not left:
             raise OSError("X connection failed")
         left.pop()
-        return Image.fromarray(picture()[..., ::-1])
+        return Image.fromarray(boxes_image()[..., ::-1])
 
     monkeypatch.setattr("PIL.ImageGrab.grab", grab)
     monkeypatch.setattr(streams, "RETRY_AFTER", (0,))

@@ -6,7 +6,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from small_world import NAMES, labels_in, picture
+from small_world import NAMES, boxes_image, labels_in
 from videos import write_video
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 def crossing(n: int) -> list[np.ndarray]:
     """A red box that goes right and a white one that goes left, above each other."""
-    return [picture((4 + 3 * i, 4, 30 + 3 * i, 26), (64 - 3 * i, 34, 94 - 3 * i, 60)) for i in range(n)]
+    return [boxes_image((4 + 3 * i, 4, 30 + 3 * i, 26), (64 - 3 * i, 34, 94 - 3 * i, 60)) for i in range(n)]
 
 
 def test_objects_keep_their_number_in_each_video(detected, here):
@@ -34,17 +34,17 @@ def test_objects_keep_their_number_in_each_video(detected, here):
     assert set(labels_in(out / "labels/a_5.txt")[:, 5]) == {1, 2}  # the last column
 
 
-def test_pictures_are_one_sequence(detected, here):
+def test_images_are_one_sequence(detected, here):
     pytest.importorskip("trackers", reason="needs the package trackers")
     for i, image in enumerate(crossing(5)):
         cv2.imencode(".png", image)[1].tofile(here / f"{i}.png")
-    cv2.imencode(".png", picture(None, None))[1].tofile(here / "5.png")
+    cv2.imencode(".png", boxes_image(None, None))[1].tofile(here / "5.png")
     out = detected("*.png", track=True, save_txt=True)
     assert [set(labels_in(out / f"labels/{i}.txt")[:, 5]) for i in range(5)] == [{0}] + [{1, 2}] * 4
 
 
 def test_tracks_without_the_package(detected, here, monkeypatch):
-    cv2.imencode(".png", picture())[1].tofile(here / "a.png")
+    cv2.imencode(".png", boxes_image())[1].tofile(here / "a.png")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--track needs the package trackers, which is not installed"):
         detected("a.png", track=True)

@@ -13,7 +13,7 @@ from utils.data.formats.shards import ShardSplit, read_shard
 pytest.importorskip("webdataset", reason="needs webdataset")
 
 
-def test_labels_are_those_of_files(shards, tmp_path, picture):
+def test_labels_are_those_of_files(shards, tmp_path, png_file):
     folder = tmp_path / "plain"
     folder.mkdir()
     for file in shards.files:
@@ -28,22 +28,22 @@ def test_labels_are_those_of_files(shards, tmp_path, picture):
     assert found.counts == plain.counts == {"found": 12, "missing": 0, "empty": 0, "corrupt": 0, "total": 12}
 
 
-def test_json_polygons_backgrounds_and_broken_samples(tmp_path, picture):
+def test_json_polygons_backgrounds_and_broken_samples(tmp_path, png_file):
     boxes = {"class": [0, 2], "boxes": [[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]}
     file = pack(
         tmp_path / "x.tar",
         [
             ("README", "no sample"),
-            ("a.png", picture(1)), ("a.json", json.dumps(boxes)),
-            ("b.png", picture(2)),
-            ("c.png", picture(3)), ("c.txt", "1 .1 .1 .5 .1 .3 .4\n"),
-            ("d.png", picture(4)), ("d.txt", ""),
-            ("e.png", picture(5)[:60]), ("e.txt", "0 .5 .5 .1 .1"),
-            ("f.png", picture(6)), ("f.txt", "0 .5 .5 .1 1.1"),
-            ("g.png", picture(7)), ("g.json", '{"class": [0], "boxes": []}'),
-            ("h.png", picture(8)), ("h.txt", b"\xff\xfe"),
+            ("a.png", png_file(1)), ("a.json", json.dumps(boxes)),
+            ("b.png", png_file(2)),
+            ("c.png", png_file(3)), ("c.txt", "1 .1 .1 .5 .1 .3 .4\n"),
+            ("d.png", png_file(4)), ("d.txt", ""),
+            ("e.png", png_file(5)[:60]), ("e.txt", "0 .5 .5 .1 .1"),
+            ("f.png", png_file(6)), ("f.txt", "0 .5 .5 .1 1.1"),
+            ("g.png", png_file(7)), ("g.json", '{"class": [0], "boxes": []}'),
+            ("h.png", png_file(8)), ("h.txt", b"\xff\xfe"),
             ("i.txt", "0 .5 .5 .1 .1"),
-            ("j.png", picture(8)), ("j.json", '{"class": [0], "boxes": [[0.5, 0.5, 0.1]]}'),
+            ("j.png", png_file(8)), ("j.json", '{"class": [0], "boxes": [[0.5, 0.5, 0.1]]}'),
         ],
     )  # fmt: skip
     found = scan(ShardSplit((file,)), use_cache=False)
@@ -73,19 +73,22 @@ def test_json_polygons_backgrounds_and_broken_samples(tmp_path, picture):
         (lambda data: data[:700], "x.tar: not a sound tar shard: unexpected end of data"),
     ],
 )
-def test_damaged_shards_are_refused(tmp_path, picture, damage, message):
+def test_damaged_shards_are_refused(tmp_path, png_file, damage, message):
     file = tmp_path / "x.tar"
-    pack(file, [("a.png", picture(1)), ("a.txt", "0 .5 .5 .1 .1")])
+    pack(file, [("a.png", png_file(1)), ("a.txt", "0 .5 .5 .1 .1")])
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError, match=message):
         scan(ShardSplit((str(file),)), use_cache=False)
 
 
-def test_names_that_come_twice_are_refused(tmp_path, picture):
+def test_names_that_come_twice_are_refused(tmp_path, png_file):
     label = ("a.txt", "0 .5 .5 .1 .1")
     for members, message in [
-        ([("a.png", picture(1)), ("a.png", picture(1))], "x.tar: not a sound tar shard: .*duplicate"),
-        ([("a.png", picture(1)), ("b.png", picture(1)), ("a.png", picture(2)), label], "a.png: the name comes twice"),
+        ([("a.png", png_file(1)), ("a.png", png_file(1))], "x.tar: not a sound tar shard: .*duplicate"),
+        (
+            [("a.png", png_file(1)), ("b.png", png_file(1)), ("a.png", png_file(2)), label],
+            "a.png: the name comes twice",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             scan(ShardSplit((pack(tmp_path / "x.tar", members),)), use_cache=False)
@@ -99,10 +102,10 @@ def test_nothing_is_run(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_scan_is_cached_until_a_shard_changes(shards, tmp_path, picture, monkeypatch):
+def test_the_scan_is_cached_until_a_shard_changes(shards, tmp_path, png_file, monkeypatch):
     first = scan(shards)
     monkeypatch.setattr("utils.data.annotations.check_shard", None)  # not called again
     assert (scan(shards).labels == first.labels).all()
     monkeypatch.undo()
-    pack(shards.files[1], [("new.png", picture(1)), ("new.txt", "0 .5 .5 .1 .1")])
+    pack(shards.files[1], [("new.png", png_file(1)), ("new.txt", "0 .5 .5 .1 .1")])
     assert len(scan(shards).images) == 12 - 3 + 1
