@@ -143,7 +143,8 @@ def run(**options) -> Path:
     """
     from engine import detection
 
-    return detection.detect(cli.options(make_parser(), options))
+    parser = make_parser()
+    return detection.detect(cli.options(parser, options), parser)
 
 
 def main(opt: cli.Options) -> None:
@@ -152,7 +153,7 @@ def main(opt: cli.Options) -> None:
     from utils.log import LOGGER
 
     LOGGER.info(cli.describe("detect", opt))
-    detection.detect(opt)
+    detection.detect(opt, make_parser())
 
 
 if __name__ == "__main__":

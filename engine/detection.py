@@ -1,7 +1,9 @@
 """Detection: images, videos and streams in, results out. A run over files can be resumed and shared among processes."""
 
+import argparse
 import contextlib
 import copy
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from models.common import SE, SOCA
 from utils import checkpoint, cli, dist
 from utils.data.letterbox import letterbox
 from utils.device import select_device
-from utils.files import increment_path
+from utils.files import check_own_files, increment_path
 from utils.inference.detector import Detector
 from utils.inference.features import FeatureRecorder, stage_name, write_gate
 from utils.inference.frames import read_batches
@@ -27,14 +29,19 @@ from utils.inference.sources import IMAGE, STREAM, Frame, Source, list_sources
 from utils.inference.tracking import Tracking
 from utils.log import LOGGER
 
-# Options that a resumed run may change; the ledger does not record them.
-CHANGEABLE = {"download", "device", "batch_size", "view_img", "update", "project", "name", "exist_ok", "resume"}
+# What the results of a run depend on: the ledger records these options, and a resumed run takes these alone from it,
+# since its folder may come from anywhere. What is fetched, changed and trusted, and the device, says the command.
+RECORDED = (
+    "weights", "source", "data", "imgsz", "conf_thres", "iou_thres", "max_det", "classes", "agnostic_nms", "augment",
+    "half", "dnn", "tile", "track", "vid_stride", "line_thickness", "hide_labels", "hide_conf", "save_txt", "save_conf",
+    "save_crop", "save_json", "save_csv", "nosave", "visualize",
+)  # fmt: skip
 
 
-def detect(opt: cli.Options) -> Path:
+def detect(opt: cli.Options, parser: argparse.ArgumentParser) -> Path:
     """Detects objects in what `opt.source` names and returns the folder of results.
 
-    opt: the options of detect.py, with their ranges checked.
+    opt: the options of detect.py, with their ranges checked; parser: in which they are stated.
 
     Raises ValueError for options that do not go together, FileNotFoundError where weights or the source are missing.
     """
@@ -42,7 +49,7 @@ def detect(opt: cli.Options) -> Path:
     opt.imgsz = cli.frame_sides(opt.imgsz)
     if "data" not in opt.given:
         opt.data = None  # the default YAML names the classes of another data set
-    ledger = _find_run(opt)
+    ledger = _find_run(opt, parser)
     sources = ledger.sources if ledger else list_sources(opt.source, opt.download)
     streams, shared = sources[0].kind == STREAM, dist.world_size() > 1
     if shared or opt.resume:
@@ -201,7 +208,7 @@ def _gate_writer(folder: Path, name: str, image: np.ndarray) -> Observer:
 # --- runs that are resumed, or shared among processes -----------------------------------------------------------------
 
 
-def _find_run(opt: cli.Options) -> Ledger | None:
+def _find_run(opt: cli.Options, parser: argparse.ArgumentParser) -> Ledger | None:
     """Returns the unfinished run in the folder of --resume and gives `opt` its options; None to begin a run."""
     if not opt.resume:
         return None
@@ -210,21 +217,23 @@ def _find_run(opt: cli.Options) -> Ledger | None:
         if "source" not in opt.given:
             raise ValueError(f"--resume {folder}: there is no such folder; to begin a run in it, give its --source")
         return None
+    for inside, _, _ in os.walk(folder):
+        check_own_files(Path(inside), "--resume")
     ledger = Ledger(folder)
-    for name, recorded in ledger.options.items():
-        if name in opt.given and getattr(opt, name) != recorded:
+    now = cli.without_secrets(vars(opt))
+    for name, recorded in cli.adopt(parser, opt, ledger.options, RECORDED, ledger.file).items():
+        if name in opt.given and now[name] != recorded:
             raise ValueError(
-                f"--{name.replace('_', '-')} is {getattr(opt, name)}, but the run in {folder} was begun with "
-                f"{recorded}; leave the option out to resume the run"
+                f"--{name.replace('_', '-')} is {now[name]}, but the run in {folder} was begun with {recorded}; leave "
+                "the option out to resume the run"
             )
-        setattr(opt, name, recorded)
     LOGGER.info(f"{len(ledger.positions)} of {len(ledger.sources)} files are done, the others follow")
     return ledger
 
 
 def _recorded(opt: cli.Options) -> dict[str, Any]:
     """Returns the options that a resumed run must share with the one it continues."""
-    return {name: value for name, value in vars(opt).items() if name not in CHANGEABLE}
+    return cli.without_secrets({name: getattr(opt, name) for name in RECORDED})
 
 
 def _begin_shared(opt: cli.Options, sources: list[Source]) -> Ledger:

@@ -260,19 +260,19 @@ def test_download_without_a_network(refused, monkeypatch, verb, failure):
     class CutShort(io.BytesIO):
         headers = {"Content-Length": "1000"}  # noqa: RUF012
 
-    def urlopen(url, timeout):
+    def open_url(self, url, timeout):
         if failure == "cut short":
             return CutShort(b"x" * 10)
         raise failure
 
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", open_url)
     says = ["could not download https://", "yolov5s.pt", "download it yourself and save it as yolov5s.pt"]
     says.append("10 of 1000 bytes" if failure == "cut short" else str(failure))
     refused(verb, "--weights", "yolov5s.pt", "--download", says=says)
 
 
 def test_nothing_is_downloaded_unless_asked(refused, monkeypatch):
-    monkeypatch.setattr(urllib.request, "urlopen", None)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", None)
     refused("detect", "--weights", "yolov5s.pt", says="no such weights")
     refused("detect", "--weights", "mine.pt", "--download", says=["no such file: mine.pt", "yolov5s.pt"])
 

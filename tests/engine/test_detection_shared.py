@@ -242,3 +242,72 @@ def test_the_first_process_tells_the_others_through_the_store(monkeypatch):
     dist._rendezvous.cache_clear()
     assert dist.agree(lambda: "runs/detect/exp7") == "runs/detect/exp7"
     dist._rendezvous.cache_clear()
+
+
+# --- the folder of a run that comes from elsewhere --------------------------------------------------------------------
+
+
+@pytest.fixture
+def unfinished(detected, here, monkeypatch):
+    """`unfinished(**options)`: a run that was stopped, with these changes to its recorded options."""
+
+    def make(**options) -> Path:
+        make_files()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(ResultWriter, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            detected("in")
+        file = here / "out/exp" / RECORD / "run.json"
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps({**record, "options": {**record["options"], **options}}))
+        return here / "out/exp"
+
+    return make
+
+
+def test_a_received_run_decides_only_its_results(detected, unfinished, monkeypatch):
+    import detect
+    from engine import detection
+
+    seen = []
+    real = detection._load_detector
+    monkeypatch.setattr(detection, "_load_detector", lambda opt, streams: (seen.append(opt), real(opt, streams))[1])
+    foreign = {
+        "download": True,
+        "update": True,
+        "device": "7",
+        "project": "/etc",
+        "trust_weights": True,
+        "view_img": True,
+    }
+    detected(resume=unfinished(**foreign, exist_ok=True, name="x", batch_size=99, conf_thres=0.5))
+    usual = vars(detect.parse_opt(known=True)) | {"device": "cpu", "project": "out"}
+    assert seen[-1].conf_thres == 0.5
+    assert {name: getattr(seen[-1], name, None) for name in foreign} == {name: usual.get(name) for name in foreign}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"conf_thres": 7}, "--conf-thres must be between 0 and 1, got 7"),
+        ({"imgsz": ["a"]}, "--imgsz must be a whole number"),
+        ({"save_txt": "yes"}, "--save-txt must be True or False"),
+        ({"source": {"a": 1}}, "--source must be str"),
+        ({"weights": [1]}, "--weights must be str"),
+    ],
+)
+def test_options_of_another_type_are_refused(detected, unfinished, changes, says):
+    folder = unfinished(**changes)
+    with pytest.raises(ValueError) as error:
+        detected(resume=folder)
+    assert says in str(error.value) and "run.json: of the options that it holds, " in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["labels", "crops/red", "p1.png", f"{RECORD}/journal-x", "predictions.json"])
+def test_a_link_in_a_received_folder_leads_nowhere(detected, unfinished, here, name):
+    folder = unfinished(save_txt=True)
+    (here / "of the user").mkdir()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(here / "of the user")
+    with pytest.raises(ValueError, match=f"{Path(name).name} is a link, a pipe or a device"):
+        detected(resume=folder)
+    assert not list((here / "of the user").iterdir())

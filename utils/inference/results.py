@@ -147,7 +147,7 @@ class ResultWriter:
         paths: dict[str, Path] = {}
         tables = self._open_tables(lambda name: paths.setdefault(name, self.ledger.scratch(name)))
         try:
-            for source, number, boxes in self.ledger.rows() if tables else ():
+            for source, number, boxes in self.ledger.rows(len(self.names)) if tables else ():
                 for table in tables:
                     table.add(self.sources[source].title, self._stem(source, number), number, boxes, self.names)
         finally:
