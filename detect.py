@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from utils import cli
+from utils.runtimes.trust import add_trust
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -76,6 +77,7 @@ def _add_detection(group) -> None:
     group.add_argument("--augment", action="store_true", help="test-time augmentation: three sizes, one mirrored")
     group.add_argument("--half", action="store_true", help="use float16 (half precision), on CUDA only")
     group.add_argument("--dnn", action="store_true", help="run an ONNX file with OpenCV")
+    add_trust(group)
     group.add_argument(
         "--tile",
         nargs="?",

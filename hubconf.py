@@ -20,7 +20,7 @@ from utils import log as _log
 dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "PIL"]  # checked by torch.hub
 
 
-def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None):
+def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None, trust=False):
     """Loads a trained detector.
 
     Args:
@@ -30,11 +30,14 @@ def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None):
         verbose: log the loading.
         device: "cpu", a GPU as "0" or "cuda:0", "mps"; None takes the first GPU, or the CPU if there is none.
 
+        trust: open a file that is a program (TorchScript, .pt2, .pte, SavedModel, GraphDef, TensorRT engine) also where
+            export.py of this installation did not write it. Data (.pt, ONNX, OpenVINO ...) needs no trust.
+
     Raises FileNotFoundError where there is no such file.
     """
     with _quiet(not verbose):
         paths = [_backend.find_weights(p) for p in (path if isinstance(path, list | tuple) else [path])]
-        model = _common.DetectMultiBackend(paths, _device.select_device(device or ""))
+        model = _common.DetectMultiBackend(paths, _device.select_device(device or ""), trust=trust)
     return _autoshape.AutoShape(model) if autoshape else model
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import cli
+from utils.runtimes.trust import add_trust
 
 if TYPE_CHECKING:
     from engine.validation import Results
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="print a row per class, also for 50 classes or more")
     parser.add_argument("--half", action="store_true", help="use float16 (half precision), on CUDA only")
     parser.add_argument("--dnn", action="store_true", help="run an ONNX file with OpenCV")
+    add_trust(parser)
     _add_results(parser.add_argument_group("what is written"))
     _add_metrics(parser.add_argument_group("metrics and reports"))
     cli.add_run_folder(parser, "runs/val")

@@ -83,7 +83,7 @@ def _load_detector(opt: cli.Options, streams: bool) -> Detector:
     """Returns the detector that the options ask for."""
     device = select_device(opt.device)
     weights = [find_weights(file, opt.download) for file in opt.weights]
-    model = Backend(weights, device, opt.half, opt.dnn, opt.data).eval()
+    model = Backend(weights, device, opt.half, opt.dnn, opt.data, opt.trust_weights).eval()
     model.check_use(opt.conf_thres, opt.iou_thres, opt.augment)
     if wrong := [c for c in opt.classes or () if not 0 <= c < len(model.names)]:
         raise ValueError(f"--classes: {weights[0]} has classes 0 to {len(model.names) - 1}, got {wrong}")

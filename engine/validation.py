@@ -107,7 +107,7 @@ def _load_setup(opt: cli.Options) -> Setup:
     split = _split(opt)
     device = select_device(opt.device, opt.batch_size)
     weights = [find_weights(file, cli.fetches(opt.download, "weights")) for file in opt.weights or [cli.WEIGHTS]]
-    model = Backend(weights, device, opt.half and device.type == "cuda", opt.dnn, opt.data)
+    model = Backend(weights, device, opt.half and device.type == "cuda", opt.dnn, opt.data, opt.trust_weights)
     model.check_use(opt.conf_thres, opt.iou_thres, opt.augment)
     imgsz = frame_size(model, opt.imgsz)
     rect = model.fixed is None and opt.task != "benchmark"  # else frames of one size, with the padding of a square

@@ -124,6 +124,7 @@ class Backend(nn.Module):
         half: float16 weights and images, on CUDA only. Exported files have a precision of their own.
         dnn: run an ONNX file with OpenCV.
         data: data set YAML that names the classes, for exported files without metadata.
+        trust: open an exported file that is a program also where this installation did not write it.
     """
 
     def __init__(
@@ -133,10 +134,11 @@ class Backend(nn.Module):
         half: bool = False,
         dnn: bool = False,
         data: str | None = None,
+        trust: bool = False,
     ):
         super().__init__()
         self.device = torch.device(device)
-        self.runtime = open_exported(weights, self.device, dnn)
+        self.runtime = open_exported(weights, self.device, dnn, trust)
         if self.runtime is not None:
             metadata = self.runtime.metadata
             self.model = None
@@ -190,8 +192,13 @@ def frame_size(model: nn.Module, size: int | list[int]) -> int | list[int]:
     return fixed
 
 
-def open_exported(weights: str | Path | list, device: torch.device, dnn: bool = False) -> Runtime | None:
-    """Returns the runtime of an exported file or folder; None for a `.pt` file or a name without a suffix."""
+def open_exported(
+    weights: str | Path | list, device: torch.device, dnn: bool = False, trust: bool = False
+) -> Runtime | None:
+    """Returns the runtime of an exported file or folder; None for a `.pt` file or a name without a suffix.
+
+    trust: opens files that are programs also where this installation did not write them; else they are a ValueError.
+    """
     paths = weights if isinstance(weights, list | tuple) else [weights]
     exported = [path for path in paths if runtime_for(path)]
     if not exported:
@@ -211,7 +218,7 @@ def open_exported(weights: str | Path | list, device: torch.device, dnn: bool = 
 
         runtime = OpenCVRuntime(exported[0], device)
     else:
-        runtime = runtime_for(exported[0])(exported[0], device)
+        runtime = runtime_for(exported[0])(exported[0], device, trust)
     if runtime.metadata.train:
         raise ValueError(
             f"{exported[0]} was exported with --train and gives raw maps, not boxes; export it again without --train"

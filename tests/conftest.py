@@ -55,6 +55,14 @@ def pytest_runtest_call(item):
     seed(item.nodeid)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_state_folder(tmp_path_factory):
+    """No test finds or leaves anything in the user's state folder; files of one test are known in the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("user state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path, monkeypatch):
     """No test finds or leaves anything in the user's cache folder."""

@@ -31,6 +31,17 @@ def cache_folder() -> Path:
     return root / "yolov5-soca"
 
 
+def state_folder() -> Path:
+    """Returns this user's folder for what this installation remembers: in XDG_STATE_HOME where set. Not created."""
+    if place := os.environ.get("XDG_STATE_HOME"):
+        root = Path(place)
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        root = Path.home() / ("Library/Application Support" if sys.platform == "darwin" else ".local/state")
+    return root / "yolov5-soca"
+
+
 def increment_path(path: str | Path, exist_ok: bool = False, mkdir: bool = False) -> Path:
     """Returns the first free name of `runs/exp`, `runs/exp2`, `runs/exp3` ..., after the highest that exists.
 

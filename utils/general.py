@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import glob
 import importlib.metadata
-import logging
 import math
 import os
 import platform
@@ -368,26 +367,9 @@ def set_logging(name: Any = None, verbose: bool = True):
 
 
 def colorstr(*words: str) -> str:
-    """Returns the last text in the colours and styles named before it, by default blue and bold, for a terminal.
-
-    The project's log shows it without colours: an escape sequence in a message could come from a file.
-    """
+    """Returns the last text in the colours and styles named before it, by default blue and bold, for a terminal."""
     *styles, text = words if len(words) > 1 else ("blue", "bold", *words)
-    coloured = "".join(f"\033[{_CODES[style]}m" for style in styles) + f"{text}\033[0m"
-    if len(_coloured) < 1000:
-        _coloured[coloured] = str(text)
-    LOGGER.addFilter(_without_colours)
-    return coloured
-
-
-_coloured: dict[str, str] = {}  # what colorstr returned, and its text
-
-
-def _without_colours(record: logging.LogRecord) -> bool:
-    if isinstance(record.msg, str) and "\033" in record.msg:
-        for coloured, text in _coloured.items():
-            record.msg = record.msg.replace(coloured, text)
-    return True
+    return "".join(f"\033[{_CODES[style]}m" for style in styles) + f"{text}\033[0m"
 
 
 def print_args(name: Any = "", opt: Any = None, **ignored: Any) -> None:

@@ -1,6 +1,5 @@
 """v6.1's loaders give the detectors of this project, under its arguments and with its attributes."""
 
-import copy
 import pickle
 import subprocess
 import sys
@@ -141,15 +140,6 @@ def test_the_hub_without_autoshape_is_the_multi_backend(weights):
     assert isinstance(model, DetectMultiBackend) and isinstance(model(IMAGES), torch.Tensor)
     untrained = hubconf._create("yolov5n", pretrained=False, classes=7, autoshape=False, device="cpu")
     assert isinstance(untrained, Model) and untrained.model[-1].nc == 7
-
-
-def test_whose_model_it_is(weights):
-    """As SAHI asks, before it takes a model for one of v5's."""
-    model = hubconf.custom(weights, device="cpu")
-    results = model(boxes_image()[..., ::-1], size=96)
-    assert {type(x).__module__ for x in (model, model.model, results)} == {"models.common"}
-    assert torch.equal(copy.deepcopy(model)(boxes_image()[..., ::-1], size=96).xyxy[0], results.xyxy[0])
-    assert pickle.loads(pickle.dumps(AutoShape)) is AutoShape
 
 
 def test_names_answer_as_a_list_and_as_a_dict(weights):

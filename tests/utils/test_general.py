@@ -242,11 +242,6 @@ def test_text_for_the_terminal(messages):
     assert [text.partition(": ")[2] for text in messages] == ["", *["weights=a.pt, imgsz=640"] * 2]
 
 
-def test_the_log_shows_coloured_text_plainly(capsys):
-    LOGGER.info(f"{colorstr('bold', 'runs/exp')}: {colorstr('a')} " + "\033[31m from a file")
-    assert capsys.readouterr().err == "runs/exp: a \\x1b[31m from a file\n"
-
-
 def test_profile_takes_the_time_of_blocks_and_functions(monkeypatch):
     clock = iter([10.0, 12.0, 20.0, 23.0])
     watch = Profile(device="cpu")

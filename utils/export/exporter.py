@@ -21,6 +21,7 @@ from utils.files import megabytes
 from utils.log import LOGGER
 from utils.runtimes.base import Metadata
 from utils.runtimes.table import runtime_for
+from utils.runtimes.trust import note
 
 
 @dataclass(kw_only=True)
@@ -159,7 +160,17 @@ def export(job: Job, kind: Format, work: Path) -> Path:
             move(part, rejected)
             raise ExportError(f"{kind.name}: {reason}; the file is kept as {rejected}")
         move(part, target)
+    if runtime_for(target).program:
+        _note(target)
     return target
+
+
+def _note(target: Path) -> None:
+    """Remembers that this installation wrote a program, so that it is opened without --trust-weights."""
+    try:
+        note(target)
+    except OSError as error:
+        LOGGER.warning(f"{target} needs --trust-weights to be opened, since it could not be noted: {error}")
 
 
 def write(job: Job, kind: Format, part: Path, options: ExportOptions, work: Path) -> None:
@@ -198,7 +209,7 @@ def check(job: Job, kind: Format, part: Path, options: ExportOptions) -> str:
         checked = "; its structure was checked" if inspect else ""
         LOGGER.warning(f"{kind.name}: not run here, since it {obstacle}{checked}")
         return ""
-    runtime = runtime_class(part, options.device)
+    runtime = runtime_class(part, options.device, trust=True)  # it was written a moment ago, where nobody else writes
     if runtime.metadata != options.metadata:
         return f"it states {runtime.metadata}, which should be {options.metadata}"
     reference = job.reference if bool(options.nms) == bool(job.options.nms) else job.reference.decoded

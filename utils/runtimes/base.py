@@ -22,6 +22,7 @@ from utils.cli import installed, require
 from utils.data.letterbox import GREY
 from utils.device import is_out_of_memory
 from utils.log import LOGGER
+from utils.runtimes.trust import open_copy
 
 METADATA_FILE = "metadata.json"  # in formats that are folders
 UNKNOWN_STRIDE = 64  # where a file states none, as in v6.1: right for every model of the family
@@ -139,12 +140,15 @@ def assumed_metadata(shape: Sequence[Any] = (None, None, None, None), columns: A
 class Runtime:
     """One exported file, opened.
 
-    A class for a toolchain has `__init__(path, device)`, which calls `declare`, and `run`.
+    A class for a toolchain has `__init__(path, device, trust)`, which calls `declare`, and `run`. Files that are
+    programs are opened only where this installation wrote them, or with trust: ValueError for others (trust.py).
 
-    Attributes: path, device; metadata; declared (False where the file states no metadata, and metadata is assumed);
+    Attributes: path, device; file (what to open: path, or a copy of it whose bytes were checked);
+    metadata; declared (False where the file states no metadata, and metadata is assumed);
     dtype of the images that `run` takes.
     """
 
+    program = ""  # what it is, such as "a TorchScript file", where opening it runs what is in it; "" for data
     packages: tuple[str, ...] = ()  # that must be installed
     systems: tuple[str, ...] = ()  # of platform.system() on which it runs; empty for all
     gpu = False  # whether it needs a CUDA GPU
@@ -160,8 +164,11 @@ class Runtime:
             return "runs on a CUDA GPU, and torch sees none here"
         return None
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
         self.path, self.device = Path(path), torch.device(device)
+        self.file = self.path
+        if self.program and not trust:  # before any toolchain sees it
+            self._copy, self.file = open_copy(self.path, self.program)
         for package in self.packages:
             require(package, str(self.path))
         if reason := self.obstacle():

@@ -14,8 +14,8 @@ class CoreMLRuntime(Runtime):
     packages = ("coremltools",)
     systems = ("Darwin",)
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         import coremltools
 
         # its exceptions are of many types, which depend on what is wrong with the file

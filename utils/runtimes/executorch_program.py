@@ -12,14 +12,15 @@ METADATA_METHOD = "metadata"  # of a program: it returns what the file states ab
 class ExecuTorchRuntime(Runtime):
     """A file `.pte`, by ExecuTorch's runtime on the CPU."""
 
+    program = "a .pte file"
     packages = ("executorch.runtime",)
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         from executorch.runtime import Runtime as Loader
 
         with readable(path, "ExecuTorch", RuntimeError, ValueError), silence():
-            self.program = Loader.get().load_program(str(path))
+            self.program = Loader.get().load_program(str(self.file))
             self.method = self.program.load_method("forward")
         entry = self.method.metadata.input_tensor_meta(0)
         output = self.method.metadata.output_tensor_meta(0)

@@ -20,8 +20,8 @@ class LiteRTRuntime(Runtime):
 
     packages = ("ai_edge_litert",)
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         from ai_edge_litert.interpreter import Interpreter
 
         with readable(path, "LiteRT", ValueError, RuntimeError), silence():

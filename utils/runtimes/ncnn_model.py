@@ -15,8 +15,8 @@ class NCNNRuntime(Runtime):
 
     packages = ("ncnn",)
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         import ncnn
 
         self.ncnn = ncnn

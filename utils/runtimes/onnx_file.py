@@ -13,8 +13,8 @@ class ONNXRuntime(Runtime):
 
     packages = ("onnxruntime",)
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -45,8 +45,8 @@ class ONNXRuntime(Runtime):
 class OpenCVRuntime(Runtime):
     """A file `.onnx`, by OpenCV's DNN module (`--dnn`): frames and batches of the size it was made for."""
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         import cv2
 
         with readable(path, f"OpenCV {cv2.__version__}", cv2.error):

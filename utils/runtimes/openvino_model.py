@@ -12,8 +12,8 @@ class OpenVINORuntime(Runtime):
 
     packages = ("openvino",)
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         import openvino
 
         file = only_file(self.path, ".xml")

@@ -11,13 +11,15 @@ from utils.runtimes.base import Metadata, Runtime, as_tuple, readable
 class ProgramRuntime(Runtime):
     """A file `.pt2`, on the CPU or a GPU."""
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    program = "a .pt2 file"
+
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         import torchvision  # noqa: F401  its operators, which a graph with suppression calls
 
         extra = {"config.txt": ""}
         with readable(path, f"torch {torch.__version__}", RuntimeError, ValueError, KeyError, zipfile.BadZipFile):
-            program = torch.export.load(str(path), extra_files=extra)
+            program = torch.export.load(str(self.file), extra_files=extra)
         if self.device.type != "cpu":
             from torch.export.passes import move_to_device_pass
 

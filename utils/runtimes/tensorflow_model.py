@@ -29,10 +29,10 @@ class ServedRuntime(Runtime):
 
     def arguments(self) -> list[str]:
         """Returns what the program of the environment is called with: the server's script, and the model."""
-        return [str(ROOT / self.server), str(self.path)]
+        return [str(ROOT / self.server), str(self.file)]
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         command = self.environment.command()
         if command is None:
             raise ValueError(f"{path}: running it {self.environment.obstacle()}")
@@ -46,7 +46,7 @@ class ServedRuntime(Runtime):
         head = self._answer("cannot be read")
         B, H, W, C = head["shape"]
         self.declare(
-            folder_metadata(self.path) if self.path.is_dir() else Metadata.from_json(head["metadata"], path),
+            folder_metadata(self.file) if self.file.is_dir() else Metadata.from_json(head["metadata"], path),
             (B, C, H, W),
             head["columns"],
         )
@@ -89,4 +89,5 @@ def _end(child: subprocess.Popen) -> None:
 class TensorFlowRuntime(ServedRuntime):
     """A folder `*_saved_model`, or a frozen graph `.pb`, by TensorFlow on the CPU."""
 
+    program = "a SavedModel or a GraphDef"
     environment = TENSORFLOW

@@ -10,16 +10,17 @@ from utils.runtimes.base import Metadata, Runtime
 class TensorRTRuntime(Runtime):
     """A file `.engine`, by TensorRT 10 or later on a CUDA GPU. Images and outputs stay on the GPU."""
 
+    program = "a TensorRT engine"
     packages = ("tensorrt",)
     gpu = True
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        super().__init__(path, device)
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu", trust: bool = False):
+        super().__init__(path, device, trust)
         import tensorrt
 
         if self.device.type != "cuda":
             raise ValueError(f"{path}: TensorRT engines run on a CUDA GPU; use --device 0")
-        metadata, engine = split_engine(self.path)
+        metadata, engine = split_engine(self.file)
         self.logger = tensorrt.Logger(tensorrt.Logger.WARNING)
         self.engine = tensorrt.Runtime(self.logger).deserialize_cuda_engine(engine)
         if self.engine is None:

@@ -56,7 +56,7 @@ def test_a_training_graph_gives_the_raw_maps(model, tmp_path):
 def test_frozen_weights(model, tmp_path):
     job = job_for(model, tmp_path, optimize=True)
     path = torchscript.write(job.graph(job.options), job.images[0], tmp_path / "a.torchscript", job.options)
-    runtime = TorchScriptRuntime(path)
+    runtime = TorchScriptRuntime(path, trust=True)
     assert not list(runtime.graph.parameters())
     assert_same(job, runtime, job.images[0])
 
@@ -84,7 +84,7 @@ def test_a_wrong_file_is_kept_aside_and_an_old_one_stays(model, tmp_path, monkey
         export(job, BY_ARGUMENT["torchscript"], tmp_path)
     assert (tmp_path / "best.torchscript").read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.torchscript", "best.torchscript.rejected"]
-    assert TorchScriptRuntime(tmp_path / "best.torchscript.rejected").declared
+    assert TorchScriptRuntime(tmp_path / "best.torchscript.rejected", trust=True).declared
 
 
 def test_a_file_with_other_metadata_is_rejected(model, tmp_path):

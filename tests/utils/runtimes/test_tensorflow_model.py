@@ -91,7 +91,7 @@ def served(here, monkeypatch) -> Path:
 
 def test_what_goes_through_the_pipes(served):
     (served / "metadata.json").write_text(META.as_json(), encoding="utf-8")
-    runtime = runtime_for(served)(served)
+    runtime = runtime_for(served)(served, trust=True)
     assert runtime.metadata == META and runtime.declared
     for value in (0.25, 0.5):
         images = torch.full((1, 3, H, W), value)
@@ -106,7 +106,7 @@ def test_what_goes_through_the_pipes(served):
 
 
 def test_a_child_ends_with_its_runtime(served):
-    runtime = runtime_for(served)(served)
+    runtime = runtime_for(served)(served, trust=True)
     assert not runtime.declared and runtime.metadata.imgsz == (H, W) and len(runtime.metadata.names) == 2
     child = runtime.child
     del runtime
@@ -116,4 +116,4 @@ def test_a_child_ends_with_its_runtime(served):
 def test_a_model_that_cannot_be_read(served):
     (served / "saved_model.pb").unlink()
     with pytest.raises(ValueError, match="cannot be read by tensorflow==0: OSError: SavedModel file does not exist"):
-        runtime_for(served)(served)
+        runtime_for(served)(served, trust=True)
