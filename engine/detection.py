@@ -28,6 +28,7 @@ from utils.inference.results import ResultOptions, ResultWriter, has_display
 from utils.inference.sources import IMAGE, STREAM, Frame, Source, list_sources
 from utils.inference.tracking import Tracking
 from utils.log import LOGGER
+from utils.text import printable
 
 # What the results of a run depend on: the ledger records these options, and a resumed run takes these alone from it,
 # since its folder may come from anywhere. What is fetched, changed and trusted, and the device, says the command.
@@ -156,7 +157,7 @@ def _detect_batches(
 
 def _title(frame: Frame, sources: list[Source]) -> str:
     """Returns the name of a frame in the log: `2/3 film.mp4 (7/90)`."""
-    text = f"{frame.source + 1}/{len(sources)} {sources[frame.source].title}"
+    text = f"{frame.source + 1}/{len(sources)} {printable(sources[frame.source].title, lines=False)}"
     if frame.number is None:
         return text
     return f"{text} ({frame.number}/{frame.count})" if frame.count else f"{text} ({frame.number})"

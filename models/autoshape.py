@@ -13,6 +13,7 @@ from torch import nn
 
 from models.backend import Backend
 from models.yolo import log_profile
+from utils import cli
 from utils.boxes import round_up, xyxy_to_xywh
 from utils.data.images import read_image
 from utils.data.letterbox import letterbox_planes, scale_boxes
@@ -243,7 +244,7 @@ class Detections:
 
     def print(self) -> None:
         """Prints the number of detections of each class in each image, and the times."""
-        print(self)
+        cli.say(self)
 
     def tolist(self) -> list["Detections"]:
         """Returns one Detections per image."""

@@ -74,10 +74,10 @@ def main(opt: argparse.Namespace) -> None:
             )
         size = check_image_size(opt.imgsz, model.image_multiple)
         explained.append(explain_image(model, file, image, size, opt))
-    print("\n\n".join(as_text(one) for one in explained))
+    cli.say("\n\n".join(as_text(one) for one in explained))
     with atomic_write(opt.html, "w") as file:
         file.write(as_html(explained, Path(opt.image).name, WITHOUT[opt.without], opt.conf_thres))
-    print(f"\nthe page is {opt.html}")
+    cli.say(f"\nthe page is {opt.html}")
 
 
 if __name__ == "__main__":

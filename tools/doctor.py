@@ -64,7 +64,7 @@ def main(options: argparse.Namespace) -> None:
                 "tools/convert.py"
             )
     contents, findings = diagnose(data, options.imgsz, np.array(anchors, float).reshape(-1, 2))
-    print(as_json(contents, findings) if options.json else as_text(contents, findings))
+    print(as_json(contents, findings)) if options.json else cli.say(as_text(contents, findings))
     if options.html:
         with atomic_write(options.html, "w") as file:
             file.write(as_html(contents, findings, f"{Path(options.data).name}: what the doctor found"))

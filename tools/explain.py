@@ -184,7 +184,7 @@ def main(opt: argparse.Namespace) -> None:
         raise ValueError(f"--picture must end in .png, .svg or .pdf, got {str(opt.picture)!r}")
     model = Model(opt.cfg, insert=parse_attention(opt.attention))
     lines = explain(model, check_image_size(opt.imgsz, model.image_multiple))
-    print(table(lines))
+    cli.say(table(lines))
     if opt.picture:
         flops, parameters = sum(line.flops for line in lines) / 1e9, sum(line.parameters for line in lines) / 1e6
         name = " + ".join(filter(None, (model.yaml_file, opt.attention)))

@@ -23,6 +23,7 @@ from utils.device import is_out_of_memory
 from utils.files import atomic_write, megabytes
 from utils.log import LOGGER
 from utils.pickles import Refused, StandIn, plain
+from utils.text import printable
 
 # v6.1's keys, in its order; `training` is this project's, the state that a resumed run needs (engine/run.py)
 KEYS = ("epoch", "best_fitness", "model", "ema", "updates", "optimizer", "wandb_id", "date")
@@ -74,7 +75,7 @@ def load(path: str | Path, known: Callable[[str], bool]) -> dict[str, Any]:
 
 def on_one_line(message: object) -> str:
     """Returns a message that may quote a file as text for a terminal: no control characters, at most 600 characters."""
-    return "".join(c if c.isprintable() else "?" for c in str(message)[:600])
+    return printable(str(message)[:600], lines=False)
 
 
 def _read(path: Path, names: set[str]) -> Any:

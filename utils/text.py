@@ -50,6 +50,14 @@ def csv_field(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def xml_can_hold(text: str) -> bool:
+    """Returns whether XML has all characters of a text: it has no control characters and no surrogates."""
+    return not _NOT_XML.search(text)
+
+
 # --- for a file name --------------------------------------------------------------------------------------------------
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices, on Windows

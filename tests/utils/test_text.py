@@ -3,12 +3,13 @@
 import csv
 import io
 import logging
+from xml.etree import ElementTree
 
 import pytest
 
 from utils import cli
 from utils.log import LOGGER
-from utils.text import csv_field, file_name, printable, redact
+from utils.text import csv_field, file_name, printable, redact, xml_can_hold
 
 
 @pytest.mark.parametrize(
@@ -162,3 +163,18 @@ def test_different_texts_are_different_file_names():
     assert [file_name(text) for text in ("person", "traffic light", "weiß", "検出", "a (b)")] == [
         "person", "traffic light", "weiß", "検出", "a (b)",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "held"), [("a < b & \U0001f34e", True), ("a\x1b", False), ("\x00", False), ("\udc80", False)]
+)
+def test_what_xml_can_hold(text, held):
+    """Against the parser."""
+    try:
+        root = ElementTree.Element("name")
+        root.text = text
+        ElementTree.fromstring(ElementTree.tostring(root, encoding="utf-8"))
+        read = True
+    except (ElementTree.ParseError, UnicodeEncodeError):
+        read = False
+    assert xml_can_hold(text) == read == held

@@ -14,6 +14,7 @@ from utils.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_xywh, xyxy_to_xywhn
 from utils.data.images import VIDEO_SUFFIXES
 from utils.drawing import write_image
 from utils.files import atomic_write, increment_path
+from utils.text import file_name, printable
 
 
 def result_stems(files: Sequence[str | Path]) -> list[str]:
@@ -76,7 +77,10 @@ def summary(boxes: torch.Tensor, names: Sequence[str]) -> str:
     """Returns the number of detections of each class: `2 persons, 1 bus`. boxes: (n, 6) with the class last."""
     counts = Counter(boxes[:, 5].int().tolist())
     plural = {c: "s" * (n > 1 and not names[c].endswith("s")) for c, n in counts.items()}
-    return ", ".join(f"{n} {names[c]}{plural[c]}" for c, n in sorted(counts.items())) or "(no detections)"
+    return (
+        ", ".join(f"{n} {printable(names[c], lines=False)}{plural[c]}" for c, n in sorted(counts.items()))
+        or "(no detections)"
+    )
 
 
 def crop(image: np.ndarray, box: torch.Tensor, gain: float = 1.02, margin: int = 10) -> np.ndarray:
@@ -88,8 +92,8 @@ def crop(image: np.ndarray, box: torch.Tensor, gain: float = 1.02, margin: int =
 
 
 def crop_folder(folder: Path, class_name: str) -> Path:
-    """Returns folder/<class>; characters of the class name that could lead elsewhere are replaced."""
-    return folder / (re.sub(r"[^\w .()+-]", "_", class_name).strip(". ") or "_")
+    """Returns folder/<class>, a folder of its own for each class name; signs that could lead elsewhere are replaced."""
+    return folder / file_name(class_name)
 
 
 def write_crop(folder: Path, class_name: str, stem: str, image: np.ndarray) -> Path:

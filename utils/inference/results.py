@@ -29,6 +29,7 @@ from utils.inference.outputs import (
 )
 from utils.inference.sources import VIDEO, Frame, Source
 from utils.log import LOGGER
+from utils.text import csv_field
 
 HAVE_DISPLAY = ("darwin", "win32")  # systems that are assumed to have a display
 
@@ -291,7 +292,9 @@ class JsonTable:
     """A JSON array of detections: COCO's image_id, category_id, bbox, score; and file, name, frame, track."""
 
     def __init__(self, path: Path):
-        self._file = open(path, "w", encoding="utf-8")
+        self._file = open(
+            path, "w", encoding="utf-8", errors="backslashreplace"
+        )  # which is how JSON writes a surrogate
         self._separator = "[\n"
 
     def add(self, title: str, stem: str, number: int | None, boxes: torch.Tensor, names: Sequence[str]) -> None:
@@ -324,7 +327,7 @@ class CsvTable:
     COLUMNS = ("file", "frame", "class", "name", "confidence", "xmin", "ymin", "xmax", "ymax", "track")
 
     def __init__(self, path: Path):
-        self._file = open(path, "w", encoding="utf-8", newline="")
+        self._file = open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerow(self.COLUMNS)
 
@@ -332,8 +335,8 @@ class CsvTable:
         """Adds detections (n, 6 or 7) in pixels of their image."""
         for row in boxes.tolist():
             box, (confidence, c), track = row[:4], row[4:6], [int(v) or "" for v in row[6:]] or [""]
-            start = [title, "" if number is None else number, int(c), names[int(c)], f"{confidence:.5f}"]
-            self._rows.writerow([*start, *(f"{v:.3f}" for v in box), *track])
+            start = [csv_field(title), "" if number is None else number, int(c), csv_field(names[int(c)])]
+            self._rows.writerow([*start, f"{confidence:.5f}", *(f"{v:.3f}" for v in box), *track])
 
     def close(self) -> None:
         """Closes the file."""

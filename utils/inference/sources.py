@@ -11,6 +11,7 @@ import numpy as np
 from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image, listed_files
 from utils.downloads import download as fetch
 from utils.files import ROOT
+from utils.text import HIDDEN, redact
 
 IMAGE, VIDEO, STREAM = "image", "video", "stream"
 LIST_SUFFIXES = ("txt", "streams")
@@ -31,8 +32,8 @@ class Source(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Returns the name for messages, without the password that the address of a camera may hold."""
-        return re.sub(r"(?<=://)[^/@]*@", "", self.name)
+        """Returns the name for messages and results; an address has no user, password or other secret in it."""
+        return redact(self.name).replace(f"://{HIDDEN}@", "://")
 
     @property
     def result(self) -> str:

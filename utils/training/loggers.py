@@ -5,6 +5,7 @@ A logger that raises an error is dropped with one warning, and training goes on.
 
 import difflib
 import json
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,11 @@ from utils import cli
 from utils.data.images import read_image
 from utils.files import atomic_write
 from utils.log import LOGGER
+from utils.text import redact
 
 RUN_IDS = "loggers.json"  # in the folder of the run: the run of each tracker, which a resumed training continues
+MAX_IDS = 100_000  # bytes of that file
+SERVERS = ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL", "WANDB_API_KEY")  # of the environment, which may hold a password
 LOGIN_SECONDS = 30  # for which W&B may wait for an answer
 
 
@@ -54,7 +58,7 @@ def create_loggers(
     """
     save_dir = Path(save_dir)
     file = save_dir / RUN_IDS
-    known = json.loads(file.read_text(encoding="utf-8")) if resume and file.exists() else {}
+    known = _run_ids(file) if resume and file.exists() else {}
     trackers = [TRACKERS[name](save_dir, dict(options), dict(hyp), known.get(name)) for name in parse_loggers(names)]
     loggers = Loggers(trackers)
     loggers.start()
@@ -63,6 +67,21 @@ def create_loggers(
         with atomic_write(file, "w") as f:
             json.dump(ids, f, indent=1)
     return loggers
+
+
+def _run_ids(file: Path) -> dict[str, str]:
+    """Returns the run of each tracker that an earlier training noted; ValueError for another content of the file."""
+    try:
+        known = json.loads(file.read_bytes()) if file.stat().st_size < MAX_IDS else None
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict) or not all(
+        isinstance(v, str) and re.fullmatch(r"[\w-]{1,64}", v) for v in known.values()
+    ):
+        raise ValueError(
+            f"{file}: must hold the identifier of a run for each tracker; remove the file to begin new ones"
+        )
+    return known
 
 
 def project_name(options: Mapping[str, Any]) -> str:
@@ -112,7 +131,8 @@ class Loggers:
             try:
                 getattr(tracker, method)(*arguments)
             except Exception as error:  # foreign code and its network must not end hours of training
-                reason = str(error).strip() or type(error).__name__
+                servers = [value for name, value in os.environ.items() if name in SERVERS]
+                reason = redact(str(error).strip(), servers) or type(error).__name__
                 LOGGER.warning(f"--log {tracker.name} failed and is dropped, training goes on: {reason}")
                 self.trackers.remove(tracker)
 

@@ -19,6 +19,7 @@ import yaml
 from utils import cli
 from utils.files import atomic_write
 from utils.log import LOGGER
+from utils.text import redact
 from utils.training.hyperparameters import CHOICES
 from utils.training.records import COLUMNS
 
@@ -190,7 +191,9 @@ def _open_storage(url: str, attempts: int = 2) -> "optuna.storages.RDBStorage":
         if attempts > 1:  # if processes start at once only one can make the tables; the others try again
             time.sleep(1)
             return _open_storage(url, attempts - 1)
-        raise ValueError(f"--evolve-storage: the database {url} cannot be opened: {error}") from None
+        raise ValueError(
+            f"--evolve-storage: the database {redact(url)} cannot be opened: {redact(str(error), [url])}"
+        ) from None
     if waiting:
         _lock_before_reading(storage.engine)
     return storage

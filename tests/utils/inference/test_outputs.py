@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from utils.inference.outputs import CropNames, result_stems
+from utils.inference.outputs import CropNames, crop_folder, result_stems, summary
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,16 @@ def test_names_of_crops_belong_to_one_source(stems, second):
     assert names.name(stems[0], 1) == stems[0] and names.name(stems[0], 2) == second
     made = [names.name(stem, k).lower() for stem in stems for k in range(1, 300)]
     assert len(set(made)) == len(made)
+
+
+def test_each_class_has_crops_of_its_own():
+    """Names that differ in signs only, that lead elsewhere, or are too long for a file system."""
+    names = ["N/A", "N:A", "N_A", "50%", "50°", "a.", "a", "../../x", "x" * 300, "x" * 301, "=1\x1b[2J", ""]
+    folders = [crop_folder(Path("crops"), name) for name in names]
+    assert len(set(folders)) == len(names) and all(folder.parent == Path("crops") for folder in folders)
+    assert crop_folder(Path("crops"), "traffic light") == Path("crops/traffic light")
+
+
+def test_a_summary_is_one_line():
+    boxes = torch.tensor([[0, 0, 1, 1, 0.9, 0.0]])
+    assert summary(boxes, ["a\x1b[2J\nerror: x"]) == r"1 a\x1b[2J\nerror: x"

@@ -11,7 +11,7 @@ import torch
 from small_world import BOXES, NAMES, boxes_image
 from videos import moving, read_video, write_video
 
-from utils.inference.results import ResultOptions, ResultWriter, VideoFile
+from utils.inference.results import CsvTable, JsonTable, ResultOptions, ResultWriter, VideoFile
 from utils.inference.sources import Frame, list_sources
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -66,3 +66,16 @@ def test_an_error_in_the_writing_thread_ends_the_run(detected, here, monkeypatch
         ResultWriter(here, list_sources("clip.avi"), NAMES, ResultOptions()) as results,
     ):
         results.add(Frame(0, boxes_image(), 1), torch.zeros(0, 6))  # the last frame: said at the end
+
+
+def test_tables_hold_foreign_names(tmp_path):
+    """No field of the CSV begins a formula, and a name that is no UTF-8 is written, as JSON writes it."""
+    boxes, title = torch.tensor([[1, 2, 3, 4, 0.5, 0.0]]), "=HYPERLINK(1)\udc80.jpg"
+    for kind, name in ((CsvTable, "a.csv"), (JsonTable, "a.json")):
+        table = kind(tmp_path / name)
+        table.add(title, "stem", None, boxes, ["@cmd"])
+        table.close()
+    row = next(csv.DictReader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()))
+    assert (row["file"], row["name"], row["xmin"]) == ("'=HYPERLINK(1)\\udc80.jpg", "'@cmd", "1.000")
+    found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))[0]
+    assert (found["file"], found["name"]) == (title, "@cmd")

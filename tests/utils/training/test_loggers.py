@@ -257,3 +257,23 @@ def test_a_tracker_that_cannot_start_is_dropped(tmp_path, fake, log, monkeypatch
     loggers = create_loggers("wandb", tmp_path, OPTIONS, HYP)
     assert loggers.trackers == [] and "--log wandb failed" in log.text
     assert not (tmp_path / "loggers.json").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 9999, '{"wandb": 5}', '{"wandb": "../other"}', '{"wandb": "a b"}'])
+def test_a_note_of_runs_from_elsewhere_is_checked(tmp_path, fake, text):
+    (tmp_path / "loggers.json").write_text(text)
+    with pytest.raises(ValueError, match=r"loggers.json: must hold the identifier of a run"):
+        create_loggers("wandb", tmp_path, OPTIONS, HYP, resume=True)
+
+
+def test_a_failing_tracker_does_not_tell_a_password(tmp_path, fake, log, monkeypatch):
+    fake("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:S3CRETword@host/mlflow")
+    loggers = create_loggers("mlflow", tmp_path, OPTIONS, HYP)
+
+    def fail(*_):
+        raise RuntimeError("401 for me:S3CRETword at https://me:S3CRETword@host/mlflow")
+
+    loggers.trackers[0].log_metrics = fail
+    loggers.log_metrics({"a": 1.0}, 0)
+    assert "401 for ***" in log.text and "S3CRET" not in log.text

@@ -31,6 +31,7 @@ from utils.data.labels import (
     write_new,
 )
 from utils.log import LOGGER
+from utils.text import printable, xml_can_hold
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -224,13 +225,16 @@ def load(folder: Path, image_folders: Sequence[Path]) -> LabelledSplit:
 
 
 def save(out: Path, splits: dict[str, LabelledSplit], names: list[str]) -> None:
-    """Writes `split/Annotations/name.xml` in whole pixels that count from 1."""
+    """Writes `split/Annotations/name.xml` in whole pixels that count from 1; ValueError for a name XML cannot hold."""
+    for name in names:
+        if not xml_can_hold(name):
+            raise ValueError(f"class {name!r} has characters that XML cannot hold; rename the class")
     for split, labels in splits.items():
         folder = out / split / "Annotations"
         write_new(folder / NAMES_FILE, "".join(f"{name}\n" for name in names))
         for image in labels.images:
             root = ET.Element("annotation")
-            ET.SubElement(root, "filename").text = PurePosixPath(image.name).name
+            ET.SubElement(root, "filename").text = printable(PurePosixPath(image.name).name, lines=False)
             size = ET.SubElement(root, "size")
             for key, value in (("width", image.width), ("height", image.height), ("depth", 3)):
                 ET.SubElement(size, key).text = str(value)
