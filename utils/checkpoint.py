@@ -82,8 +82,13 @@ def _read(path: Path, names: set[str]) -> Any:
     """Returns what torch makes of a checked file, with stand-ins for these names and no other class."""
     stand_ins = [(pickles.stand_in(name), name) for name in names]
     stand_ins += [(kind, name.replace("builtins.", "__builtin__.")) for kind, name in stand_ins if "builtins." in name]
-    # torch has these three of its own, but not in each version
-    known = [(set, "builtins.set"), (set, "__builtin__.set"), (codecs.encode, "_codecs.encode")]
+    # torch has these of its own, but not in each version
+    known = [
+        (set, "builtins.set"),
+        (set, "__builtin__.set"),
+        (codecs.encode, "_codecs.encode"),
+        (torch.device, "torch.device"),
+    ]
     with _LOCK:
         others = torch.serialization.get_safe_globals()  # of the program, which may have allowed real classes
         torch.serialization.clear_safe_globals()
