@@ -5,7 +5,6 @@ A checkpoint is a zip archive with a pickle of modules. `load` checks the pickle
 v6.1's keys, whole or not at all.
 """
 
-import codecs
 import errno
 import zipfile
 from collections.abc import Callable
@@ -81,19 +80,11 @@ def on_one_line(message: object) -> str:
 def _read(path: Path, names: set[str]) -> Any:
     """Returns what torch makes of a checked file, with stand-ins for these names and no other class."""
     stand_ins = [(pickles.stand_in(name), name) for name in names]
-    stand_ins += [(kind, name.replace("builtins.", "__builtin__.")) for kind, name in stand_ins if "builtins." in name]
-    # torch has these of its own, but not in each version
-    known = [
-        (set, "builtins.set"),
-        (set, "__builtin__.set"),
-        (codecs.encode, "_codecs.encode"),
-        (torch.device, "torch.device"),
-    ]
     with _LOCK:
         others = torch.serialization.get_safe_globals()  # of the program, which may have allowed real classes
         torch.serialization.clear_safe_globals()
         try:
-            with torch.serialization.safe_globals([*stand_ins, *known]):
+            with torch.serialization.safe_globals(stand_ins):
                 return torch.load(path, map_location="cpu", weights_only=True)
         finally:
             torch.serialization.clear_safe_globals()
