@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -18,7 +17,7 @@ import numpy as np
 from utils.data.dataset_yaml import SPLITS
 from utils.data.faults import Fault, FaultError
 from utils.data.formats.yolo import image_to_label_path, read_label_text, read_lines
-from utils.data.images import ORIENTATION, check_image, list_images, read_image
+from utils.data.images import ORIENTATION, check_image, list_images, open_with_pillow, read_bytes, read_image
 from utils.data.machine import usable_cores
 
 THUMBNAIL = (17, 16)  # width, height of the grey image whose 16 x 16 differences are compared
@@ -169,17 +168,16 @@ def read_contents(data: dict) -> Contents:
 
 def _read_image(path: str) -> tuple[tuple[int, int], str, np.ndarray, list[tuple[str, str]]]:
     """Returns size, digest, thumbnail and (kind, text) of faults; (0, 0) for the size of an unreadable image."""
-    from PIL import Image
-
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = path  # where the file cannot be read
     try:
+        digest = hashlib.sha256(read_bytes(path)).hexdigest()
         size, faults = check_image(path)
         grey = cv2.cvtColor(read_image(path), cv2.COLOR_BGR2GRAY)
         thumbnail = cv2.resize(grey, THUMBNAIL, interpolation=cv2.INTER_AREA)
     except (FaultError, OSError) as error:
         return (0, 0), digest, np.zeros(THUMBNAIL[::-1], np.uint8), [("image-unreadable", str(error))]
     found = [(OF_FAULT[fault.kind], str(fault)) for fault in faults]
-    with Image.open(path) as image:
+    with open(path, "rb") as file, open_with_pillow(file, path) as image:
         if image.mode not in ("L", "RGB"):
             found.append(("image-odd", f"{path}: pixels of mode {image.mode}"))
         if (turn := image.getexif().get(ORIENTATION, 1)) != 1:

@@ -2,14 +2,17 @@
 
 import io
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from utils.data.faults import Fault, FaultError
+from utils.data.image_header import KINDS, check_file_size, check_header, reader_of
 
 IMAGE_SUFFIXES = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
@@ -20,7 +23,16 @@ ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the image on its side
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 # what Pillow raises over damaged files
-_IMAGE_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
+_IMAGE_ERRORS = (
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    LookupError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 def list_images(entry: str | Path | list[str | Path]) -> list[str]:
@@ -78,17 +90,19 @@ def check_image(path: str | Path, data: bytes | None = None) -> tuple[tuple[int,
     """
     remarks = []
     try:
+        if data is None:
+            check_file_size(path)
         with open(path, "rb") if data is None else io.BytesIO(data) as file:
-            image = Image.open(file)
+            image = open_with_pillow(file, path)
             width, height = _upright_size(image)
             image.verify()
             if image.format == "JPEG" and not _ends_as_jpeg(file):
-                Image.open(file).load()  # raises where the image itself is cut short
+                open_with_pillow(file, path).load()  # raises where the image itself is cut short
                 remarks.append(Fault("odd", str(path), "bytes after the end of the JPEG image; read without them"))
+    except FaultError:
+        raise
     except _IMAGE_ERRORS as error:
         raise _unreadable(path, f"not a readable image: {error}") from None
-    if image.format.lower() not in IMAGE_SUFFIXES:
-        raise _unreadable(path, f"image format {image.format} is not one of {', '.join(IMAGE_SUFFIXES)}")
     if image.format == "TIFF" and image.mode in ("I", "F"):
         raise _unreadable(path, "pixels of 32 bits cannot be read; save the image with 8 or 16 bits")
     if min(width, height) < MIN_SIDE:
@@ -103,6 +117,16 @@ def check_image(path: str | Path, data: bytes | None = None) -> tuple[tuple[int,
         if found[:2] != (height, width):  # over damaged EXIF data the two libraries differ
             raise _unreadable(path, f"size or EXIF data is damaged: {width} x {height} or {found[1]} x {found[0]}?")
     return (width, height), remarks
+
+
+def open_with_pillow(file: BinaryIO, path: str | Path) -> Image.Image:
+    """Opens an image with Pillow, its pixels undecoded. Raises FaultError where `check_header` does."""
+    kind, _ = check_header(reader_of(file), path)
+    file.seek(0)
+    try:
+        return KINDS[kind](file)
+    except _IMAGE_ERRORS as error:
+        raise _unreadable(path, f"not a readable image: {error}") from None
 
 
 def _unreadable(path: str | Path, words: str) -> FaultError:
@@ -139,20 +163,28 @@ def read_image(path: str | Path, channels: int = 3, shrink: float = 1) -> np.nda
 
     16 bits are scaled to 8. Raises FileNotFoundError, or FaultError where the file cannot be decoded.
     """
-    # not cv2.imread, which on Windows opens no path with letters outside the local code page
-    return decode_image(np.fromfile(path, dtype=np.uint8), path, channels, shrink)
+    return decode_image(read_bytes(path), path, channels, shrink)
+
+
+def read_bytes(path: str | Path) -> np.ndarray:
+    """Returns the bytes of an image file, uint8 (n,). Raises FaultError where `check_file_size` does."""
+    check_file_size(path)
+    # and not cv2.imread, which on Windows opens no path with letters outside the local code page
+    return np.fromfile(path, dtype=np.uint8)
 
 
 def decode_image(data: np.ndarray, path: str | Path, channels: int = 3, shrink: float = 1) -> np.ndarray:
     """Decodes an image as `read_image` does, from the bytes of a file, uint8 (n,); path is only for messages."""
-    _check_png(memoryview(data), path)
+    kind, pages = check_header(reader_of(data), path)
+    if kind == "PNG":
+        _check_png(memoryview(data), path)
     if channels not in (1, 3):
-        return _decode_pages(data, path, channels)
+        return _decode_pages(data, path, channels, pages)
     flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
-    if channels == 3 and shrink >= 2 and data[:2].tobytes() == b"\xff\xd8":  # of other kinds OpenCV would drop pixels
+    if channels == 3 and shrink >= 2 and kind == "JPEG":  # of other kinds OpenCV would drop pixels
         flag = next(flag for factor, flag in _REDUCED.items() if shrink >= factor)
     try:
-        image = cv2.imdecode(data, flag) if data.size else None
+        image = cv2.imdecode(data, flag)
     except cv2.error:  # for a header that promises more pixels than OpenCV takes
         image = None
     if image is None:
@@ -161,15 +193,7 @@ def decode_image(data: np.ndarray, path: str | Path, channels: int = 3, shrink: 
 
 
 def _check_png(data: memoryview, path: str | Path) -> None:
-    """Raises FaultError for a PNG that promises more pixels than Pillow takes, or a part longer than the file.
-
-    OpenCV would make room for them, gigabytes, before it looks.
-    """
-    if data[:8] != b"\x89PNG\r\n\x1a\n":
-        return
-    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
-        raise _unreadable(path, f"the header promises {width} x {height} pixels, too many to be decoded")
+    """Raises FaultError for a PNG with a part longer than the file: OpenCV would make room for it, before it looks."""
     position = 8
     while position < len(data) and data[position + 4 : position + 8] != b"IEND":
         position += 12 + int.from_bytes(data[position : position + 4], "big")
@@ -180,19 +204,21 @@ def _check_png(data: memoryview, path: str | Path) -> None:
 def _decode_with_pillow(data: np.ndarray, path: str | Path, mode: str) -> np.ndarray:
     """Decodes the kinds of image that OpenCV does not know."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_with_pillow(io.BytesIO(data), path) as image:
             pixels = np.asarray(ImageOps.exif_transpose(image).convert(mode))
-    except UnidentifiedImageError:  # whose message names the stream of bytes
-        raise _unreadable(path, "image cannot be decoded: it begins as no known kind of image file") from None
+    except FaultError:
+        raise
     except _IMAGE_ERRORS as error:
         raise _unreadable(path, f"image cannot be decoded: {error}") from None
     return np.ascontiguousarray(pixels[..., ::-1]) if mode == "RGB" else pixels
 
 
-def _decode_pages(data: np.ndarray, path: str | Path, channels: int) -> np.ndarray:
-    """Decodes an image of neither one nor three channels: all that the file holds, page by page."""
+def _decode_pages(data: np.ndarray, path: str | Path, channels: int, count: int) -> np.ndarray:
+    """Decodes an image of neither one nor three channels: all that the file holds, page by page (`count` of them)."""
+    if count > channels:
+        raise _unreadable(path, f"image has {count} pages, but the data set YAML says channels: {channels}")
     try:
-        pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1] if data.size else ()
+        pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1]
     except cv2.error:
         pages = ()
     if not pages:
@@ -203,7 +229,7 @@ def _decode_pages(data: np.ndarray, path: str | Path, channels: int) -> np.ndarr
     image = np.dstack(pages)
     if image.shape[2] != channels:
         raise _unreadable(path, f"image has {image.shape[2]} channels, but the data set YAML says channels: {channels}")
-    with Image.open(io.BytesIO(data)) as header:
+    with open_with_pillow(io.BytesIO(data), path) as header:
         if header.getexif().get(ORIENTATION, 1) != 1:  # which OpenCV obeys only for grey and colour
             raise _unreadable(path, f"an image of {channels} channels must be stored upright, not turned by EXIF data")
     if image.dtype == np.uint16:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils.data.annotations import files_digest
 from utils.data.cache import DISK_LIMIT, MEMORY_LIMIT, ImagesOnDisk, SharedImages
-from utils.data.images import by_fours, decode_image
+from utils.data.images import by_fours, decode_image, read_bytes
 from utils.data.machine import free_memory, usable_cores
 from utils.data.options import LoaderOptions
 from utils.files import GIB
@@ -117,7 +117,7 @@ class FileStore(ImageStore):
             self._decoded = None
 
     def _read(self, i: int) -> np.ndarray:
-        data = np.fromfile(self.files[i], np.uint8)
+        data = read_bytes(self.files[i])
         if self._on_disk is None:
             return self.decode(i, data)
         image = self._on_disk.load(data, self.shape_of(i))

@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 
 import cv2
 import numpy as np
@@ -171,13 +172,13 @@ def test_any_file_name_can_be_read(tmp_path, name):
 @pytest.mark.parametrize(
     "data, suffix, message",
     [
-        (b"", "png", "not a readable image"),  # zero bytes
-        (b"hello", "jpg", "not a readable image"),  # text
+        (b"", "png", "begins as none of BMP, JPEG, PNG, TIFF, WebP"),  # zero bytes
+        (b"hello", "jpg", "begins as none of BMP"),  # text
         (JPEG[: len(JPEG) // 2], "jpg", "truncated"),
         (JPEG[:-2], "jpg", "truncated"),
         (opencv_bytes(np.zeros((1, 1, 3), np.uint8), ".png"), "png", "image is 1 x 1 pixels; each side .* at least 10"),
         (opencv_bytes(np.zeros((30, 9, 3), np.uint8), ".png"), "png", "image is 9 x 30 pixels"),
-        (pillow_bytes(FLAT, "GIF"), "png", "image format GIF"),  # the content counts, not the name
+        (pillow_bytes(FLAT, "GIF"), "png", "begins as none of BMP"),  # the content counts, not the name
         (opencv_bytes(np.ones((30, 40), np.float32), ".tiff"), "tiff", "32 bits"),
         (pillow_bytes(Image.fromarray(np.ones((30, 40), np.int32)), "TIFF"), "tiff", "32 bits"),
     ],
@@ -248,12 +249,38 @@ def test_damaged_strips_of_a_tiff_are_refused(tmp_path):
         check_image(tmp_path / "a.tif")
 
 
-def test_png_that_promises_gigabytes_is_refused_before_they_are_taken(tmp_path):
+def test_a_part_of_a_png_that_is_longer_than_the_file_is_refused(tmp_path):
     data = bytearray(pillow_bytes(random_image(), "PNG"))
-    data[16:24] = bytes([0, 0, 127, 255, 0, 0, 127, 255])
+    data[33:37] = b"\x7f\xff\xff\xff"  # the length of the part after the header
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(ValueError, match=r"a\.png: the header promises 32767 x 32767 pixels"):
+    with pytest.raises(ValueError, match=r"a\.png: .*a part of the PNG is longer than the file"):
         read_image(tmp_path / "a.png")
+
+
+def test_a_postscript_file_starts_no_program(tmp_path, monkeypatch):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    for read in (read_image, check_image):
+        with pytest.raises(ValueError, match=r"photo\.jpg: .*begins as none of BMP, JPEG, PNG, TIFF, WebP"):
+            read(path)
+
+
+def test_more_pages_than_channels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    pages = [Image.new("L", (40, 30), value) for value in (1, 2, 3, 4, 5)]
+    (tmp_path / "a.tif").write_bytes(pillow_bytes(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    assert read_image(tmp_path / "a.tif", channels=5)[0, 0].tolist() == [1, 2, 3, 4, 5]
+    monkeypatch.setattr(cv2, "imdecodemulti", None)
+    with pytest.raises(ValueError, match=r"a\.tif: image has 5 pages, but the data set YAML says channels: 4"):
+        read_image(tmp_path / "a.tif", channels=4)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for read in (read_image, check_image):
+        with pytest.raises(ValueError, match=r"a\.jpg: not a plain file"):
+            read(tmp_path / "a.jpg")
 
 
 # --- decoded small ----------------------------------------------------------------------------------------------------
