@@ -132,6 +132,8 @@ def restore(run: Run, saved: dict) -> None:
     Raises ValueError where that run has finished and has no more epochs to do, or its parts do not fit together.
     """
     run.state = State(**saved["state"])
+    if len(run.state.results) != len(State.results) or len(run.state.class_maps) not in (0, len(run.names)):
+        raise ValueError(f"{run.opt.resume}: the results in it are not of {len(run.names)} classes")
     # with another --batch-size the iterations are counted anew, and the last step lies before the next of them
     run.state.last_step = min(run.state.last_step, len(run.train_loader) * (run.state.epoch + 1) - 1)
     numbers = {"ema": {"updates": 0}, "scaler": run.scaler.state_dict(), "stopper": run.stopper.state_dict()}

@@ -24,7 +24,7 @@ from utils.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate,
 from utils.evaluation.metrics import fitness
 from utils.evaluation.plots import plot_batch, plot_evolution, plot_results
 from utils.evaluation.report import mosaic_writer, write_figures
-from utils.files import increment_path
+from utils.files import increment_path, only_writer
 from utils.log import LOGGER
 from utils.training.guard import first_not_finite, weights_not_finite
 from utils.training.records import COLUMNS, Progress, append_results, clock
@@ -284,8 +284,10 @@ def evolve(hyp: dict[str, float], opt: cli.Options, device: torch.device) -> dic
         return train(candidate, own, device, report)
 
     storage = opt.evolve_storage or None
-    best = search(
-        objective, hyp, opt.evolve, folder, fitness, opt.epochs, storage, seed=opt.seed, autoanchor=not opt.noautoanchor
-    )
+    with only_writer(folder):  # each process has its own trials; what they share is the database
+        best = search(
+            objective, hyp, opt.evolve, folder, fitness, opt.epochs, storage,
+            seed=opt.seed, autoanchor=not opt.noautoanchor,
+        )  # fmt: skip
     plot_evolution(folder / "evolve.csv")
     return best

@@ -85,9 +85,10 @@ def file_name(text: str) -> str:
 
 # --- addresses --------------------------------------------------------------------------------------------------------
 
-_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]*://[^\s<>]*")
-_WHOLE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]*://.*", re.DOTALL)
-_PARAMETER = re.compile(r"([^/?&;#,=\s]+)=([^/&;#\s]*)")
+# lengths are bounded, so that a long text is read once, not once per character
+_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]{0,40}://[^\s<>]*")
+_WHOLE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]{0,40}://.*", re.DOTALL)
+_PARAMETER = re.compile(r"([^/?&;#,=\s]{1,200})=([^/&;#\s]*)")
 _SECRET_NAME = re.compile(
     r"user|usr|login|pwd|pass|pw|token|key|sig|secret|auth|cred|session|sid|code(?!c)|pin\b|hash|sas|^[pu]$",
     re.IGNORECASE,

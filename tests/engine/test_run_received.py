@@ -93,6 +93,8 @@ def test_options_of_another_type_or_range_are_refused(received, command, name, v
         ("state", {"epoch": "2"}),
         ("state", {"epoch": -2}),
         ("state", {"results": "none"}),
+        ("state", {"results": [0.0] * 3}),
+        ("state", {"class_maps": [0.5] * 9}),
         ("state", {"\x1b[2J": 1}),
         ("stopper", {"best_epoch": None, "best_fitness": {}}),
         ("model", {"no.such.weight": torch.zeros(1)}),

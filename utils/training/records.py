@@ -25,11 +25,20 @@ def append_results(file: Path, epoch: int, values: list[float]) -> None:
 
 
 def cut_results(file: Path, epochs: int) -> None:
-    """Removes the rows of results.csv after the first `epochs` epochs, which a resumed run will write again."""
+    """Removes the rows of results.csv after the first `epochs` epochs, which a resumed run will write again.
+
+    Raises ValueError where the file is not such a table, as a folder from elsewhere may have it.
+    """
     if not file.exists():
         return
-    header, *rows = file.read_text().splitlines(keepends=True)
-    kept = [row for row in rows if int(row.partition(",")[0]) < epochs]
+    try:
+        header, *rows = file.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+        kept = [row for row in rows if int(row.partition(",")[0]) < epochs]
+        sound = all(len(list(map(float, row.split(",")))) == len(COLUMNS) for row in kept)
+    except ValueError:  # of the encoding, or of a number
+        sound = False
+    if not sound or tuple(name.strip() for name in header.split(",")) != COLUMNS:
+        raise ValueError(f"{file}: must have the columns of results.csv and numbers in each row; move the file away")
     if len(kept) < len(rows):
         with atomic_write(file, "w") as f:
             f.write("".join([header, *kept]))

@@ -49,6 +49,19 @@ def test_a_table_with_nothing_to_cut_is_not_written(tmp_path, monkeypatch):
     cut_results(file, 1)
 
 
+@pytest.mark.parametrize(
+    "damage", ["", "epoch,x\n0,1\n", "{text}x,1\n", "{text}1,2\n", "{text}0" + ",a" * 13 + "\n", "\udcff"]
+)
+def test_a_table_of_another_kind_is_named(tmp_path, damage):
+    file = tmp_path / "results.csv"
+    append_results(file, 0, VALUES)
+    text = damage.replace("{text}", file.read_text())
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"results.csv: must have the columns of results.csv"):
+        cut_results(file, 5)
+    assert file.read_bytes() == text.encode("utf-8", "surrogateescape")
+
+
 def test_a_table_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
     file = tmp_path / "results.csv"
     append_results(file, 0, VALUES)
