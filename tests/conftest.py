@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import random
+import socket
 import sys
 import zlib
 from functools import lru_cache
@@ -67,6 +68,26 @@ def own_state_folder(tmp_path_factory):
 def own_cache_folder(tmp_path, monkeypatch):
     """No test finds or leaves anything in the user's cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
+
+
+LOCAL = ("127.0.0.1", "::1", "localhost", "")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """No test connects to another machine."""
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def connect_here(self, address):
+        assert not isinstance(address, tuple) or address[0] in LOCAL, f"a test connects to {address}"
+        return connect(self, address)
+
+    def look_up_here(host, *arguments, **options):
+        assert not isinstance(host, str) or host in LOCAL, f"a test asks for the address of {host}"
+        return look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_here)
 
 
 @lru_cache

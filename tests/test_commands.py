@@ -204,7 +204,7 @@ def broken_weights(kind: str, good: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("nothing", "cannot be read as a checkpoint (damaged, incomplete or another kind of file)"),
+        ("nothing", "an empty file; copy or download it again"),
         ("text", "cannot be read as a checkpoint (damaged, incomplete or another kind of file)"),
         ("half", "cannot be read as a checkpoint (damaged, incomplete or another kind of file)"),
         ("evil", ["refused, no code was executed: the file asks for", "mkdir"]),

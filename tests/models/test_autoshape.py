@@ -180,8 +180,10 @@ def test_addresses_only_when_allowed(model, monkeypatch):
         headers = {}  # noqa: RUF012
 
     monkeypatch.setattr(
-        "urllib.request.urlopen",
-        lambda url, timeout: asked.append(url) or Body(cv2.imencode(".png", boxes_image()[..., ::-1])[1].tobytes()),
+        "urllib.request.OpenerDirector.open",
+        lambda self, url, timeout: (
+            asked.append(url) or Body(cv2.imencode(".png", boxes_image()[..., ::-1])[1].tobytes())
+        ),
     )
     with pytest.raises(ValueError, match=r"not fetched unless allowed; set `model.download = True`"):
         model("https://example.com/a%20b.png?x=1")
@@ -370,7 +372,7 @@ def test_architectures_without_weights():
 
 def test_weights_that_are_not_there(monkeypatch, tmp_path):
     monkeypatch.setattr("models.backend.ROOT", tmp_path)
-    monkeypatch.setattr("urllib.request.urlopen", None)  # no network is touched
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", None)  # no network is touched
     with pytest.raises(FileNotFoundError, match=r"no such weights: yolov5n\.pt"):
         hubconf.yolov5n()
     with pytest.raises(FileNotFoundError, match=r"no such weights: mine\.pt"):
