@@ -6,7 +6,6 @@ import queue
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -15,6 +14,7 @@ import numpy as np
 from utils.data.images import decode_image, read_image
 from utils.inference.sources import DEFAULT_FPS, STREAM, VIDEO, Frame, Source
 from utils.inference.streams import TIMEOUT, read_streams
+from utils.inference.videos import open_video
 from utils.log import LOGGER
 
 FAULTS_IN_A_ROW = 10  # frames of a video that cannot be decoded, after which the rest is left out
@@ -75,9 +75,7 @@ def _read_image(source: Source) -> np.ndarray:
 
 def _read_video(i: int, source: Source, stride: int) -> Iterator[Frame]:
     """Yields every stride-th frame of a video. Raises ValueError where it has none."""
-    if not Path(source.name).is_file():
-        raise FileNotFoundError(f"{source.name}: no such file")
-    capture = cv2.VideoCapture(source.name)
+    capture = open_video(source.name)
     try:
         fps = _frame_rate(capture) / stride  # so that the result plays as long as the original
         count = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)

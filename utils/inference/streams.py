@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from utils.inference.sources import DEFAULT_FPS, Frame, Source, is_camera, screen_box
+from utils.inference.videos import open_video
 from utils.log import LOGGER
 
 TIMEOUT = 10.0  # seconds without a frame after which a stream counts as broken off
@@ -133,7 +134,11 @@ def open_capture(source: Source):
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
         capture = cv2.VideoCapture(source.name, cv2.CAP_FFMPEG, limits)
     else:
-        capture = cv2.VideoCapture(source.name)
+        try:
+            capture = open_video(source.name)
+        except (ValueError, OSError) as error:
+            LOGGER.warning(str(error))
+            return None
     return capture if capture.isOpened() else None
 
 
