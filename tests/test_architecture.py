@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,14 @@ def test_only_one_place_unpickles_and_nothing_is_evaluated():
                 call = ast.unparse(node.func)
                 assert call not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads"), (path, node.lineno)
                 assert call != "torch.load" or module_name(path) == "utils.checkpoint", (path, node.lineno)
+
+
+def test_the_documents_name_every_file():
+    """All of engine/, models/ and utils/ itself; the other rooms by their purpose."""
+    names = {name for name in listed(HOUSE) if name.count(".") == 1 and not name.startswith("tools")}
+    for document in ("README.md", "docs/design.md"):
+        words = set(re.findall(r"\w+", (ROOT / document).read_text()))
+        assert not {name for name in names if name.split(".")[1] not in words}, document
 
 
 # --- style ------------------------------------------------------------------------------------------------------------
