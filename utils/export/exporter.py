@@ -158,7 +158,7 @@ def export(job: Job, kind: Format, work: Path) -> Path:
         if reason:
             rejected = target.with_name(target.name + ".rejected")
             move(part, rejected)
-            raise ExportError(f"{kind.name}: {reason}; the file is kept as {rejected}")
+            raise ExportError(f"{reason}; the file is kept as {rejected}")
         move(part, target)
     if runtime_for(target).program:
         _note(target)
@@ -183,7 +183,7 @@ def write(job: Job, kind: Format, part: Path, options: ExportOptions, work: Path
         source = source_of(job, kind, options, work)
     kind.writer()(source, sample, part, options)
     if not part.exists():
-        raise ExportError(f"{kind.name}: no file was written")
+        raise ExportError(f"no {kind.name} file was written")
 
 
 def source_of(job: Job, kind: Format, options: ExportOptions, work: Path) -> Path:
