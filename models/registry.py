@@ -199,9 +199,52 @@ def registered() -> list[type]:
 
 
 def lookup(name: str) -> tuple[type, Rule]:
-    """Returns the class and the rule of a name; ValueError that proposes the nearest name when there is none."""
+    """Returns the class and the rule of a name; ValueError that proposes the block meant when there is none."""
     if name in _BLOCKS:
         return _BLOCKS[name]
-    near = difflib.get_close_matches(str(name), _BLOCKS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known modules: {', '.join(sorted(_BLOCKS))}"
+    meant = _meant(str(name))
+    hint = f"did you mean {meant!r}?" if meant else f"known modules: {', '.join(sorted(_BLOCKS))}"
     raise ValueError(f"unknown module {name!r}; {hint}")
+
+
+# What other code calls a block, by its stem -> the name here
+_ELSEWHERE = {
+    "ca": "CoordAttention",
+    "coordinate": "CoordAttention",
+    "coor": "CoordAttention",
+    "squeezeexcite": "SE",
+    "squeezeexcitation": "SE",
+    "squeezeandexcitation": "SE",
+    "squeezeandexcite": "SE",
+    "convolutionalblock": "CBAM",
+    "efficientchannel": "ECA",
+    "simple": "SimAM",
+    "simpleparameterfree": "SimAM",
+    "parameterfree": "SimAM",
+    "gatedchanneltransform": "GCT",
+    "gatedchanneltransformation": "GCT",
+    "secondorderchannel": "SOCA",
+    "secondorder": "SOCA",
+    "nonlocal": "RLNL",
+    "nonlocalca": "RLNL",
+    "regionnonlocal": "RLNL",
+}
+_ENDINGS = ("attention", "attn", "att", "layer", "block", "module", "net", "2d")
+
+
+def _stem(name: str) -> str:
+    """Returns a name in small letters, without signs and without endings that say nothing: SE_Layer -> se."""
+    stem = "".join(filter(str.isalnum, name.lower()))
+    while ending := next((e for e in _ENDINGS if stem.endswith(e) and stem != e), ""):
+        stem = stem.removesuffix(ending)
+    return stem
+
+
+def _meant(name: str) -> str | None:
+    """Returns the registered name that an unknown one probably stands for: another spelling, or a slip of a letter."""
+    stem = _stem(name)
+    stems = {_stem(known): known for known in _BLOCKS}
+    if (known := stems.get(stem) or _ELSEWHERE.get(stem)) in _BLOCKS:
+        return known
+    near = difflib.get_close_matches(stem, stems, n=1, cutoff=0.7)  # at 0.6 EMA, another block, would be taken for ECA
+    return stems[near[0]] if near else None
