@@ -164,7 +164,10 @@ class Backend(nn.Module):
         if self.runtime is None:
             return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)
         self.check_use(augment=augment)
-        return self.runtime(images), None
+        rows = self.runtime(images)
+        if (nc := rows.shape[-1] - 5) > len(self.names):
+            raise ValueError(f"{self.runtime.path} has {nc} classes, and {len(self.names)} names; correct --data")
+        return rows, None
 
     def check_use(self, conf_thres: float = 1.0, iou_thres: float = 0.0, augment: bool = False) -> None:
         """Raises ValueError for what an exported file cannot do; warns where its own NMS removes too much."""

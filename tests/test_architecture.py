@@ -21,7 +21,8 @@ utils.data.formats  yolo coco voc labelme shards
 utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch
 utils.training      loggers search
-utils.runtimes      environments trust base torchscript program onnx_file openvino_model tensorrt_engine ncnn_model
+utils.runtimes      environments trust metadata
+utils.runtimes      base torchscript program onnx_file openvino_model tensorrt_engine ncnn_model
 utils.runtimes      coreml_model executorch_program litert_model tensorflow_server tensorflow_model web_model table
 utils.inference     outputs sources videos streams frames detector tracking features ledger results
 utils.export        formats graph images torchscript program quantise onnx_nms onnx_file openvino_model ncnn_model
@@ -127,7 +128,7 @@ out = detect.run("tiny.pt", "a.jpg", imgsz=64, conf_thres=0.0001, device="cpu", 
 assert sorted(p.name for p in out.rglob("*.*")) == ["a.jpg", "a.txt"]
 assert not (slow := {SLOW!r} & sys.modules.keys()), slow
 runtimes = {{name for name in sys.modules if name.startswith("utils.runtimes.")}}
-assert runtimes == {{f"utils.runtimes.{{name}}" for name in ("base", "table", "trust")}}, runtimes
+assert runtimes == {{f"utils.runtimes.{{name}}" for name in ("base", "metadata", "table", "trust")}}, runtimes
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 import yaml
@@ -141,6 +141,21 @@ def _writer(note: Path) -> str:
         number, _, host = note.read_text(encoding="utf-8")[:200].strip().partition(" ")
         return f"process {int(number)} on {printable(host, lines=False)}"
     return "another process"
+
+
+def below(folder: str | Path, name: str) -> Path:
+    """Returns the path of a file that another file names, relative to folder; ValueError where that leads out of it.
+
+    Neither absolute names nor `..`, nor links to other folders, lead to the user's other files.
+    """
+    path, windows = PurePosixPath(name), PureWindowsPath(name)
+    wrong = "\0" in name or not name or path.is_absolute() or windows.drive or windows.root or ".." in windows.parts
+    target = Path(folder) / ("" if wrong else name)
+    if wrong or not target.resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(
+            f"a file named by another must be below {folder}, found {printable(name[:200], lines=False)!r}"
+        )
+    return target
 
 
 def find_file(name: str | Path, suffixes: tuple[str, ...] = ()) -> Path:

@@ -1,15 +1,11 @@
-"""What every runtime of exported files shares: the metadata that a file states, and how images go through it.
+"""What every runtime of exported files shares: how it is opened, and how images go through it."""
 
-A file states which classes it knows, for which stride and frame it was made, and whether it suppresses boxes itself.
-"""
-
-import json
 import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,117 +18,8 @@ from utils.cli import installed, require
 from utils.data.letterbox import GREY
 from utils.device import is_out_of_memory
 from utils.log import LOGGER
+from utils.runtimes.metadata import METADATA_FILE, Metadata, assumed_metadata, read_bounded
 from utils.runtimes.trust import open_copy
-
-METADATA_FILE = "metadata.json"  # in formats that are folders
-UNKNOWN_STRIDE = 64  # where a file states none, as in v6.1: right for every model of the family
-UNKNOWN_CLASSES = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metadata:
-    """What an exported file states about itself.
-
-    names:    of the classes.
-    stride:   in pixels; the sides of a frame are multiples of it.
-    imgsz:    (height, width) of the frame it was made for; the only one unless dynamic.
-    batch:    number of images it was made for; the only one unless dynamic.
-    channels: of an image.
-    dynamic:  whether it takes any frame and number of images.
-    nms:      whether it returns boxes, scores and classes after non-maximum suppression instead of all decoded rows.
-    train:    whether it returns the raw maps of all levels instead: a network to train further, not to detect with.
-    half:     whether its network is in float16.
-    int8:     whether its network is in 8-bit integers.
-    conf_thres, iou_thres: thresholds of its suppression.
-    """
-
-    names: tuple[str, ...]
-    stride: int = UNKNOWN_STRIDE
-    imgsz: tuple[int, int] = (640, 640)
-    batch: int = 1
-    channels: int = 3
-    dynamic: bool = False
-    nms: bool = False
-    train: bool = False
-    half: bool = False
-    int8: bool = False
-    conf_thres: float = 0.0
-    iou_thres: float = 0.0
-
-    def as_texts(self) -> dict[str, str]:
-        """Returns each entry as JSON text, for formats that store texts by name."""
-        return {key: json.dumps(value, ensure_ascii=False) for key, value in asdict(self).items()}
-
-    def as_json(self, **more: Any) -> str:
-        """Returns all entries as one JSON text, with more entries that other programs look for."""
-        return json.dumps({**asdict(self), **more}, ensure_ascii=False)
-
-    @classmethod
-    def from_texts(cls, texts: dict[str, str], path: str | Path) -> "Metadata | None":
-        """Reads what `as_texts` wrote; None where there are no class names among the texts."""
-        if "names" not in texts:
-            return None
-        known = {field.name for field in fields(cls)}
-        return cls.checked({key: _parsed(texts[key], path) for key in known & set(texts)}, path)
-
-    @classmethod
-    def from_json(cls, text: str | bytes, path: str | Path) -> "Metadata | None":
-        """Reads what `as_json` wrote, as text or in UTF-8; None where it is empty."""
-        if not text:
-            return None
-        entries = _parsed(text, path)
-        known = {field.name for field in fields(cls)}
-        if not isinstance(entries, dict):
-            raise ValueError(
-                f"{path}: its metadata must be a mapping, found a {type(entries).__name__}; export the file again"
-            )
-        return cls.checked({key: value for key, value in entries.items() if key in known}, path)
-
-    @classmethod
-    def checked(cls, entries: dict[str, Any], path: str | Path) -> "Metadata":
-        """Makes metadata of the plain values in a file; ValueError, which names the file, for a wrong value."""
-        names = entries.get("names")
-        if isinstance(names, dict):  # as later releases of YOLOv5 write them
-            names = list(names.values())
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
-            raise ValueError(f"{path}: its metadata must list the class names, found {names!r}; export the file again")
-        entries = {**entries, "names": tuple(names)}
-        for key in ("stride", "batch", "channels"):
-            value = entries.get(key, 1)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{path}: {key} in its metadata must be a whole number from 1, found {value!r}")
-        if "imgsz" in entries:
-            size = entries["imgsz"]
-            if not isinstance(size, list) or len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
-                raise ValueError(f"{path}: imgsz in its metadata must be height and width in pixels, found {size!r}")
-            entries["imgsz"] = tuple(size)
-        return cls(**entries)
-
-
-def _parsed(text: str | bytes, path: str | Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path}: its metadata is not JSON: {error}; export the file again") from None
-
-
-def assumed_metadata(shape: Sequence[Any] = (None, None, None, None), columns: Any = None) -> Metadata:
-    """Returns the metadata of a file that states none.
-
-    shape:   of its input, (B, C, H, W). A height or width that is not a number makes the file dynamic.
-    columns: of its output, 5 + nc, where known. The classes are called class0, class1 ...
-    """
-    B, C, H, W = (side if isinstance(side, int) and side > 0 else None for side in shape)
-    nc = columns - 5 if isinstance(columns, int) and columns > 5 else UNKNOWN_CLASSES
-    fixed = H is not None and W is not None
-    return Metadata(
-        names=tuple(f"class{i}" for i in range(nc)),
-        imgsz=(H, W) if fixed else (640, 640),
-        batch=B or 1,
-        channels=C or 3,
-        dynamic=not fixed,
-    )
-
 
 # --- a file that runs -------------------------------------------------------------------------------------------------
 
@@ -180,14 +67,39 @@ class Runtime:
     def declare(
         self, metadata: Metadata | None, shape: Sequence[Any] = (None, None, None, None), columns: Any = None
     ) -> None:
-        """Takes the metadata that the file states, or where it states none what `assumed_metadata` returns."""
-        self.declared = metadata is not None
-        self.metadata = metadata or assumed_metadata(shape, columns)
-        if not self.declared:
-            LOGGER.warning(
-                f"{self.path} has no metadata: stride {self.metadata.stride} is assumed, and classes are called "
-                "class0, class1 ... unless --data names them"
-            )
+        """Takes the metadata that the file states, or where it states none what `assumed_metadata` returns.
+
+        Raises ValueError where the metadata contradicts the shape of the input.
+        """
+        assumed = assumed_metadata(shape, columns)
+        self.declared = bool(metadata and metadata.names)
+        if self.declared:
+            self.metadata = self._agreeing(metadata, shape, columns)
+            return
+        self.metadata = replace(self._agreeing(metadata, shape), names=assumed.names) if metadata else assumed
+        LOGGER.warning(
+            f"{self.path} names no classes: they are called class0, class1 ... unless --data names them; stride "
+            f"{self.metadata.stride} is {'taken from it' if metadata else 'assumed'}"
+        )
+
+    def _agreeing(self, metadata: Metadata, shape: Sequence[Any], columns: Any = None) -> Metadata:
+        """Returns metadata with as many names as the output has classes; ValueError where the input is another."""
+        stated = (metadata.batch, metadata.channels, *metadata.imgsz)
+        for what, said, side, free in zip(("batch", "channels", "height", "width"), stated, shape, (1, 0, 1, 1)):
+            number = isinstance(side, int) and side > 0
+            if number and (said != side or (free and metadata.dynamic)):
+                said = "any" if free and metadata.dynamic else said
+                raise ValueError(
+                    f"{self.path}: its metadata says {what} {said}, and its input has {side}; export the file again"
+                )
+        nc = columns - 5 if isinstance(columns, int) and columns > 5 else len(metadata.names)
+        if nc == len(metadata.names) or metadata.nms or metadata.train:
+            return metadata
+        LOGGER.warning(
+            f"{self.path} has {len(metadata.names)} class names for {nc} classes; a class without one has its number, "
+            "and names beyond are left out"
+        )
+        return replace(metadata, names=tuple((*metadata.names, *map(str, range(len(metadata.names), nc)))[:nc]))
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Runs the graph once.
@@ -228,6 +140,11 @@ class Runtime:
         if not self.metadata.nms:
             return outputs[0].float()
         boxes, scores, classes = (output.float() for output in outputs[:3])
+        nc = len(self.metadata.names)
+        if classes.numel() and not 0 <= classes.min() <= classes.max() < nc:
+            raise ValueError(
+                f"{self.path} found class {int(classes.max())}, and names {nc} classes from 0; give --data"
+            )
         one_hot = F.one_hot(classes.long(), len(self.metadata.names)).float()
         return torch.cat((xyxy_to_xywh(boxes), scores[..., None], one_hot), -1)
 
@@ -325,4 +242,4 @@ def write_metadata(folder: Path, metadata: Metadata) -> None:
 def folder_metadata(folder: Path) -> Metadata | None:
     """Reads what `write_metadata` wrote; None where there is no such file."""
     file = folder / METADATA_FILE
-    return Metadata.from_json(file.read_text(encoding="utf-8"), file) if file.is_file() else None
+    return Metadata.from_json(read_bounded(file), file) if file.is_file() else None

@@ -27,13 +27,13 @@ class CoreMLRuntime(Runtime):
         self.takes_images = entry.type.WhichOneof("Type") == "imageType"  # else an array
         if self.takes_images:
             image = entry.type.imageType
-            shape = (1, None, image.height, image.width)
+            shape = (None, None, image.height, image.width)
         else:
-            shape = tuple(entry.type.multiArrayType.shape)
+            shape = (None, *tuple(entry.type.multiArrayType.shape)[1:])  # images are run one by one
         # v6.1's files return raw maps (1, na, ny, nx, 5 + nc) too, and do not state their shapes
         shapes = [tuple(output.type.multiArrayType.shape) for output in description.output]
         columns = next((shape[-1] for shape in shapes if len(shape) == 3), None)
-        self.declare(Metadata.from_texts(dict(description.metadata.userDefined), path), shape, columns)
+        self.declare(Metadata.from_texts(dict(description.metadata.userDefined), path, shape), shape, columns)
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows = []

@@ -27,7 +27,7 @@ class ExecuTorchRuntime(Runtime):
         metadata = None
         if METADATA_METHOD in self.program.method_names:
             (text,) = self.program.load_method(METADATA_METHOD).execute([])
-            metadata = Metadata.from_json(bytes(text.tolist()).decode(), path)
+            metadata = Metadata.from_json(text.to(torch.uint8).numpy().tobytes(), path)
         self.declare(metadata, tuple(entry.sizes()), tuple(output.sizes())[-1])
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -5,6 +5,7 @@ As in v6.1 images are (B, H, W, C), and boxes are in fractions of the frame inst
 
 import platform
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.runtimes.base import METADATA_FILE, Metadata, Runtime, readable, silence, to_pixels
+from utils.runtimes.base import Runtime, readable, silence, to_pixels
+from utils.runtimes.metadata import METADATA_FILE, TEXT_LENGTH, Metadata
+
+LATER_FILES = ("temp_meta.txt", "meta.txt")  # of YOLOv5 v7.0: a Python mapping of names and stride
+ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 
 class LiteRTRuntime(Runtime):
@@ -69,13 +74,16 @@ def append_metadata(path: Path, metadata: Metadata) -> None:
 
 
 def appended_metadata(path: Path) -> Metadata | None:
-    """Reads what `append_metadata` wrote; None where there is none."""
+    """Reads what `append_metadata` or YOLOv5 v7.0 wrote; None where there is none."""
     if not zipfile.is_zipfile(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        if METADATA_FILE not in archive.namelist():
+    with readable(path, "the archive at its end", *ZIP_FAULTS), zipfile.ZipFile(path) as archive:
+        name = next((name for name in (METADATA_FILE, *LATER_FILES) if name in archive.namelist()), None)
+        if name is None:
             return None
-        return Metadata.from_json(archive.read(METADATA_FILE), path)
+        with archive.open(name) as file:
+            text = file.read(TEXT_LENGTH + 1)  # a few bytes can stand for any number
+    return Metadata.from_json(text, path)
 
 
 class EdgeTPURuntime(LiteRTRuntime):

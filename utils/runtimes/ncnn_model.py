@@ -36,7 +36,7 @@ class NCNNRuntime(Runtime):
             raise ValueError(
                 f"{path}: ncnn {ncnn.__version__} cannot read it: {param.name} or {weights.name} is damaged"
             )
-        self.declare(folder_metadata(param.parent), (1, None, None, None))
+        self.declare(folder_metadata(param.parent), (None, None, None, None))
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         rows = []

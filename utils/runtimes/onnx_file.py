@@ -1,11 +1,18 @@
 """ONNX files, by ONNX Runtime or by OpenCV."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from utils.cli import require
+from utils.files import below
 from utils.runtimes.base import Metadata, Runtime, readable
+
+if TYPE_CHECKING:
+    import onnx
 
 
 class ONNXRuntime(Runtime):
@@ -25,13 +32,16 @@ class ONNXRuntime(Runtime):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
+        content: bytes | str = self.path.read_bytes()
+        if b"location" in content and _external_data(_parsed(content, path), self.path):
+            content = str(path)  # ONNX Runtime reads the data beside it
         with readable(path, f"ONNX Runtime {onnxruntime.__version__}", RuntimeError, *faults):
-            self.session = onnxruntime.InferenceSession(str(path), options, [*providers, "CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(content, options, [*providers, "CPUExecutionProvider"])
         entry, outputs = self.session.get_inputs()[0], self.session.get_outputs()
         if len(entry.shape) != 4:
             raise ValueError(f"{path}: its input must be images (B, C, H, W), found the shape {entry.shape}")
         texts = self.session.get_modelmeta().custom_metadata_map
-        self.declare(Metadata.from_texts(texts, path), entry.shape, outputs[0].shape[-1])
+        self.declare(Metadata.from_texts(texts, path, entry.shape), entry.shape, outputs[0].shape[-1])
         self.input = entry.name
         self.dtype = torch.float16 if entry.type == "tensor(float16)" else torch.float32
         count = 3 if self.metadata.nms else len(outputs) if self.metadata.train else 1  # v6.1 adds the raw maps
@@ -49,10 +59,18 @@ class OpenCVRuntime(Runtime):
         super().__init__(path, device, trust)
         import cv2
 
+        content = self.path.read_bytes()
+        model = _parsed(content, path)
+        if _external_data(model, self.path):
+            from onnx.external_data_helper import load_external_data_for_model
+
+            with readable(path, "onnx", ValueError, OSError):
+                load_external_data_for_model(model, str(self.path.parent))
+            content = model.SerializeToString()
         with readable(path, f"OpenCV {cv2.__version__}", cv2.error):
-            self.net = cv2.dnn.readNetFromONNX(str(path))
-        texts, shape = _onnx_head(path)
-        self.declare(Metadata.from_texts(texts, path), shape)
+            self.net = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8))
+        texts, shape = _onnx_head(model, path)
+        self.declare(Metadata.from_texts(texts, path, shape), shape)
         if self.metadata.nms or self.metadata.half:
             raise ValueError(
                 f"{path}: --dnn runs files exported without --nms and --half; export it again, or leave out --dnn"
@@ -63,11 +81,41 @@ class OpenCVRuntime(Runtime):
         return (torch.from_numpy(self.net.forward()).to(self.device),)
 
 
-def _onnx_head(path: str | Path) -> tuple[dict[str, str], list]:
-    """Reads the metadata and the input shape of an ONNX file."""
-    require("onnx", "--dnn")
+def _parsed(content: bytes, path: str | Path) -> "onnx.ModelProto":
+    """Returns the model in the bytes of a file, without the data that it has in other files."""
+    require("onnx", str(path))
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    with readable(path, f"onnx {onnx.__version__}", DecodeError, ValueError):
+        return onnx.load_model_from_string(content)
+
+
+def _external_data(model: "onnx.ModelProto", path: Path) -> bool:
+    """Returns whether tensors of the model are in other files; ValueError where those are not in its folder."""
     import onnx
 
-    model = onnx.load(str(path), load_external_data=False)
+    found, waiting = False, [model]
+    while waiting:
+        message = waiting.pop()
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting += value if isinstance(value, Sequence) else [value]
+        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
+            found = True
+            for location in [entry.value for entry in message.external_data if entry.key == "location"]:
+                try:
+                    below(path.parent, location)
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}; put all files of the model into one folder") from None
+    return found
+
+
+def _onnx_head(model: "onnx.ModelProto", path: str | Path) -> tuple[dict[str, str], list]:
+    """Returns the metadata and the input shape of a model."""
+    if not model.graph.input:
+        raise ValueError(f"{path}: its input must be images (B, C, H, W), found no input")
     shape = [d.dim_value or d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim]
+    if len(shape) != 4:
+        raise ValueError(f"{path}: its input must be images (B, C, H, W), found the shape {shape}")
     return {entry.key: entry.value for entry in model.metadata_props}, shape

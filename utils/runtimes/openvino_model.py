@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from utils.files import below
 from utils.runtimes.base import Runtime, folder_metadata, only_file, readable
 
 
@@ -21,7 +22,7 @@ class OpenVINORuntime(Runtime):
         hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         with readable(path, f"OpenVINO {openvino.__version__}", RuntimeError):
             core = openvino.Core()
-            model = core.read_model(file)
+            model = core.read_model(file, below(file.parent, file.with_suffix(".bin").name))
             shape = [None if d.is_dynamic else d.get_length() for d in model.inputs[0].partial_shape]
             last = model.outputs[0].partial_shape[-1]
             columns = None if last.is_dynamic else last.get_length()

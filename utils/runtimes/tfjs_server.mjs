@@ -1,8 +1,8 @@
 // Runs a TensorFlow.js model by the protocol that tensorflow_server.py describes: node tfjs_server.mjs FOLDER MODULES.
 // FOLDER holds model.json and the files of its weights; MODULES is the folder node_modules that holds @tensorflow/tfjs.
-import { readFileSync, writeSync } from "node:fs";
+import { readFileSync, realpathSync, writeSync } from "node:fs";
 import { createRequire } from "node:module";
-import { join, resolve } from "node:path";
+import { isAbsolute, join, relative, resolve } from "node:path";
 
 const [folder, modules] = process.argv.slice(2);
 console.log = console.info = console.warn = console.error; // what libraries print must not get between the answers
@@ -24,10 +24,18 @@ const say = (head, ...arrays) => {
   for (const array of arrays) write(Buffer.from(array.buffer, array.byteOffset, array.byteLength));
 };
 
+// the file of weights that model.json names; one outside the folder would be any file of the user
+const inside = (name) => {
+  const file = realpathSync(resolve(folder, name));
+  const way = relative(realpathSync(folder), file);
+  if (way.startsWith("..") || isAbsolute(way)) throw new Error(`weights must be in the folder of model.json, found ${JSON.stringify(name)}`);
+  return file;
+};
+
 const { modelTopology, format, generatedBy, convertedBy, signature, weightsManifest } =
   JSON.parse(readFileSync(join(folder, "model.json")));
 const weightData = new Uint8Array(Buffer.concat(
-  weightsManifest.flatMap(({ paths }) => paths.map((path) => readFileSync(join(folder, path)))))).buffer;
+  weightsManifest.flatMap(({ paths }) => paths.map((path) => readFileSync(inside(path)))))).buffer;
 const model = await tf.loadGraphModel(tf.io.fromMemory({
   modelTopology, format, generatedBy, convertedBy, signature, weightData,
   weightSpecs: weightsManifest.flatMap(({ weights }) => weights),

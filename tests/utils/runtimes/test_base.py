@@ -1,12 +1,10 @@
 """What all runtimes share: frames, batches, rows and metadata."""
 
-import json
-
 import pytest
 import torch
 
 from utils.runtimes import base as exported
-from utils.runtimes.base import Metadata, Runtime, assumed_metadata, into_frame
+from utils.runtimes.base import Metadata, Runtime, into_frame
 
 META = Metadata(
     names=("red", "weiß"), stride=32, imgsz=(64, 96), batch=2, nms=True, half=True, conf_thres=0.25, iou_thres=0.5
@@ -80,48 +78,6 @@ def test_the_frame_is_grey_around():
     assert (gain, corner) == (1.0, (0, 1))
 
 
-def test_metadata_survives_both_stores():
-    assert Metadata.from_texts(META.as_texts(), "x") == META
-    assert Metadata.from_json(META.as_json(shape=[1]), "x") == META
-    assert Metadata.from_texts({"names": '["a"]', "other": "{"}, "x") == Metadata(names=("a",))
-    assert Metadata.from_texts({"author": "me"}, "x") is None and Metadata.from_json("", "x") is None
-
-
-@pytest.mark.parametrize(
-    ("entries", "says"),
-    [
-        ({}, "names"),
-        ({"names": []}, "names"),
-        ({"names": [1]}, "names"),
-        ({"names": ["a"], "stride": 0}, "stride in its metadata must be a whole number from 1, found 0"),
-        ({"names": ["a"], "batch": "2"}, "batch"),
-        ({"names": ["a"], "imgsz": [64]}, "imgsz in its metadata must be height and width"),
-        ({"names": ["a"], "imgsz": 64}, "imgsz"),
-    ],
-)
-def test_metadata_that_makes_no_sense(entries, says):
-    with pytest.raises(ValueError, match=f"x.onnx: .*{says}"):
-        Metadata.from_json(json.dumps(entries), "x.onnx")
-
-
-def test_metadata_that_is_no_json():
-    with pytest.raises(ValueError, match="x: its metadata is not JSON"):
-        Metadata.from_json("{", "x")
-    with pytest.raises(ValueError, match="x: its metadata is not JSON"):
-        Metadata.from_texts({"names": "["}, "x")
-
-
-def test_later_releases_number_their_names():
-    assert Metadata.from_json('{"names": {"0": "a", "1": "b"}}', "x").names == ("a", "b")
-
-
-def test_what_a_file_without_metadata_tells():
-    known = assumed_metadata([1, 3, 320, 640], 7)
-    assert (known.names, known.imgsz, known.batch, known.stride) == (("class0", "class1"), (320, 640), 1, 64)
-    free = assumed_metadata(["b", 3, "h", "w"], "n")
-    assert free.dynamic and len(free.names) == 1000
-
-
 def test_what_stands_in_the_way(monkeypatch):
     monkeypatch.setattr(Echo, "packages", ("json", "no_such_package"))
     assert Echo.obstacle() == "runs with no_such_package, which is not installed here"
@@ -131,3 +87,31 @@ def test_what_stands_in_the_way(monkeypatch):
     assert Echo.obstacle() == "runs on Darwin only"
     monkeypatch.setattr(exported.platform, "system", lambda: "Darwin")
     assert Echo.obstacle() is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "shape", "says"),
+    [
+        ({}, (1, 3, 64, 64), "its metadata says width 96, and its input has 64"),
+        ({}, (1, 1, 64, 96), "says channels 3, and its input has 1"),
+        ({}, (2, 3, 64, 96), "says batch 1, and its input has 2"),
+        ({"dynamic": True}, (1, 3, 64, 96), "says batch any, and its input has 1"),
+    ],
+)
+def test_metadata_must_be_that_of_the_graph(metadata, shape, says):
+    echo = Echo(Metadata(names=("a",)))
+    with pytest.raises(ValueError, match=says):
+        echo.declare(Metadata(names=("a",), imgsz=(64, 96), **metadata), shape)
+
+
+def test_names_are_as_many_as_the_classes_of_the_graph():
+    echo = Echo(Metadata(names=("a",)))
+    for names, expected in ((("a",), ("a", "1", "2")), ("abcd", ("a", "b", "c")), ((), ("class0", "class1", "class2"))):
+        echo.declare(Metadata(names=tuple(names), stride=32), columns=8)
+        assert echo.metadata == Metadata(names=expected, stride=32) and echo.declared == bool(names)
+
+
+def test_a_class_without_a_name_is_an_error(monkeypatch):
+    echo = Echo(Metadata(names=("a",), dynamic=True, nms=True))
+    with pytest.raises(ValueError, match="echo found class 1, and names 1 classes from 0"):
+        echo(white(1, 64, 96))
