@@ -69,8 +69,15 @@ def _add_detection(group) -> None:
         default=1000,
         help="maximum number of detections per image (default: %(default)s)",
     )
-    group.add_argument("--device", default="", help="cpu, or a GPU number such as 0 (default: a GPU if there is one)")
-    group.add_argument("--classes", nargs="+", type=int, help="detect only the classes with these numbers: 0, or 0 2 3")
+    group.add_argument(
+        "--device", default="", help="cpu, cuda, or a GPU number such as 0 (default: a GPU if there is one)"
+    )
+    group.add_argument(
+        "--classes",
+        nargs="+",
+        type=cli.number_or_text,
+        help="detect only these classes, by number or name: 0, or 0 dog",
+    )
     group.add_argument(
         "--agnostic-nms", action="store_true", help="class-agnostic NMS: a box also suppresses boxes of other classes"
     )

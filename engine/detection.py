@@ -16,6 +16,7 @@ from models.attention_view import Observer, observed
 from models.backend import Backend, find_weights, frame_size, load_checkpoint
 from models.common import SE, SOCA
 from utils import checkpoint, cli, dist
+from utils.class_names import class_numbers
 from utils.data.letterbox import letterbox
 from utils.device import select_device
 from utils.files import check_own_files, increment_path
@@ -86,15 +87,14 @@ def _load_detector(opt: cli.Options, streams: bool) -> Detector:
     weights = [find_weights(file, opt.download) for file in opt.weights]
     model = Backend(weights, device, opt.half, opt.dnn, opt.data, opt.trust_weights).eval()
     model.check_use(opt.conf_thres, opt.iou_thres, opt.augment)
-    if wrong := [c for c in opt.classes or () if not 0 <= c < len(model.names)]:
-        raise ValueError(f"--classes: {weights[0]} has classes 0 to {len(model.names) - 1}, got {wrong}")
+    classes = class_numbers(opt.classes, model.names, f"--classes: {weights[0]}")
     if opt.update and (others := [file for file in weights if file.suffix != ".pt"]):
         raise ValueError(f"--update changes .pt files only, got {others[0]}; leave the option out")
     if opt.visualize:
         _check_visualize(model, streams)
     return Detector(
         model, frame_size(model, opt.imgsz), device, opt.augment, opt.tile,
-        conf_thres=opt.conf_thres, iou_thres=opt.iou_thres, classes=opt.classes, agnostic=opt.agnostic_nms,
+        conf_thres=opt.conf_thres, iou_thres=opt.iou_thres, classes=classes, agnostic=opt.agnostic_nms,
         max_det=opt.max_det,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ import torch
 
 from models.backend import Backend, find_weights, frame_size
 from utils import cli
+from utils.class_names import difference
 from utils.data.dataset_yaml import SPLITS, load_dataset_yaml
 from utils.data.loader import create_dataloader
 from utils.data.options import LoaderOptions
@@ -144,6 +145,11 @@ def _check_classes(model: Backend, names: list[str], weights: list[Path], single
         raise ValueError(
             f"{weights[0]} has {nc} class{'es' * (nc != 1)}, but {data_file} has {len(names)}; validate with the data "
             "set that the weights were trained on"
+        )
+    if not single_cls and (words := difference(model.names, names, weights[0], data_file)):
+        LOGGER.warning(
+            f"the classes are named {words}; classes are compared by number, "
+            "so the metrics are wrong unless both names mean the same"
         )
 
 

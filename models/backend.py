@@ -139,6 +139,7 @@ class Backend(nn.Module):
         super().__init__()
         self.device = torch.device(device)
         self.runtime = open_exported(weights, self.device, dnn, trust)
+        self._classes, self._data = None, data  # number of classes that come out, once it is known
         if self.runtime is not None:
             metadata = self.runtime.metadata
             self.model = None
@@ -159,15 +160,40 @@ class Backend(nn.Module):
         self.stride = self.model.image_multiple
         self.fixed = None
 
+    def _apply(self, *arguments, **options):
+        """Moves the weights, for .to(), .half(), .cuda() and the like; an exported file stays where it was opened."""
+        super()._apply(*arguments, **options)
+        if self.model is not None:
+            weight = next(self.model.parameters())
+            self.device, self.dtype = weight.device, weight.dtype
+        return self
+
     def forward(self, images: torch.Tensor, augment: bool = False):
-        """Returns (decoded (B, N, 5 + nc), raw maps or None) for images (B, 3, H, W) in self.dtype, 0-1."""
+        """Returns (decoded (B, N, 5 + nc), raw maps or None) for images (B, C, H, W) in self.dtype, 0-1.
+
+        Raises ValueError where an exported file has more classes than there are names.
+        """
         if self.runtime is None:
             return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)
         self.check_use(augment=augment)
         rows = self.runtime(images)
-        if (nc := rows.shape[-1] - 5) > len(self.names):
-            raise ValueError(f"{self.runtime.path} has {nc} classes, and {len(self.names)} names; correct --data")
+        self._check_names(rows.shape[-1] - 5)
         return rows, None
+
+    def _check_names(self, nc: int) -> None:
+        """Compares the number of classes that come out of an exported file with that of their names, once."""
+        if nc == self._classes:
+            return
+        file, count = self.runtime.path, len(self.names)
+        where = "its metadata" if self.runtime.declared else self._data
+        if nc > count:
+            fix = "export it again" if self.runtime.declared else "give the data set YAML that it was trained with"
+            raise ValueError(f"{file} detects {nc} classes, but {where or 'this program'} names {count}; {fix}")
+        if nc < count and where:
+            LOGGER.warning(
+                f"{file} detects {nc} classes, but {where} names {count}; those of higher numbers never come"
+            )
+        self._classes = nc
 
     def check_use(self, conf_thres: float = 1.0, iou_thres: float = 0.0, augment: bool = False) -> None:
         """Raises ValueError for what an exported file cannot do; warns where its own NMS removes too much."""

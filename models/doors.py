@@ -13,6 +13,7 @@ from torch import nn
 from models.autoshape import AutoShape, Detections
 from models.backend import Backend, find_weights, load_model
 from models.common import same_padding
+from utils.class_names import ClassNames
 from utils.inference.features import FeatureRecorder
 
 __all__ = ["AutoShape", "ClassNames", "DetectMultiBackend", "Detections", "attempt_load", "autopad"]
@@ -30,35 +31,6 @@ _KINDS = {
     "edgetpu": ("_edgetpu.tflite",),
     "tfjs": ("_web_model",),
 }
-
-
-class ClassNames(list):
-    """The names of classes: a list, as in v6.1, that also answers as a dict from number to name, as v6.2 has them.
-
-    Where the two differ: iterating gives the names, `in` takes a name or a number. It is pickled as a plain list.
-    """
-
-    def keys(self) -> range:
-        """Returns the numbers."""
-        return range(len(self))
-
-    def values(self) -> list[str]:
-        """Returns the names."""
-        return list(self)
-
-    def items(self) -> list[tuple[int, str]]:
-        """Returns pairs of number and name."""
-        return list(enumerate(self))
-
-    def get(self, number: int, default: Any = None) -> Any:
-        """Returns the name of a number, or the default where there is none."""
-        return self[number] if number in self.keys() else default
-
-    def __contains__(self, key: Any) -> bool:
-        return super().__contains__(key) if isinstance(key, str) else key in self.keys()
-
-    def __reduce__(self) -> tuple:
-        return list, (list(self),)
 
 
 def autopad(k: int | Sequence[int], p: Any = None) -> Any:
@@ -122,9 +94,13 @@ class DetectMultiBackend(Backend):
         for kind, ends in _KINDS.items():
             setattr(self, kind, not self.pt and not dnn and name.endswith(ends))
         self.tflite = self.tflite and not self.edgetpu
-        self.fp16 = self.dtype == torch.float16
         if self.jit:
             self.model = getattr(self.runtime, "graph", None)
+
+    @property
+    def fp16(self) -> bool:
+        """Whether the weights are in float16."""
+        return self.dtype == torch.float16
 
     def forward(self, im: torch.Tensor, augment: bool = False, visualize: Any = False, val: bool = False) -> Any:
         """Returns decoded rows (B, N, 5 + nc) of images (B, 3, H, W), 0-1; with `val` a tuple, raw maps second.

@@ -16,6 +16,7 @@ VERBS = ("train", "val", "detect", "export")
 HOUSE = """
 models              registry
 utils               text log cli boxes files dist device archives downloads activations pickles checkpoint nms drawing
+utils               class_names
 utils.data          machine shapes faults image_header images letterbox labels
 utils.data.formats  yolo coco voc labelme shards
 utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader

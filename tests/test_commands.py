@@ -46,6 +46,7 @@ pytestmark = pytest.mark.usefixtures("here")
         ("detect", ["--line-thickness", -1], "--line-thickness must be at least 0"),
         ("detect", ["--classes", 0, 2], ["--classes", "has classes 0 to 1, got [2]"]),
         ("detect", ["--classes", -1], "got [-1]"),
+        ("detect", ["--classes", "person"], ["--classes", "has no class called 'person'; it has"]),
         ("train", ["--device", 99], "--device 99"),
         ("val", ["--device", 99], "--device 99"),
         ("detect", ["--device", "nonsense"], "--device must be cpu, mps or GPU numbers such as 0 or 0,1"),

@@ -89,6 +89,15 @@ def test_weights_of_another_data_set(refused, variant):
     refused("val", "--data", data, says=["best.pt has 2 classes, but", "data variant.yaml has 3"])
 
 
+def test_names_of_weights_and_data_set_are_compared(command, usual, variant, world, bright):
+    ours = world.content["names"]
+    code, err = command("val", *usual["val"], "--data", variant(names=ours[::-1]))
+    expected = f"in another order: class 0 is {ours[0]!r} in {world.best}, but {ours[1]!r} in data variant.yaml, and 1"
+    assert code == 0 and expected in err
+    code, err = command("val", *usual["val"])
+    assert code == 0 and "order" not in err
+
+
 def test_val_keeps_images_of_one_name_apart(command, usual, bright, variant, here):
     text = label_text((0, 8, 10, 30, 40))
     for name in ("a", "b"):

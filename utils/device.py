@@ -10,11 +10,12 @@ from utils.files import GIB
 from utils.log import LOGGER
 
 
-def select_device(name: str = "", batch_size: int = 0) -> torch.device:
+def select_device(name: str | int | torch.device = "", batch_size: int = 0) -> torch.device:
     """Returns the device that `--device` names. A CUDA GPU also becomes the current one of torch.
 
     Args:
-        name: "" is the first CUDA GPU where there is one, else the CPU; "cpu"; "mps"; a GPU as "0" or "cuda:0". Of
+        name: "" is the first CUDA GPU where there is one, else the CPU; "cpu"; "mps"; "cuda"; a GPU as "0" or "cuda:0";
+            or a torch.device. Of
             several GPUs, "0,1", this process takes the first; under torchrun the one of its local rank, and "" is all.
         batch_size: must be a multiple of the number of GPUs where several are listed.
 
@@ -29,7 +30,8 @@ def select_device(name: str = "", batch_size: int = 0) -> torch.device:
         device = torch.device("mps")
     else:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        device = _select_cuda(name or ",".join(map(str, range(processes))), batch_size)
+        anyone = name in ("", "cuda")
+        device = _select_cuda(",".join(map(str, range(processes))) if anyone else name, batch_size)
         torch.cuda.set_device(device)  # for calls that name no device, such as those that read memory or wait
     detail = f"{torch.get_num_threads()} threads"
     if device.type == "cuda":

@@ -26,7 +26,18 @@ def gpus(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("", "cuda:0"), ("0", "cuda:0"), ("1", "cuda:1"), ("cuda:1", "cuda:1"), (1, "cuda:1"), ("1,0", "cuda:1")],
+    [
+        ("", "cuda:0"),
+        ("0", "cuda:0"),
+        ("1", "cuda:1"),
+        ("cuda:1", "cuda:1"),
+        (1, "cuda:1"),
+        ("1,0", "cuda:1"),
+        ("cuda", "cuda:0"),
+        (torch.device("cuda"), "cuda:0"),
+        (torch.device("cuda", 1), "cuda:1"),
+        ("cuda:0,1", "cuda:0"),
+    ],
 )
 def test_the_chosen_gpu_becomes_the_current_one(gpus, name, expected):
     """Calls that name no device read the current one, such as those for memory and time."""
@@ -35,7 +46,7 @@ def test_the_chosen_gpu_becomes_the_current_one(gpus, name, expected):
     assert current == [torch.device(expected)]
 
 
-@pytest.mark.parametrize(("name", "number"), [("cpu", 2), ("", 0), ("none", 0)])
+@pytest.mark.parametrize(("name", "number"), [("cpu", 2), ("", 0), ("none", 0), (torch.device("cpu"), 2)])
 def test_the_cpu_makes_no_gpu_current(gpus, name, number):
     current = gpus(number)
     assert select_device(name) == torch.device("cpu") and not current
@@ -55,6 +66,7 @@ def test_each_process_of_torchrun_takes_its_own_gpu(gpus, monkeypatch):
     ("name", "number", "says"),
     [
         ("2", 2, "--device 2: this machine has the GPUs 0 to 1; use one of them"),
+        ("cuda", 0, "--device 0: torch finds no CUDA GPU here; use --device cpu"),
         ("0", 0, "--device 0: torch finds no CUDA GPU here; use --device cpu"),
         ("first", 2, "--device must be cpu, mps or GPU numbers such as 0 or 0,1, got 'first'"),
         ("0,1", 2, "--batch-size 3 must be a multiple of the 2 GPUs of --device 0,1"),
