@@ -225,7 +225,8 @@ def build_model(
         content = load_checkpoint(find_weights(weights, fetch))
         source = (content.get("ema") or content["model"]).float()
         same = {**source.yaml, "ch": channels}
-        model = Model(find_file(cfg, (".yaml", ".yml")) if cfg else same, channels, nc, anchors, blocks)
+        file = find_file(cfg, (".yaml", ".yml")) if cfg else same
+        model = Model(file, channels, nc, anchors, blocks, trained=not cfg)
         # another architecture, or new anchors, bring their own
         transfer(source, model, own_anchors=bool(cfg or anchors), names=names)
     if not isinstance(model.model[-1], Detect):

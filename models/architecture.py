@@ -6,12 +6,13 @@ Channels and strides of every layer are known from the rows alone, so a wrong ro
 
 import math
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 from torch import nn
 
 from models.insert import insert_rows
-from models.registry import Plan, Row, lookup
+from models.registry import Plan, Row, keeps_channels, lookup
 from utils.files import find_file, read_yaml
 from utils.log import LOGGER
 
@@ -161,7 +162,54 @@ def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Seque
     return nn.Sequential(*layers), sorted(save)
 
 
-# --- what is checked --------------------------------------------------------------------------------------------------
+# --- what is checked of a network that is not yet trained -------------------------------------------------------------
+
+
+def check_arguments(d: dict, source: str = "model") -> None:
+    """Raises ValueError for a row of a plain YAML whose arguments can be taken, but were hardly meant so.
+
+    A trained network is as it is, so this and `check_all_used` are for YAMLs of which a new network is built.
+    """
+    for row, layer in zip(d["backbone"] + d["head"], plan_layers(d, d.get("ch", 3), source), strict=True):
+        _check_order(row, layer)
+
+
+def check_all_used(d: dict, source: str = "model") -> None:
+    """Raises ValueError for a row of a plain YAML on which the output of the last row does not depend."""
+    layers = plan_layers(d, d.get("ch", 3), source)
+    read = {len(layers) - 1}
+    for i in reversed(range(1, len(layers))):
+        if i in read:
+            f = layers[i].sources
+            read |= {j % i for j in ([f] if isinstance(f, int) else f)}
+    if unread := [i for i in range(len(layers)) if i not in read]:
+        *others, last = unread
+        also = f" (nor of layer {', '.join(map(str, others))})" if others else ""
+        raise ValueError(
+            f"{layers[last].where}: {layers[last].label}: no later row uses the output of layer {last}{also}, so it "
+            "would never be trained. Remove the row, or correct the layer numbers in `from` of later rows: where a row "
+            "was added, each number from there on is one higher; `base` and `insert` count for you"
+        )
+
+
+def _check_order(row: list, layer: PlannedLayer) -> None:
+    """Raises ValueError where an attention block gets a number of channels as its second argument, as (c1, c2, ...)."""
+    name, args = row[2:]
+    block, rule = lookup(name)
+    if rule is not keeps_channels or len(args) < 2 or not isinstance(args[0], int) or not isinstance(args[1], int):
+        return
+    channels, second = layer.plan.channels, args[1]
+    if second == args[0] or second >= channels > 32:
+        parameters = list(signature(block).parameters.values())[1:]
+        takes = ", ".join(["width", *(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters)])
+        raise ValueError(
+            f"{layer.where}: {layer.label}: the second number, {second}, looks like a number of channels, but {name} "
+            f"has as many out as in and takes [{takes}]: write [{args[0]}] and the other arguments in that order, or "
+            f"[None, {second}] where {second} is meant"
+        )
+
+
+# --- what is checked of every row -------------------------------------------------------------------------------------
 
 
 def _check_keys(d: dict, source: str) -> None:

@@ -131,7 +131,7 @@ def _built(yaml: dict) -> Model:
         repeats = sum(layer.repeats for layer in plan_layers(yaml, yaml.get("ch", 3), "the YAML in it"))
         if repeats > REPEATS:
             raise ValueError(f"{repeats} blocks; at most {REPEATS} are read")
-        model = Model(yaml)
+        model = Model(yaml, trained=True)
     except MemoryError:
         raise
     except Exception as error:  # a block's constructor may raise anything over arguments that it never expected

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import attention, common, experimental  # noqa: F401  model YAMLs name their blocks
-from models.architecture import layer_strides, parse_model, plain_yaml
+from models.architecture import check_all_used, check_arguments, layer_strides, parse_model, plain_yaml
 from models.common import Conv
 from models.insert import insert_rows
 from models.registry import detects, register
@@ -152,12 +152,14 @@ class Model(nn.Module):
         nc: number of classes, instead of the YAML's.
         anchors: number of anchors per level, instead of the YAML's anchors; they are placeholders for AutoAnchor.
         insert: rows {after, module} of blocks to insert, see models/insert.py.
+        trained: whether the YAML is that of a trained network, which is built as it is; a new one is checked for rows
+            that were hardly meant so.
 
     Attributes: model (nn.Sequential of layers, each with i, f, type, np), save (layers whose output is used again),
     stride (nl,) in pixels, names, yaml (the plain YAML that was built, with `base` and `insert` written out).
     """
 
-    def __init__(self, cfg="yolov5s.yaml", ch=3, nc=None, anchors=None, insert=()):
+    def __init__(self, cfg="yolov5s.yaml", ch=3, nc=None, anchors=None, insert=(), trained=False):
         super().__init__()
         path = None if isinstance(cfg, dict) else find_file(cfg, (".yaml", ".yml"))
         source = path.name if path else "model"
@@ -172,7 +174,11 @@ class Model(nn.Module):
             self.yaml["nc"] = nc
         if anchors:
             self.yaml["anchors"] = round(anchors)
+        if not trained:
+            check_arguments(self.yaml, source)
         self.model, self.save = parse_model(self.yaml, [ch], source)
+        if not trained:
+            check_all_used(self.yaml, source)
         self.names = [str(i) for i in range(self.yaml["nc"])]
         self.inplace = self.yaml.get("inplace", True)
 

@@ -62,7 +62,7 @@ def test_strides_by_rule_are_those_of_a_forward_pass(path):
 def test_blocks_that_resize(row):
     d = with_row(row)
     d["depth_multiple"] = 1
-    d["head"][2:] = [[[5], 1, "Detect", ["nc", "anchors"]]]  # without the row that joins maps
+    d["head"][1:] = [[[5], 1, "Detect", ["nc", "anchors"]]]  # without the rows that join maps
     d["anchors"] = [[10, 13]]
     assert layer_strides(d) == measured(Model(d))
 

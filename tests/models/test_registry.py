@@ -382,3 +382,53 @@ def test_words_in_rows():
     assert isinstance(model.model[4].act, nn.Identity)
     model = Model(with_row([-1, 1, "Conv", ["nc"]]))  # 2 classes, a width of 8
     assert model.model[4].conv.out_channels == 8
+
+
+# --- rows that can be built, but hardly as they were meant ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["CBAM", [96, 96, 3]], "CBAM has as many out as in and takes [width, reduction=16, kernel=7]: write [96] and"),
+        (["SE", [96, 96]], "write [96] and"),
+        (["SE", [96, 96, 16]], "takes [width, reduction="),
+        (["SOCA", [96, 48]], "48, looks like a number of channels"),  # what comes in, after the width multiple
+        (["CoordAttention", [96, 96, 32]], "takes [width, reduction=32]"),
+        (["SimAM", [96, 96]], "or [None, 96] where 96 is meant"),
+        (["GCT", [96, 96]], "write [96] and"),
+    ],
+)
+def test_channels_in_and_out_are_not_a_reduction(row, message):
+    with pytest.raises(ValueError, match=r"^model, backbone row 4 \(layer 4\): ") as error:
+        Model(with_row([-1, 1, *row]))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("row", [["CBAM", [96, 16, 3]], ["SE", [96, 32]], ["ECA", [96, 5]], ["SE", [None, 96]]])
+def test_reductions_are_taken(row):
+    Model(with_row([-1, 1, *row]))
+
+
+def unread() -> dict:
+    """A block behind the backbone, and no number changed: Detect takes the map before the last, the last is unread."""
+    d = small()
+    d["backbone"].append([-1, 1, "SE", [96]])
+    d["head"][3][0] = [7, 4]
+    d["head"].insert(3, [-1, 1, "C3", [64]])
+    return d
+
+
+def test_a_row_that_nobody_uses():
+    with pytest.raises(
+        ValueError, match=r"model, head row 3 \(layer 8\): C3\[64\]: no later row uses .* of layer 8, so"
+    ):
+        Model(unread())
+    d = small(head__3=[[2, 4], 1, "Detect", ["nc", "anchors"]])
+    with pytest.raises(ValueError, match=r"head row 2 \(layer 6\): Concat\[1\]: .* of layer 6 \(nor of layer 5\), so"):
+        Model(d)
+
+
+def test_a_trained_network_is_built_as_it_is():
+    assert len(Model(unread(), trained=True).model) == 10
+    Model(with_row([-1, 1, "SE", [96, 96]]), trained=True)
