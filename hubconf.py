@@ -20,7 +20,7 @@ from utils import log as _log
 dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "PIL"]  # checked by torch.hub
 
 
-def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None, trust=False):
+def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None, trust=False, _verbose=None):
     """Loads a trained detector.
 
     Args:
@@ -29,24 +29,27 @@ def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None, t
             DetectMultiBackend, which takes tensors and returns decoded rows.
         verbose: log the loading.
         device: "cpu", a GPU as "0" or "cuda:0", "mps"; None takes the first GPU, or the CPU if there is none.
-
         trust: open a file that is a program (TorchScript, .pt2, .pte, SavedModel, GraphDef, TensorRT engine) also where
             export.py of this installation did not write it. Data (.pt, ONNX, OpenVINO ...) needs no trust.
+        _verbose: v6.2's name of `verbose`.
 
     Raises FileNotFoundError where there is no such file.
     """
-    with _quiet(not verbose):
+    with _quiet(not (verbose if _verbose is None else _verbose)):
         paths = [_backend.find_weights(p) for p in (path if isinstance(path, list | tuple) else [path])]
-        model = _common.DetectMultiBackend(paths, _device.select_device(device or ""), trust=trust)
+        model = _common.DetectMultiBackend(paths, _select(device), trust=trust)
     return _autoshape.AutoShape(model) if autoshape else model
 
 
 def _entry(name: str, cfg: str, weights: str, about: str) -> _Callable:
-    def build(pretrained=True, channels=3, classes=80, autoshape=True, verbose=True, device=None, download=False):
-        with _quiet(not verbose):
+    def build(
+        pretrained=True, channels=3, classes=80, autoshape=True, verbose=True, device=None, download=False,
+        _verbose=None,
+    ):  # fmt: skip
+        with _quiet(not (verbose if _verbose is None else _verbose)):
             file = _backend.find_weights(weights, download) if pretrained else None
             if file and (channels, classes) == (3, 80) and cfg == weights.replace(".pt", ".yaml"):
-                model = _common.DetectMultiBackend(file, _device.select_device(device or ""))
+                model = _common.DetectMultiBackend(file, _select(device))
             else:
                 model = _yolo.Model(cfg, channels, classes)
                 if file:
@@ -54,7 +57,7 @@ def _entry(name: str, cfg: str, weights: str, about: str) -> _Callable:
                     _transfer.transfer(source, model)
                     if len(source.names) == len(model.names):
                         model.names = source.names
-                model.to(_device.select_device(device or ""))
+                model.to(_select(device))
         return _autoshape.AutoShape(model) if autoshape else model
 
     build.__name__ = build.__qualname__ = name
@@ -73,6 +76,10 @@ def _entry(name: str, cfg: str, weights: str, about: str) -> _Callable:
     Raises FileNotFoundError where the weights are missing.
     """
     return build
+
+
+def _select(device):
+    return _device.select_device("" if device is None else device)
 
 
 @_contextlib.contextmanager
@@ -107,3 +114,11 @@ def _create(name, pretrained=True, channels=3, classes=80, autoshape=True, verbo
     if entry := {m.__name__: m for m in _OFFICIAL}.get(str(name).removesuffix(".pt")):
         return entry(pretrained, channels, classes, autoshape, verbose, device)
     return custom(name, autoshape, verbose, device)
+
+
+if __name__ == "__main__":
+    from utils.cli import say
+
+    say(f"{__doc__}\nIts entries, each described by torch.hub.help(folder, entry, source='local'):\n")
+    for _entry_point in (custom, *_OFFICIAL, soca):
+        say(f"  {_entry_point.__name__:10} {_entry_point.__doc__.splitlines()[0]}")

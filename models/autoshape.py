@@ -15,7 +15,8 @@ from models.backend import Backend
 from models.yolo import log_profile
 from utils import cli
 from utils.boxes import round_up, xyxy_to_xywh
-from utils.data.images import read_image
+from utils.class_names import ClassNames, class_numbers
+from utils.data.images import pillow_pixels, read_image
 from utils.data.letterbox import letterbox_planes, scale_boxes
 from utils.device import Timer
 from utils.downloads import download
@@ -40,7 +41,8 @@ class AutoShape(nn.Module):
         model: a Backend or a Model; it is put into eval mode.
 
     Attributes that may be set:
-        conf, iou:    0-1. As in `non_max_suppression`, like agnostic, multi_label, classes and max_det.
+        conf, iou:    0-1. As in `non_max_suppression`, like agnostic, multi_label and max_det.
+        classes:      detect only these, numbers or names.
         amp:          run under autocast if the model is on a GPU.
         download:     fetch images of URLs (http, https); otherwise a URL is a ValueError.
     """
@@ -50,7 +52,7 @@ class AutoShape(nn.Module):
     iou = 0.45
     agnostic = False
     multi_label = False
-    classes: Sequence[int] | None = None
+    classes: Sequence[int | str] | None = None
     max_det = 1000
     amp = False
     download = False
@@ -61,17 +63,29 @@ class AutoShape(nn.Module):
         for name in ("yaml", "nc", "hyp", "abc"):
             if hasattr(model, name):
                 setattr(self, name, getattr(model, name))
-        self.names: list[str] = model.names
+        self.names = ClassNames(model.names)
+        self.dmb = isinstance(model, Backend)  # these two are v6.2's: whether it is a backend, and of a .pt file
+        self.pt = not self.dmb or model.runtime is None
         self.stride = int(torch.as_tensor(model.stride).max())
 
+    @property
+    def fp16(self) -> bool:
+        """Whether the weights are in float16."""
+        return self._like().dtype == torch.float16
+
+    def warmup(self, imgsz: Sequence[int] = (1, 3, 640, 640)) -> None:
+        """Runs once over zeros of this shape (B, C, H, W), on a GPU only: the first pass takes longer than others."""
+        if self._like().device.type != "cpu":
+            self(torch.zeros(*imgsz))
+
     @torch.no_grad()
-    def forward(self, imgs, size: int = 640, augment: bool = False, profile: bool = False):
+    def forward(self, imgs, size: int | Sequence[int] = 640, augment: bool = False, profile: bool = False):
         """Detects objects in an image or a list of images, of any kinds and sizes.
 
-        imgs:    each the path of a file; a URL, see `download`; a Pillow image; an array uint8, (H, W, 3) RGB,
-                 (H, W) grey, or (C, H, W); a tensor (3, H, W), uint8, or floating point 0-1, RGB.
-                 Or one tensor (B, 3, H, W), 0-1, sides multiples of the stride.
-        size:    pixels to which the longer side of each image is resized.
+        imgs:    each the path of a file; a URL, see `download`; a Pillow image; an array, (H, W, 3) RGB, uint8, or
+                 uint16 as in files of 16 bits, (H, W) grey, or (C, H, W); a tensor (3, H, W), RGB, uint8, or floating
+                 point 0-1. Or one tensor (B, 3, H, W), 0-1, sides multiples of the stride.
+        size:    pixels to which the longer side of each image is resized; or (height, width) into which it must fit.
         augment: test-time augmentation.
         profile: log the time that each layer takes.
 
@@ -79,7 +93,7 @@ class AutoShape(nn.Module):
 
         Raises ValueError for an input that is not an image, FileNotFoundError where a file is missing.
         """
-        parameter = self._like()
+        parameter, classes = self._like(), class_numbers(self.classes, self.names, "the model")
         if isinstance(imgs, torch.Tensor) and imgs.ndim == 4:
             with self._autocast(parameter):
                 output = self.model(imgs.to(parameter.device, parameter.dtype), augment=augment)
@@ -102,7 +116,7 @@ class AutoShape(nn.Module):
             decoded = _decoded(self.model(pixels, augment=augment))
         with timers[2]:
             pred = non_max_suppression(
-                decoded, self.conf, self.iou, self.classes, self.agnostic, self.multi_label, max_det=self.max_det
+                decoded, self.conf, self.iou, classes, self.agnostic, self.multi_label, max_det=self.max_det
             )
             for boxes, shape in zip(pred, shapes):
                 boxes[:, :4] = scale_boxes(boxes[:, :4], input_shape, shape)
@@ -119,12 +133,13 @@ class AutoShape(nn.Module):
     def _autocast(self, parameter: torch.Tensor):
         return torch.autocast(parameter.device.type, enabled=self.amp and parameter.device.type == "cuda")
 
-    def _input_shape(self, shapes: Sequence[tuple[int, int]], size: int) -> tuple[int, int]:
-        """Returns (height, width), multiples of the stride, that hold all images with longer sides of `size`."""
-        if size < 1:
-            raise ValueError(f"size must be at least 1 pixel, got {size}")
-        heights, widths = zip(*((height * size / max(height, width), width * size / max(height, width))
-                                for height, width in shapes))  # fmt: skip
+    def _input_shape(self, shapes: Sequence[tuple[int, int]], size: int | Sequence[int]) -> tuple[int, int]:
+        """Returns (height, width), multiples of the stride, that hold all images resized to `size`."""
+        sides = list(size) if isinstance(size, Sequence) else [size]
+        if len(sides) not in (1, 2) or min(sides) < 1:
+            raise ValueError(f"size must be at least 1 pixel: one number, or height and width, got {size}")
+        gains = [min(sides[0] / height, sides[-1] / width) for height, width in shapes]
+        heights, widths = zip(*((height * gain, width * gain) for (height, width), gain in zip(shapes, gains)))
         return round_up(max(heights), self.stride), round_up(max(widths), self.stride)
 
     def _profile(self, pixels: torch.Tensor) -> None:
@@ -137,7 +152,7 @@ class AutoShape(nn.Module):
 
     def _read(self, image: Any, i: int) -> tuple[np.ndarray, str]:
         """Returns an image as RGB uint8 (H, W, 3), and the name of its results."""
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         nameless = f"image{i}.jpg"
         if isinstance(image, str | Path):
@@ -145,8 +160,11 @@ class AutoShape(nn.Module):
                 return self._fetch(str(image))
             return np.ascontiguousarray(read_image(image)[..., ::-1]), str(image)
         if isinstance(image, Image.Image):
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.array(upright), str(getattr(image, "filename", "") or nameless)
+            name = str(getattr(image, "filename", "") or nameless)
+            try:
+                return pillow_pixels(image, "RGB"), name
+            except ValueError as error:
+                raise ValueError(f"image {i}: {error}") from None
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu()
             if image.is_floating_point():
@@ -176,6 +194,8 @@ def _as_rgb(image: np.ndarray, i: int) -> np.ndarray:
         image = image.transpose(1, 2, 0)
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or not image.size:
         raise ValueError(f"image {i}: expected an array (H, W, 3), (H, W) or (3, H, W), got {image.dtype} {shape}")
+    if image.dtype == np.uint16 and image.max() > 255:
+        image = (image >> 8).astype(np.uint8)
     if image.dtype != np.uint8:
         top = image.max()
         if not np.issubdtype(image.dtype, np.number) or top > 255 or (0 < top <= 1 and image.dtype.kind == "f"):
@@ -188,7 +208,7 @@ class Detections:
     """The detections in n images.
 
     Attributes, lists with an entry per image:
-        imgs:         RGB uint8 (H, W, 3); after `render` with boxes.
+        imgs = ims:   RGB uint8 (H, W, 3); after `render` with boxes.
         xyxy = pred:  float32 (k, 6): x1, y1, x2, y2 in pixels of the image, confidence, class; most confident first.
         xywh:         the same with centre and size.
         xyxyn, xywhn: these divided by the size of the image, 0-1.
@@ -216,6 +236,15 @@ class Detections:
         self.xywh = [torch.cat((xyxy_to_xywh(boxes[:, :4]), boxes[:, 4:]), 1) for boxes in pred]
         self.xyxyn = [boxes / size for boxes, size in zip(self.xyxy, sizes)]
         self.xywhn = [boxes / size for boxes, size in zip(self.xywh, sizes)]
+
+    @property
+    def ims(self) -> list[np.ndarray]:
+        """The images; v6.2's name of `imgs`."""
+        return self.imgs
+
+    @ims.setter
+    def ims(self, images: list[np.ndarray]) -> None:
+        self.imgs = images
 
     def __len__(self) -> int:
         return self.n
@@ -253,37 +282,51 @@ class Detections:
             for image, boxes, file in zip(self.imgs, self.pred, self.files)
         ]
 
-    def _drawn(self) -> list[np.ndarray]:
+    def _drawn(self, labels: bool) -> list[np.ndarray]:
         names = self._names()
-        return [draw_boxes(image, boxes.cpu(), names, bgr=False) for image, boxes in zip(self.imgs, self.pred)]
+        return [
+            draw_boxes(image, boxes.cpu(), names, hide_labels=not labels, bgr=False)
+            for image, boxes in zip(self.imgs, self.pred)
+        ]
 
-    def render(self) -> list[np.ndarray]:
-        """Draws the boxes on `imgs` and returns them."""
-        self.imgs = self._drawn()
+    def render(self, labels: bool = True) -> list[np.ndarray]:
+        """Draws the boxes on `imgs`, with or without text, and returns them."""
+        self.imgs = self._drawn(labels)
         return self.imgs
 
-    def show(self) -> None:
+    def show(self, labels: bool = True) -> None:
         """Opens the images with boxes in the system's viewer."""
         from PIL import Image
 
-        for image in self._drawn():
+        for image in self._drawn(labels):
             Image.fromarray(image).show()
 
-    def save(self, save_dir: str | Path = SAVE_DIR) -> Path:
-        """Writes the images with boxes and returns the folder. The default folder counts up: exp, exp2 ..."""
-        folder = _folder(save_dir)
-        for image, file in zip(self._drawn(), self.files):
+    def save(
+        self, labels: bool | str | Path = True, save_dir: str | Path = SAVE_DIR, exist_ok: bool | None = None
+    ) -> Path:
+        """Writes the images with boxes and returns the folder.
+
+        labels:   draw text beside the boxes; a path, first, is the folder, as in v6.1.
+        exist_ok: write into the folder also where it exists; otherwise it counts up: exp, exp2 ... Unless stated, the
+                  default folder counts up, and another is written into.
+        """
+        if isinstance(labels, str | Path):
+            labels, save_dir = True, labels
+        folder = _folder(save_dir, exist_ok)
+        for image, file in zip(self._drawn(labels), self.files):
             write_image(folder / file, image[..., ::-1])
         LOGGER.info(f"{self.n} image{'s' * (self.n != 1)} saved in {folder}")
         return folder
 
-    def crop(self, save: bool = True, save_dir: str | Path = SAVE_DIR) -> list[dict[str, Any]]:
+    def crop(
+        self, save: bool = True, save_dir: str | Path = SAVE_DIR, exist_ok: bool | None = None
+    ) -> list[dict[str, Any]]:
         """Crops the images to the boxes.
 
         Returns a dict per box: box (four numbers x1, y1, x2, y2), conf, cls (tensors), label, im (BGR uint8). With
         `save` the crops are written as crops/<class>/<file> below the folder, and the images, without boxes, into it.
         """
-        folder, names, crops = _folder(save_dir) if save else None, self._names(), []
+        folder, names, crops = _folder(save_dir, exist_ok) if save else None, self._names(), []
         for image, boxes, file in zip(self.imgs, self.pred, self.files):
             for box in boxes.flip(0):
                 name, part = names[int(box[5])], crop(image, box[:4])[..., ::-1]
@@ -306,7 +349,7 @@ class Detections:
         if show:
             self.show()
         if save:
-            self.save(save_dir)
+            self.save(save_dir=save_dir)
         crops = self.crop(save, save_dir) if crop else None
         if render:
             self.render()
@@ -347,5 +390,5 @@ class Detections:
         return converted
 
 
-def _folder(save_dir: str | Path) -> Path:
-    return increment_path(save_dir, exist_ok=str(save_dir) != SAVE_DIR, mkdir=True)
+def _folder(save_dir: str | Path, exist_ok: bool | None) -> Path:
+    return increment_path(save_dir, str(save_dir) != SAVE_DIR if exist_ok is None else exist_ok, mkdir=True)

@@ -155,7 +155,9 @@ def test_grey_images(model):
         (np.zeros((64, 64, 2), np.uint8), "expected an array"),
         (np.zeros((0, 64, 3), np.uint8), "expected an array"),
         (np.full((64, 64, 3), 0.5), "expected values 0-255, got float64 up to 0.5"),
-        (np.full((64, 64, 3), 4000, np.uint16), "expected values 0-255, got uint16 up to 4000"),
+        (np.full((64, 64, 3), 4000, np.int32), "expected values 0-255, got int32 up to 4000"),
+        (Image.fromarray(np.full((64, 64), 0.5, np.float32)), r"image 0: pixels of 32 bits \(mode F\)"),
+        (Image.fromarray(np.full((64, 64), 4000, np.int32)), r"image 0: pixels of 32 bits \(mode I\)"),
         ([boxes_image(), "text"], "no such file|No such file"),
         (None, "image 0: expected an array"),
     ],
@@ -163,6 +165,54 @@ def test_grey_images(model):
 def test_what_is_no_image(model, given, says):
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         model(given)
+
+
+def test_sixteen_bits_are_seen_as_eight(model, here):
+    """By path, by Pillow and as an array alike: the high byte of each value."""
+    grey = np.tile(np.linspace(0, 255, W).astype(np.uint8), (H, 1))
+    deep = grey.astype(np.uint16) * 257
+    Image.fromarray(deep).save("deep.png")
+    for image in ("deep.png", Image.open("deep.png"), Image.fromarray(deep), deep, np.dstack([deep] * 3)):
+        assert np.array_equal(model(image).imgs[0], np.dstack([grey] * 3))
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [(64, (64, 64)), ((64, 96), (64, 96)), ([32, 96], (32, 64)), ((96, 96), (64, 96)), (np.int64(96), (64, 96))],
+)
+def test_size_is_one_side_or_two(model, size, shape):
+    """The image, 64 x 96, fits into height and width; the stride is 32."""
+    assert model(boxes_image(), size=size).s == (1, 3, *shape)
+
+
+@pytest.mark.parametrize("size", [0, (64, 0), (1, 2, 3), ()])
+def test_sizes_that_are_none(model, size):
+    with pytest.raises(ValueError, match="size must be at least 1 pixel"):
+        model(boxes_image(), size=size)
+
+
+def test_classes_by_name(model):
+    model.classes = ["rot"]
+    assert model(boxes_image()).xyxy[0][:, 5].tolist() == [0]
+    model.classes = ["blau"]
+    with pytest.raises(ValueError, match="the model has no class called 'blau'; it has rot, weiß"):
+        model(boxes_image())
+
+
+def test_what_programs_ask_a_model(here):
+    checkpoint.save("tiny.pt", checkpoint.pack(Model(TINY)))
+    model = hubconf.custom("tiny.pt", device="cpu", _verbose=False)
+    assert model.pt and model.dmb and not model.fp16 and model.half().fp16 and model.names[0] == model.names.get(0)
+    model.warmup(imgsz=(1, 3, 64, 64))
+    alone = AutoShape(BrightBoxes())
+    assert alone.pt and not alone.dmb and dict(alone.names.items()) == dict(enumerate(NAMES))
+
+
+@pytest.mark.parametrize("move", ["half", "bfloat16", "double", "cpu"])
+def test_images_follow_a_backend_that_moves(here, move):
+    checkpoint.save("tiny.pt", checkpoint.pack(Model(TINY)))
+    model = getattr(hubconf.custom("tiny.pt", device="cpu", verbose=False), move)()
+    assert model(boxes_image(), size=64).xyxy[0].shape[1] == 6
 
 
 def test_a_batch_of_tensors_passes_as_it_is(model, here):
@@ -296,6 +346,26 @@ def test_render_draws_into_images_of_any_kind(model, here):
     rendered = found.render()
     assert rendered is found.imgs and all((image != boxes_image()).any() for image in rendered)
     np.testing.assert_array_equal(given, boxes_image())
+
+
+def test_images_have_both_names_and_labels_may_be_left_out(model):
+    plain, labelled = model(boxes_image()), model(boxes_image())
+    assert plain.ims is plain.imgs
+    assert not np.array_equal(plain.render(labels=False)[0], labelled.render()[0]) and plain.ims is plain.imgs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folders"),
+    [
+        ({"exist_ok": True}, ["exp", "exp"]),
+        ({"exist_ok": False, "save_dir": "mine"}, ["mine", "mine2"]),
+        ({"save_dir": "mine"}, ["mine", "mine"]),
+    ],
+)
+def test_folders_count_up_or_not(found, arguments, folders):
+    assert [found.save(**arguments).name for _ in range(2)] == folders
+    assert found.save(False, "other") == Path("other")
+    assert len(found.crop(**arguments)) == 2
 
 
 def test_show(found, monkeypatch):

@@ -205,12 +205,26 @@ def _decode_with_pillow(data: np.ndarray, path: str | Path, mode: str) -> np.nda
     """Decodes the kinds of image that OpenCV does not know."""
     try:
         with open_with_pillow(io.BytesIO(data), path) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert(mode))
+            pixels = pillow_pixels(image, mode)
     except FaultError:
         raise
     except _IMAGE_ERRORS as error:
         raise _unreadable(path, f"image cannot be decoded: {error}") from None
     return np.ascontiguousarray(pixels[..., ::-1]) if mode == "RGB" else pixels
+
+
+def pillow_pixels(image: Image.Image, mode: str) -> np.ndarray:
+    """Returns the pixels of a Pillow image, uint8 in `mode` (RGB or L), upright as its EXIF data asks.
+
+    16 bits are scaled to 8, as those of a file are. Raises ValueError for pixels of 32 bits, whose range is not known.
+    """
+    upright = ImageOps.exif_transpose(image)
+    # some versions of Pillow open a PNG of 16 bits as I
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format == "PNG"):
+        upright = Image.fromarray((np.asarray(upright).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
+    if upright.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bits (mode {upright.mode}) have no known range; convert them to 8 or 16 bits")
+    return np.array(upright.convert(mode))
 
 
 def _decode_pages(data: np.ndarray, path: str | Path, channels: int, count: int) -> np.ndarray:

@@ -303,3 +303,20 @@ def test_other_kinds_are_decoded_whole(tmp_path):
     path = tmp_path / "a.jpg"  # whatever the name says
     path.write_bytes(cv2.imencode(".png", np.zeros((40, 50, 3), np.uint8))[1].tobytes())
     assert read_image(path, shrink=8).shape == (40, 50, 3)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_of_a_tiff_are_scaled_whatever_the_compression(tmp_path, compression, channels):
+    grey = np.tile(np.linspace(0, 255, 96).astype(np.uint8), (64, 1))
+    file = tmp_path / "deep.tif"
+    Image.fromarray(grey.astype(np.uint16) * 257).save(file, compression=compression)
+    assert (read_image(file, channels) == grey[..., None]).all()
+
+
+def test_pixels_of_32_bits_are_refused(tmp_path):
+    for name, pixels in (("f", np.full((64, 64), 0.5, np.float32)), ("i", np.full((64, 64), 7, np.int32))):
+        file = tmp_path / f"{name}.tif"
+        Image.fromarray(pixels).save(file)
+        with pytest.raises(ValueError, match=f"{name}.tif: .*32 bits"):
+            read_image(file)
