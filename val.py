@@ -98,7 +98,8 @@ def _add_metrics(group) -> None:
     )
     group.add_argument(
         "--matrix", default="full", choices=("full", "v6.1"),
-        help="full: the confusion matrix counts all images. v6.1: it leaves out what YOLOv5 v6.1 leaves out "
+        help="full: the confusion matrix counts all images. v6.1: as in YOLOv5 v6.1, it leaves out images without "
+        "detections, and false positives in images where no detection matches an object "
         "(default: %(default)s)",
     )  # fmt: skip
 

@@ -102,7 +102,8 @@ def _load_detector(opt: cli.Options, streams: bool) -> Detector:
 def _check_visualize(model: Backend, streams: bool) -> None:
     if streams:
         raise ValueError(
-            "--visualize writes files for every layer of every frame, which a stream never ends; give images or a video"
+            "--visualize writes files for every layer of every frame, and a stream has no last frame; give "
+            "images or a video"
         )
     if not hasattr(model.model, "model"):
         raise ValueError("--visualize records the layers of one model; give one .pt file as --weights")

@@ -133,7 +133,10 @@ def restore(run: Run, saved: dict) -> None:
     """
     run.state = State(**saved["state"])
     if len(run.state.results) != len(State.results) or len(run.state.class_maps) not in (0, len(run.names)):
-        raise ValueError(f"{run.opt.resume}: the results in it are not of {len(run.names)} classes")
+        raise ValueError(
+            f"{run.opt.resume}: its results must be of {len(run.names)} classes; "
+            f"start a new run with --weights {run.opt.resume}"
+        )
     # with another --batch-size the iterations are counted anew, and the last step lies before the next of them
     run.state.last_step = min(run.state.last_step, len(run.train_loader) * (run.state.epoch + 1) - 1)
     numbers = {"ema": {"updates": 0}, "scaler": run.scaler.state_dict(), "stopper": run.stopper.state_dict()}
@@ -162,7 +165,7 @@ def restore(run: Run, saved: dict) -> None:
     if run.state.finished and run.state.epoch + 1 >= run.opt.epochs:
         done = run.state.epoch + 1
         raise ValueError(
-            f"{run.opt.resume} has finished its {done} epochs; give --epochs N, N above {done}, to add some"
+            f"{run.opt.resume} has finished its {done} epochs; to train for more, give --epochs N with N above {done}"
         )
     run.state.finished = False
 
@@ -174,11 +177,13 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     for group, before in zip(optimizer.param_groups, usual, strict=True):
         for name, value in before.items():
             if not _alike(group.get(name), value):
-                raise ValueError(f"{name} of the optimizer is {group.get(name)!r}, not of the kind of {value!r}")
+                raise ValueError(f"{name} of the optimizer must be of the type of {value!r}, got {group.get(name)!r}")
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
-                    raise ValueError(f"{name} of a parameter of the shape {list(parameter.shape)} has another shape")
+                    raise ValueError(
+                        f"{name} must have the shape of its parameter, {list(parameter.shape)}, got {list(value.shape)}"
+                    )
 
 
 def _alike(value: object, usual: object) -> bool:
@@ -237,8 +242,8 @@ def run_folder(last: str | Path) -> Path:
     folder = weights.parent
     if weights.name != "weights" or not any((folder / name).is_file() for name in ("opt.yaml", "results.csv")):
         raise ValueError(
-            f"--resume writes into the folder of a run, and {last} is in none: it must be in FOLDER/weights beside "
-            f"FOLDER/opt.yaml; copy the whole folder of the run, or start a new run with --weights {last}"
+            "--resume writes into the folder of a run, so the checkpoint must be in FOLDER/weights beside "
+            f"FOLDER/opt.yaml, got {last}; copy the whole folder of the run, or start a new run with --weights {last}"
         )
     check_own_files(folder, "--resume")
     check_own_files(weights, "--resume")
@@ -269,7 +274,7 @@ def resumed_run(opt: cli.Options, parser: argparse.ArgumentParser) -> Iterator[t
         cli.adopt(parser, opt, saved["opt"], RESUMED_OPTIONS, path)
         opt.resume = str(path)
         if (logged := saved["opt"].get("log")) and isinstance(logged, str) and "log" not in opt.given:
-            LOGGER.info(f"the run was logged to {logged:.100}; to go on with that, add --log {logged:.100}")
+            LOGGER.info(f"the run was logged to {logged:.100}; to log there again, add --log {logged:.100}")
         yield opt, content
 
 

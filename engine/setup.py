@@ -214,7 +214,7 @@ def build_model(
     blocks, fetch = parse_attention(opt.attention), cli.fetches(opt.download, "weights")
     exists = any((folder / weights).is_file() for folder in (Path(), ROOT))
     if "weights" not in opt.given and not fetch and not exists:
-        LOGGER.warning(f"{weights} is not here, so training starts from scratch; --download fetches it")
+        LOGGER.warning(f"there is no file {weights}, so training starts from scratch; --download fetches it")
         cfg = cfg or f"models/{Path(weights).stem}.yaml"
         weights = ""
     if not weights:

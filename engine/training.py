@@ -195,7 +195,8 @@ def end_epoch(run: Run, epoch: int, losses: list[float], report: Report | None) 
     fit = float(fitness(np.array(state.results)[None])[0])
     if stopper(epoch, fit):
         LOGGER.info(
-            f"no improvement for --patience {opt.patience}, so training stops; best.pt is of epoch {stopper.best_epoch}"
+            f"no improvement in the last epochs (--patience {opt.patience}), so training stops; best.pt is of epoch "
+            f"{stopper.best_epoch}"
         )
         epochs = epoch + 1
     state.best_fitness = max(state.best_fitness, fit)

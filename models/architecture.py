@@ -49,7 +49,9 @@ def _read_base(base: str, source: str, path: Path | None, above: tuple[str, ...]
     file = beside if beside.is_file() else find_file(base, (".yaml", ".yml"))
     chain = (*above, str(path.resolve()) if path else source)
     if str(file.resolve()) in chain:
-        raise ValueError(f"{source}: base {base} leads back to itself")
+        raise ValueError(
+            f"{source}: base {base} is based on itself, directly or through other files; name another base"
+        )
     return plain_yaml(read_yaml(file), file.name, file, chain)
 
 
@@ -123,7 +125,7 @@ def _stride(plan: Plan, channels: list[int], strides: list[float | None], where:
     if plan.stride is None:
         return None
     if len(set(strides)) > 1:
-        raise ValueError(f"{where}: maps of strides {strides} come in; they must share one")
+        raise ValueError(f"{where}: the incoming maps must have the same stride, got {strides}")
     try:
         stride = strides[0] * float(plan.stride) ** plan.copies
     except OverflowError:

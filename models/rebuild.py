@@ -118,7 +118,7 @@ def _checked_yaml(yaml: Any) -> dict:
     if not isinstance(yaml, dict):
         raise ValueError(f"its model has no YAML (`yaml`), from which it could be built; found {yaml!r:.80}")
     if named := [key for key in _FILE_KEYS if key in yaml]:
-        raise ValueError(f"the YAML in it names other files or rows ({', '.join(named)}), which is not followed")
+        raise ValueError(f"the YAML in a checkpoint must not use {' or '.join(named)}, which name other files or rows")
     return yaml
 
 
@@ -127,10 +127,10 @@ def _built(yaml: dict) -> Model:
         yaml = plain_yaml(yaml, "the YAML in it")
         anchors = yaml["anchors"] if isinstance(yaml["anchors"], int) else max(len(a) for a in yaml["anchors"])
         if anchors > ANCHORS:
-            raise ValueError(f"{anchors} anchors a level; at most {ANCHORS} are read")
+            raise ValueError(f"{anchors} anchors per level; the maximum is {ANCHORS}")
         repeats = sum(layer.repeats for layer in plan_layers(yaml, yaml.get("ch", 3), "the YAML in it"))
         if repeats > REPEATS:
-            raise ValueError(f"{repeats} blocks; at most {REPEATS} are read")
+            raise ValueError(f"{repeats} blocks; the maximum is {REPEATS}")
         model = Model(yaml, trained=True)
     except MemoryError:
         raise
@@ -165,7 +165,7 @@ class _Unfilled(TorchFunctionMode):
             if func is torch.empty:
                 kwargs["device"] = "meta"
         if self.numbers < 0 or self.calls < 0:
-            raise ValueError("it asks for a larger network than the file can hold")
+            raise ValueError("it describes a larger network than the file can hold")
         return func(*args, **kwargs)
 
 
@@ -207,8 +207,8 @@ class _Filling:
         others = [name for name, child in children.items() if child is not None and name not in built._modules]
         if others := set(others) - _UNUSED.get(type(built), set()):
             raise ValueError(
-                f"{where}its {type(built).__name__} has {sorted(map(str, others))!s:.80}, ours has "
-                f"{list(built._modules)}: it is a block of another program with the same name"
+                f"{where}its {type(built).__name__} has {sorted(map(str, others))!s:.80}, that of this project "
+                f"has {list(built._modules)}: it is a block of another program with the same name"
             )
         for name, child in list(built._modules.items()):
             given = children.get(name)

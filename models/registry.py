@@ -101,7 +101,7 @@ def upsamples(row: Row) -> Plan:
     """Plans an upsampling layer: [None, scale, ...]."""
     size, scale = (*row.args, None, None)[:2]
     if size is not None or scale is None:
-        raise ValueError(f"a map is upsampled by a factor, as in [None, 2, nearest], got {row.args}")
+        raise ValueError(f"the arguments must name a scale factor, such as [None, 2, nearest], got {row.args}")
     if (mode := row.args[2] if len(row.args) > 2 else "nearest") not in (
         "nearest",
         "nearest-exact",

@@ -170,7 +170,7 @@ class Model(nn.Module):
             self.yaml = insert_rows(self.yaml, insert, layer_strides(self.yaml, source), source)
         ch = self.yaml["ch"] = self.yaml.get("ch", ch)
         if nc and nc != self.yaml["nc"]:
-            LOGGER.info(f"{source}: nc {self.yaml['nc']} becomes the data set's {nc}")
+            LOGGER.info(f"{source}: nc is {self.yaml['nc']}, but the data set has {nc} classes; using {nc}")
             self.yaml["nc"] = nc
         if anchors:
             self.yaml["anchors"] = round(anchors)
@@ -201,7 +201,7 @@ class Model(nn.Module):
         # anchors must grow with the stride: in pixels, since divided by it those that grow slowly would seem to shrink
         area = head.anchors.prod(-1).flatten()
         if torch.sign(area[-1] - area[0]) != torch.sign(head.stride[-1] - head.stride[0]):
-            LOGGER.info(f"{source}: anchors run against the strides; reversing their levels")
+            LOGGER.info(f"{source}: anchors must grow with the strides, but they fall; reversing their levels")
             head.anchors[:] = head.anchors.flip(0)
         head.anchors /= head.stride.view(-1, 1, 1)
 

@@ -208,7 +208,7 @@ def broken_weights(kind: str, good: bytes) -> bytes:
         ("nothing", "an empty file; copy or download it again"),
         ("text", "cannot be read as a checkpoint (damaged, incomplete or another kind of file)"),
         ("half", "cannot be read as a checkpoint (damaged, incomplete or another kind of file)"),
-        ("evil", ["refused, no code was executed: the file asks for", "mkdir"]),
+        ("evil", ["refused, no code was executed: the file uses", "mkdir"]),
         ("state", "not a detector's checkpoint: expected a dict with a `model` module"),
         ("tensors", "not a detector's checkpoint"),
         ("other", "holds a Linear, not a detector of this family"),

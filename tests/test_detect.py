@@ -104,7 +104,7 @@ def test_an_image_of_any_shape_is_detected_in(command, usual, bright, here, shap
         ("rtsp://me:secret@127.0.0.1:9/1", "--source rtsp://127.0.0.1:9/1: cannot be opened; is the address right"),
         (
             "https://me:secret@example.com/a.jpg",
-            "--source https://example.com/a.jpg: this file is not here yet; --download fetches it",
+            "--source https://example.com/a.jpg: this file was not downloaded yet; --download fetches it",
         ),
         ("ftp://example.com/a.jpg", "a URL starts with http, https"),
         ("https://www.youtube.com/watch?v=x", "this is a web page, not a stream"),

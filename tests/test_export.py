@@ -278,7 +278,7 @@ def test_opencv_runs_an_onnx_file(weights, here):
         (["--weights", "best.onnx", "--visualize"], "--visualize records the layers of one model; give one .pt file"),
         (["--weights", "best.zip"], "best.zip: files of this kind cannot be run"),
         (["--weights", "broken.onnx"], "broken.onnx: ONNX Runtime"),
-        (["--weights", "broken.torchscript"], "did not write this one; if you trust the place"),
+        (["--weights", "broken.torchscript"], "did not write this one; if you trust its origin"),
         (["--weights", "broken.torchscript", "--trust-weights"], "broken.torchscript: torch"),
         (["--weights", "empty_openvino_model"], "expected one .xml file in this folder, found 0"),
     ],

@@ -94,7 +94,7 @@ def test_a_model_yaml_with_a_fault(refused, section, row, content, says):
 
 def test_the_number_of_classes_comes_from_the_data(command, usual):
     code, err = command("train", *usual["train"], "--freeze", 99)
-    assert "tiny model.yaml: nc 80 becomes the data set's 2" in err and code == 1
+    assert "tiny model.yaml: nc is 80, but the data set has 2 classes; using 2" in err and code == 1
 
 
 @pytest.mark.parametrize(

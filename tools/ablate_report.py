@@ -163,7 +163,7 @@ def _difference_table(ablation: Ablation, reference: str, columns: list[tuple[st
         verdict = "An interval needs two seeds."
     elif shown:
         by_chance = len(known) * (1 - LEVEL)
-        verdict = f"{shown} of {len(known)} intervals exclude zero; by chance alone, {by_chance:.1f} of so many would."
+        verdict = f"{shown} of {len(known)} intervals exclude zero; by chance alone, {by_chance:.1f} of them would."
     else:
         verdict = "Every interval contains zero: no difference is shown."
     note = (

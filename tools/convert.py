@@ -79,7 +79,7 @@ def convert(splits: dict[str, LabelledSplit], kind: str, out: Path, with_images:
     """
     writer, image_folder = WRITERS[kind]
     if out.exists():
-        raise FileExistsError(f"{out} exists, and none of your files is overwritten; name a new folder")
+        raise FileExistsError(f"--out must be a new folder, but {out} exists; name another")
     if not with_images and image_folder is None:
         raise ValueError("shards hold their images; leave out --no-images")
     for split, labels in splits.items():
@@ -104,7 +104,7 @@ def convert(splits: dict[str, LabelledSplit], kind: str, out: Path, with_images:
 def _check(labels: LabelledSplit, split: str, kind: str, with_images: bool) -> None:
     """Raises ValueError where a split cannot be written: two equal names, or an image that was not found."""
     if twice := [name for name, count in Counter(labels.names).items() if count > 1]:
-        raise ValueError(f"{split}: two classes are called {twice[0]!r}; objects would change their class")
+        raise ValueError(f"{split}: names of classes must differ, but two are {twice[0]!r}; rename one of them")
     owners: dict[PurePosixPath, LabelledImage] = {}
     for image in labels.images:
         other = owners.setdefault(PurePosixPath(image.name).with_suffix(""), image)

@@ -67,7 +67,7 @@ def unpack(archive: Path, folder: Path, name: str = "", root: Path | None = None
     except (*DAMAGES, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk
             raise
-        raise ValueError(f"{name}: a damaged archive: {error}") from None
+        raise ValueError(f"{name}: the archive is damaged: {error}; copy or download it again") from None
     finally:
         shutil.rmtree(unpacked)
 

@@ -110,7 +110,7 @@ def _open(path: Path) -> tuple[bytes, dict[str, int]]:
         if "constants.pkl" in names or any(name.startswith("code/") for name in names):
             raise _OtherFile("a TorchScript archive, not a checkpoint: it holds code. Name it *.torchscript")
         if "data.pkl" not in names:
-            raise _OtherFile("a zip archive without data.pkl, which torch.save has not written")
+            raise _OtherFile("a zip archive that torch.save did not write: it has no data.pkl")
         if len(names) < len(members) or len({member.filename.partition("/")[0] for member in members}) > 1:
             raise Refused("its archive has several members of one name, or several folders")
         if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
@@ -125,7 +125,7 @@ def _open(path: Path) -> tuple[bytes, dict[str, int]]:
         content = archive.read(names["data.pkl"])
     # two readers of zip files can be made to see different members: torch's has to see the pickle that is checked
     if torch.PyTorchFileReader(str(path)).get_record("data.pkl") != content:
-        raise Refused("its archive is made so that readers see different content")
+        raise Refused("two programs that read its archive would see different content")
     return content, {name[5:]: member.file_size for name, member in names.items() if name.startswith("data/")}
 
 
@@ -174,20 +174,20 @@ def _reason(error: Exception) -> str:
 
 # program that wrote a file, by the beginning of a name it asks for
 _ORIGINS = {
-    "ultralytics.": "It is of the package ultralytics (YOLOv8 or later), another architecture: use it there, or export "
-    "it there to ONNX",
+    "ultralytics.": "It is of the package ultralytics (YOLOv8 or later), another architecture: use it with that "
+    "package, or export it to ONNX with that package",
     "torch.nn.utils.prune": "It was pruned; call torch.nn.utils.prune.remove in the program that pruned it, and save "
     "it again",
     **dict.fromkeys(
         ("torch.ao.", "torch.nn.quantized", "torch.quantization", "torch._utils._rebuild_qtensor"),
-        "It is quantised; give the checkpoint from before",
+        "It is quantised; give the checkpoint that it was before quantisation",
     ),
     "torch._utils.": "It holds tensors of a special kind (sparse, nested or with attributes)",
-    "torch._tensor.": "It holds tensors with attributes of their own",
+    "torch._tensor.": "It holds tensors with additional attributes",
     "__main__.": "It holds a class of the script that saved it; save the model's weights without that",
     **dict.fromkeys(
         ("torchvision.", "timm.", "mmdet.", "mmcv.", "transformers.", "detectron2."),
-        "It is of another program than YOLOv5",
+        "It was written by another program than YOLOv5",
     ),
 }
 _HEADS = {
@@ -196,7 +196,7 @@ _HEADS = {
     "proto": "It is a segmentation model; only detectors are read",
     "pose": "It is a pose model; only detectors are read",
     "landmark": "It is a face detector with landmarks; only detectors of boxes are read",
-    "stemblock": "It is of YOLOv5-face or a similar fork, whose blocks are not here",
+    "stemblock": "It is of YOLOv5-face or a similar fork, whose blocks this project does not have",
     "idetect": "It is of YOLOv7, another architecture",
     "iauxdetect": "It is of YOLOv7, another architecture",
     "sppcspc": "It is of YOLOv7, another architecture",

@@ -188,7 +188,7 @@ def adopt(
                 value = _converted(actions[name], _of_file(actions[name], value))
                 check(parser, argparse.Namespace(**{**_defaults(parser), name: value}))
         except ValueError as error:
-            raise ValueError(f"{file}: of the options that it holds, {error}") from None
+            raise ValueError(f"{file}: one of its options is wrong: {error}") from None
         adopted[name] = value
         if name not in opt.given:
             setattr(opt, name, value)
@@ -249,7 +249,7 @@ def takes(make_parser: Callable[[], argparse.ArgumentParser], *positional: str) 
         @functools.wraps(function)
         def run(*values, **keywords):
             if len(values) > len(positional):
-                raise TypeError(f"{len(positional)} arguments may come by position, got {len(values)}")
+                raise TypeError(f"at most {len(positional)} arguments may be given by position, got {len(values)}")
             named = dict(zip(positional, values))
             if twice := named.keys() & keywords.keys():
                 raise TypeError(f"{', '.join(sorted(twice))}: given by position and by name")

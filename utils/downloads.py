@@ -56,7 +56,7 @@ class _SameScheme(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, response, code, message, headers, url):
         allowed = ("https",) if request.type == "https" else ("http", "https")
         if url.partition(":")[0].lower() not in allowed:
-            raise OSError(f"it is redirected from {request.type} to {redact(url)}, which is not followed")
+            raise OSError(f"it is redirected from {request.type} to {redact(url)}, which is not allowed")
         return super().redirect_request(request, response, code, message, headers, url)
 
 
@@ -113,7 +113,7 @@ def download(url: str, path: str | Path, sha256: str = "", timeout: float = 30.0
     if not re.match(r"https?://", url, re.IGNORECASE):
         raise ValueError(f"an address to download must start with http:// or https://, got {redact(url)!r:.200}")
     if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "a download replaces no file, and there is one", str(path))
+        raise FileExistsError(errno.EEXIST, "a download does not replace a file, and this one exists", str(path))
     start = time.monotonic()
     try:
         free = shutil.disk_usage(path.absolute().parent).free
@@ -122,7 +122,9 @@ def download(url: str, path: str | Path, sha256: str = "", timeout: float = 30.0
             if sha256 and digest != sha256:
                 raise ValueError(f"{redact(url)}: SHA-256 is {digest}, expected {sha256}; the file was not kept")
             if os.path.lexists(path):  # since
-                raise FileExistsError(errno.EEXIST, "a download replaces no file, and there is one", str(path))
+                raise FileExistsError(
+                    errno.EEXIST, "a download does not replace a file, and this one exists", str(path)
+                )
     except (OSError, http.client.HTTPException, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
@@ -141,7 +143,7 @@ def _receive(
     """
     promised = response.headers.get("Content-Length")
     if promised is not None and not (promised.isascii() and promised.isdecimal() and len(promised) < 20):
-        raise OSError(f"the server states its size as {promised!r:.40}, which is no number")
+        raise OSError(f"the server states its size as {promised!r:.40}, which is not a number")
     expected = int(promised) if promised else None
     if expected is not None:
         _check_size(expected, free, url, limits)
@@ -168,13 +170,13 @@ def _check_size(size: int, free: int, url: str, limits: Limits) -> None:
             "kept. Download it yourself if it is right"
         )
     if size > free:
-        raise OSError(errno.ENOSPC, f"the disk has {free / 1e6:.0f} MB free, and {redact(url)} has more")
+        raise OSError(errno.ENOSPC, f"the disk has {free / 1e6:.0f} MB free, less than the size of {redact(url)}")
 
 
 def _check_time(received: int, seconds: float, url: str, limits: Limits) -> None:
     if seconds >= limits.seconds:
         raise ValueError(
-            f"{redact(url)}: not here after {limits.seconds / 3600:g} hours, the limit; the file was not kept. "
+            f"{redact(url)}: not complete after {limits.seconds / 3600:g} hours, the limit; the file was not kept. "
             "Download it yourself"
         )
     if seconds > SLOW_AFTER and received < limits.speed * seconds:

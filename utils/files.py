@@ -118,7 +118,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     except Timeout:
         raise ValueError(
             f"{folder}: {_writer(note)} still writes into this folder; wait until it has ended, or stop it. "
-            f"({lock.lock_file} is its lock, and goes with it)"
+            f"({lock.lock_file} is its lock; it ends with that process)"
         ) from None
     except NotImplementedError:  # a file system without locks: a lock is a help, no condition
         yield

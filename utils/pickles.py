@@ -248,7 +248,7 @@ class _Walk:
                 self.needed.add(name)
             elif name not in _CALLS and name not in ITEM_BYTES and name not in _DTYPES:
                 asked = name.removeprefix("builtins.")
-                raise Refused(f"the file asks for {asked}, which is not among the allowed classes", name)
+                raise Refused(f"the file uses {asked}, which is not among the allowed classes", name)
             self.globals[name] = _Global(name)
         self.stack.append(self.globals[name])
 
@@ -263,7 +263,7 @@ class _Walk:
             if name.endswith(".getattr") and (
                 len(arguments) != 2 or _kind(arguments[0]) != "module" or arguments[1] not in _FUSED
             ):
-                raise Refused("the file asks for an attribute (getattr), which is not among the allowed ones", name)
+                raise Refused("the file uses an attribute (getattr), which is not among the allowed ones", name)
             self.stack[-1] = _VALUE
         elif name in _CALLS:
             self.stack[-1] = _CALLS[name](self, arguments)

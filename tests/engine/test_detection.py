@@ -203,7 +203,7 @@ def test_layers_of_streams_and_ensembles_are_refused(soca, here):
     cv2.imencode(".png", boxes_image())[1].tofile(here / "a.png")
     with pytest.raises(ValueError, match="--visualize records the layers of one model"):
         detect.run(["soca.pt", "soca.pt"], "a.png", imgsz=96, device="cpu", visualize=True)
-    with pytest.raises(ValueError, match="which a stream never ends; give images or a video"):
+    with pytest.raises(ValueError, match="and a stream has no last frame; give images or a video"):
         detect.run("soca.pt", "0", imgsz=96, device="cpu", visualize=True)
 
 

@@ -299,7 +299,7 @@ def test_options_of_another_type_are_refused(detected, unfinished, changes, says
     folder = unfinished(**changes)
     with pytest.raises(ValueError) as error:
         detected(resume=folder)
-    assert says in str(error.value) and "run.json: of the options that it holds, " in str(error.value)
+    assert says in str(error.value) and "run.json: one of its options is wrong: " in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["labels", "crops/red", "p1.png", f"{RECORD}/journal-x", "predictions.json"])

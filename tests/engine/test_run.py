@@ -204,7 +204,7 @@ def test_a_best_epoch_before_the_stop_stays_the_best(command, usual, resume, mon
     with monkeypatch.context() as patch:
         in_step(patch, 4, stop)
         assert command("train", *arguments)[0] == 130
-    assert "no improvement for --patience 2, so training stops; best.pt is of epoch 0" in resume()
+    assert "no improvement in the last epochs (--patience 2), so training stops; best.pt is of epoch 0" in resume()
     assert_same_run(Path("out/exp"), Path("out/alone"))
 
 
@@ -330,7 +330,10 @@ def test_a_finished_run_without_more_epochs(command, alone):
         code, err = command("train", "--resume", "out/exp/weights/last.pt", *arguments)
         assert code == 1 and "Traceback" not in err
         message = err.partition("train: error: ")[2]
-        assert f"last.pt has finished its {EPOCHS} epochs; give --epochs N, N above {EPOCHS}, to add some" in message
+        assert (
+            f"last.pt has finished its {EPOCHS} epochs; to train for more, give --epochs N with N above {EPOCHS}"
+            in message
+        )
     assert {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file()} == before
 
 
@@ -350,7 +353,10 @@ def test_options_given_now_take_effect_and_the_others_stay(stopped, resume, usua
     hyp = yaml.safe_load(Path(usual[usual.index("--hyp") + 1]).read_text(encoding="utf-8"))
     write_yaml(Path("gentle.yaml"), {**hyp, "lr0": 0.0001, "warmup_epochs": 0.0})
     err = resume("--patience", 1, "--hyp", "gentle.yaml", "--no-cos-lr", "--epochs", 9)
-    assert "no improvement for --patience 1" in err or len(Path("out/exp/results.csv").read_text().splitlines()) == 10
+    assert (
+        "no improvement in the last epochs (--patience 1)" in err
+        or len(Path("out/exp/results.csv").read_text().splitlines()) == 10
+    )
     options = yaml.safe_load(Path("out/exp/opt.yaml").read_text(encoding="utf-8"))
     last = training(stopped)
     given = {"patience": 1, "hyp": "gentle.yaml", "workers": 1, "cos_lr": False, "epochs": 9, "resume": str(stopped)}
@@ -434,7 +440,7 @@ def test_a_run_that_was_carried_elsewhere(command, alone, stopped, here):
     Path("alone").mkdir()
     shutil.copy(stopped, "alone/last.pt")
     code, err = command("train", "--resume", "alone/last.pt")
-    assert code == 1 and "alone/last.pt is in none: it must be in FOLDER/weights beside FOLDER/opt.yaml" in err
+    assert code == 1 and "must be in FOLDER/weights beside FOLDER/opt.yaml, got " in err and "alone/last.pt" in err
     assert os.listdir("alone") == ["last.pt"]
     code, err = command("train", "--resume", "elsewhere/weights/last.pt", "--workers", 0)
     assert code == 0, err

@@ -83,7 +83,7 @@ def test_options_of_another_type_or_range_are_refused(received, command, name, v
     file = received(**{name: value})
     before = {path: path.stat().st_mtime_ns for path in Path("exp").rglob("*") if path.is_file()}
     code, err = command("train", "--resume", file)
-    assert code == 1 and f"{file}: of the options that it holds, " in err and says in err and "Traceback" not in err
+    assert code == 1 and f"{file}: one of its options is wrong: " in err and says in err and "Traceback" not in err
     assert {path: path.stat().st_mtime_ns for path in Path("exp").rglob("*") if path.is_file()} == before
 
 

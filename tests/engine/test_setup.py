@@ -99,10 +99,10 @@ def test_weights_of_which_nothing_fits(world, capsys):
 
 def test_default_weights_are_not_there_for_training(world, capsys):
     model = build(None, world.cfg)
-    assert "yolov5s.pt is not here, so training starts from scratch" in capsys.readouterr().err
+    assert "there is no file yolov5s.pt, so training starts from scratch" in capsys.readouterr().err
     assert model.yaml_file == "tiny model.yaml"
     model = build(None, "")
-    assert "yolov5s.pt is not here, so training starts from scratch" in capsys.readouterr().err
+    assert "there is no file yolov5s.pt, so training starts from scratch" in capsys.readouterr().err
     assert model.yaml_file == "yolov5s.yaml"
 
 

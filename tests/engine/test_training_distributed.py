@@ -88,7 +88,7 @@ def test_both_stop_early(data, tmp_path):
     """The first process alone knows the fitness, which falls here; with patience 1 the second epoch is the last."""
     status, err = pair("stops", *options(data, tmp_path, epochs=6, patience=1))
     assert status == 0, err
-    assert "no improvement for --patience 1, so training stops; best.pt is of epoch 0" in err
+    assert "no improvement in the last epochs (--patience 1), so training stops; best.pt is of epoch 0" in err
     assert len((tmp_path / "exp/results.csv").read_text().splitlines()) == 3  # header and two epochs
     state = load_checkpoint(tmp_path / "exp/weights/last.pt")["training"]["state"]
     assert state["epoch"] == 1 and state["finished"]

@@ -265,7 +265,7 @@ def test_rows_that_are_no_rows(rows):
     [
         ("base: yolov5n.yaml\nhead: []\n", "mine.yaml: a YAML with `base` may also have insert, nc, .*; got head"),
         ("base: 3\n", "mine.yaml: base must name a model YAML, such as yolov5s.yaml, got 3"),
-        ("base: mine.yaml\n", "mine.yaml: base mine.yaml leads back to itself"),
+        ("base: mine.yaml\n", "mine.yaml: base mine.yaml is based on itself"),
         ("base: yolov5n.yaml\nnc: many\n", "mine.yaml: nc must be a positive number"),
         ("base: yolov5n.yaml\ninsert: SOCA\n", "mine.yaml: insert must be a list of rows"),
         (

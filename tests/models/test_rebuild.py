@@ -184,10 +184,10 @@ def test_a_yaml_that_does_not_fit(where, described, expected, tmp_path):
     [
         ({"nc": 10**9}, "a larger network than the file can hold"),
         ({"width_multiple": 10**4}, "a larger network than the file can hold"),
-        ({"depth_multiple": 10**6}, r"\d+ blocks; at most 10000 are read"),
-        ({"anchors": 10**9}, "1000000000 anchors a level; at most 1000 are read"),
-        ({"base": "yolov5s.yaml"}, r"names other files or rows \(base\)"),
-        ({"insert": [{"after": 1, "module": "SE"}]}, r"names other files or rows \(insert\)"),
+        ({"depth_multiple": 10**6}, r"\d+ blocks; the maximum is 10000"),
+        ({"anchors": 10**9}, "1000000000 anchors per level; the maximum is 1000"),
+        ({"base": "yolov5s.yaml"}, r"must not use base, which name other files"),
+        ({"insert": [{"after": 1, "module": "SE"}]}, r"must not use insert, which name other files"),
         ({"head": [[-1, 1, "Conv", [8]]]}, "ends in Conv, not in the head of a detector"),
         ({"head": [*SMALL["head"][:2], [-1, 1, "No\x1b[31m", []]]}, "unknown module"),
     ],
@@ -456,7 +456,7 @@ ELSEWHERE = {
     "ultralytics.nn.modules.conv.Conv": "It is of the package ultralytics",
     "torch.nn.utils.prune.L1Unstructured": "It was pruned",
     "torch.ao.nn.quantized.modules.conv.Conv2d": "It is quantised",
-    "torchvision.models.resnet.ResNet": "It is of another program than YOLOv5",
+    "torchvision.models.resnet.ResNet": "It was written by another program than YOLOv5",
     "__main__.Net": "It holds a class of the script that saved it",
     "subprocess.Popen": "No checkpoint of a detector needs it",
 }
@@ -467,12 +467,14 @@ def test_files_of_other_programs_are_told_apart(name, said, small, tmp_path):
     path = saved(tmp_path / "a.pt", small)
     with pytest.raises(ValueError) as error:
         load_checkpoint(renamed(path, models__common__SPPF=name))
-    assert f"the file asks for {name}, which is not" in str(error.value) and said in str(error.value)
+    assert f"the file uses {name}, which is not" in str(error.value) and said in str(error.value)
 
 
 def test_a_block_of_the_same_name(small, tmp_path):
     """A fork may have another CBAM; its parts tell."""
     model = deepcopy(small)
     model.model[3].add_module("extra", nn.Conv2d(1, 1, 1))
-    with pytest.raises(ValueError, match=r"its SPPF has \['extra'\], ours has .* a block of another program"):
+    with pytest.raises(
+        ValueError, match=r"its SPPF has \['extra'\], that of this project has .* a block of another program"
+    ):
         load_checkpoint(saved(tmp_path / "a.pt", model))

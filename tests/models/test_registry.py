@@ -265,7 +265,7 @@ WRONG = {  # section, row number, row -> what is said
     "an unknown mode": ("head", 1, [-1, 1, "nn.Upsample", [None, 2, "linear"]], "the mode must be nearest"),
     "joined along rows": ("head", 2, [[-1, 2], 1, "Concat", [2]], "dimension 1: write"),
     "padded too much": ("head", 1, [-1, 1, "nn.MaxPool2d", [2, 1, 2]], "from 0 to half of the kernel 2, got 2"),
-    "upsampled to a size": ("head", 1, [-1, 1, "nn.Upsample", [16]], "a map is upsampled by a factor"),
+    "upsampled to a size": ("head", 1, [-1, 1, "nn.Upsample", [16]], "the arguments must name a scale factor"),
     "no class": ("backbone", 3, [-1, 1, None, [96]], "unknown module None"),
     "detect without anchors": ("head", 3, [[6, 4], 1, "Detect", ["nc"]], "Detect[2]"),
     "detect with a level less": (
@@ -274,7 +274,12 @@ WRONG = {  # section, row number, row -> what is said
         [[6], 1, "Detect", ["nc", "anchors"]],
         "1 maps come in, but there are anchors",
     ),
-    "strides that differ": ("head", 2, [[-1, 3], 1, "Concat", [1]], "Concat from [-1, 3]: maps of strides [4.0, 8.0]"),
+    "strides that differ": (
+        "head",
+        2,
+        [[-1, 3], 1, "Concat", [1]],
+        "Concat from [-1, 3]: the incoming maps must have the same stride",
+    ),
 }
 
 
@@ -303,7 +308,7 @@ def test_strides_of_the_head(sources, strides):
 
 
 def test_joined_maps_must_share_a_stride():
-    with pytest.raises(ValueError, match=r"strides \[4.0, 8.0\] come in; they must share one"):
+    with pytest.raises(ValueError, match=r"the incoming maps must have the same stride, got \[4.0, 8.0\]"):
         Model(small(head__2=[[-1, 3], 1, "Concat", [1]]))
 
 

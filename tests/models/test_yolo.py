@@ -136,7 +136,7 @@ def test_the_short_way_of_decoding(dtype, memory_format):
 def test_overrides(caplog):
     with caplog.at_level(logging.INFO, logger="yolov5"):
         model = Model("yolov5n.yaml", ch=1, nc=3, anchors=2.4)
-    assert "yolov5n.yaml: nc 80 becomes the data set's 3" in caplog.text
+    assert "yolov5n.yaml: nc is 80, but the data set has 3 classes; using 3" in caplog.text
     head = model.model[-1]
     assert model.yaml["ch"] == 1
     assert model.yaml["nc"] == head.nc == 3

@@ -264,7 +264,7 @@ def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path):
     with pytest.raises(ValueError, match=r"a\.jpg and a\.png would share a label file"):
         convert(splits, "yolo", tmp_path / "new", with_images=False)
     splits = {"train": LabelledSplit(["cat", "cat"], [])}
-    with pytest.raises(ValueError, match="two classes are called 'cat'"):
+    with pytest.raises(ValueError, match="names of classes must differ, but two are 'cat'"):
         convert(splits, "yolo", tmp_path / "new", with_images=False)
     broken = {"train": LabelledSplit(["cat"], [LabelledImage("a.jpg", 9, 9, [], tmp_path / "gone.jpg")])}
     with pytest.raises(FileNotFoundError):  # in the middle of the writing

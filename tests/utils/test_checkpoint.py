@@ -189,7 +189,7 @@ def test_hostile_files_are_refused_by_name(kind, asked, model, tmp_path):
     with pytest.raises(ValueError) as error:
         read(path)
     assert not marker.exists()
-    assert f"{path}: refused, no code was executed: the file asks for {asked}, which is not" in str(error.value)
+    assert f"{path}: refused, no code was executed: the file uses {asked}, which is not" in str(error.value)
     assert "weights_only" not in str(error.value)  # torch's own hint is to switch the protection off
 
 
@@ -201,9 +201,9 @@ def test_the_test_would_notice(tmp_path):
 
 
 def test_modules_that_are_not_known(path):
-    with pytest.raises(ValueError, match=r"asks for models\.(yolo\.Model|common\.\w+|yolo\.Detect)"):
+    with pytest.raises(ValueError, match=r"uses models\.(yolo\.Model|common\.\w+|yolo\.Detect)"):
         load(path, lambda name: False)
-    with pytest.raises(ValueError, match=r"asks for models\.common\.SOCA.*define it here in models/common\.py"):
+    with pytest.raises(ValueError, match=r"uses models\.common\.SOCA.*define it here in models/common\.py"):
         load(path, lambda name: name != "models.common.SOCA" and Names().known(name))
 
 
@@ -268,8 +268,8 @@ OTHERS = {
     "png": (b"\x89PNG\r\n\x1a\n" + bytes(100), "does not begin as a zip archive"),
     "zeros": (bytes(10_000), "does not begin as a zip archive"),
     "pickle": (pickle.dumps(collections.deque([1])), "a pickle that is not in a zip archive"),
-    "another zip": (archive(a=b"b"), "a zip archive without data.pkl"),
-    "a zip of torch with junk": (archive(archive__data__pkl=b"junk"), "a zip archive without data.pkl"),
+    "another zip": (archive(a=b"b"), "a zip archive that torch.save did not write"),
+    "a zip of torch with junk": (archive(archive__data__pkl=b"junk"), "a zip archive that torch.save did not write"),
     "junk": (archive(**{"archive__data.pkl": b"junk", "archive__version": b"3"}), "cannot be read as a checkpoint"),
 }
 

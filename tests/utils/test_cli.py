@@ -74,7 +74,7 @@ def test_a_program_sets_attributes_and_calls_main():
 
 def test_the_first_arguments_may_come_by_position():
     assert run("b.pt", 5).weights == ["b.pt"] and run("b.pt", 5).epochs == 5
-    with pytest.raises(TypeError, match="2 arguments may come by position, got 3"):
+    with pytest.raises(TypeError, match="at most 2 arguments may be given by position, got 3"):
         run("b.pt", 5, 0.1)
     with pytest.raises(TypeError, match="weights: given by position and by name"):
         run("b.pt", weights="c.pt")

@@ -178,7 +178,7 @@ def test_a_size_that_is_no_number(answering, tmp_path, length):
 
 @pytest.mark.parametrize(
     ("limits", "says"),
-    [(Limits(1 << 20, 0.2), "not here after .* hours"), (Limits(1 << 20, 60, 1e6), "sends fewer than 1000 kB")],
+    [(Limits(1 << 20, 0.2), "not complete after .* hours"), (Limits(1 << 20, 60, 1e6), "sends fewer than 1000 kB")],
 )
 def test_a_download_has_a_time(answering, tmp_path, monkeypatch, limits, says):
     monkeypatch.setattr("utils.downloads.SLOW_AFTER", 0.2)
@@ -197,7 +197,7 @@ def test_headers_have_a_time_too(answering, tmp_path):
         except OSError:
             pass
 
-    with pytest.raises(ValueError, match=r"not here after .* hours"):
+    with pytest.raises(ValueError, match=r"not complete after .* hours"):
         download(answering(drip), tmp_path / "x", limits=Limits(1 << 20, 0.5))
     assert not files_below(tmp_path)
 
@@ -230,7 +230,7 @@ def test_no_redirect_from_https_to_http():
 
     assert follow("http://a/x", "https://b/y").full_url == "https://b/y"
     assert follow("https://a/x", "https://b/y").full_url == "https://b/y"
-    with pytest.raises(OSError, match=r"redirected from https to http://\*\*\*@b/y, which is not followed"):
+    with pytest.raises(OSError, match=r"redirected from https to http://\*\*\*@b/y, which is not allowed"):
         follow("https://a/x", "http://u:S3CRET@b/y")
 
 
@@ -246,7 +246,7 @@ def test_nothing_is_written_over(served, tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("mine", "link"):
-        with pytest.raises(FileExistsError, match="a download replaces no file"):
+        with pytest.raises(FileExistsError, match="a download does not replace a file"):
             download(f"{url}/one.zip", tmp_path / name)
     assert not asked and (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "nowhere").exists()
 

@@ -84,19 +84,19 @@ HOSTILE = {
             *("torch._tensor", "_rebuild_from_type_v2", IDENTITY, name("models.common", "Conv"), group(CARRIER)),
             DICT + text("forward") + IDENTITY + SETITEM,
         ),
-        "asks for torch._tensor._rebuild_from_type_v2",
+        "uses torch._tensor._rebuild_from_type_v2",
     ),
     "the model is called with a path": (call("models.yolo", "Model", text("/etc/hostname")), "calls models.yolo.Model"),
     "the model is made with a path": (
         name("models.yolo", "Model") + group(text("/etc/hostname")) + NEWOBJ,
         "makes a models.yolo.Model with arguments",
     ),
-    "a system call": (call("posix", "system", text("true")), "asks for posix.system"),
-    "a builtin": (call("__builtin__", "eval", text("1")), "asks for eval"),
-    "another attribute": (call("__builtin__", "getattr", IDENTITY, text("__class__")), "asks for an attribute"),
+    "a system call": (call("posix", "system", text("true")), "uses posix.system"),
+    "a builtin": (call("__builtin__", "eval", text("1")), "uses eval"),
+    "another attribute": (call("__builtin__", "getattr", IDENTITY, text("__class__")), "uses an attribute"),
     "an attribute of no module": (
         call("__builtin__", "getattr", text("a"), text("forward_fuse")),
-        "asks for an attrib",
+        "uses an attrib",
     ),
     "a tuple that is hashed for ever, as a key": (DICT + HASHED_FOREVER + NONE + SETITEM, "a key of a dict is a tuple"),
     "and in a set": (
@@ -149,7 +149,7 @@ HOSTILE = {
     "hooks of a parameter": (call("torch._utils", "_rebuild_parameter", tensor(), TRUE, LIST), "attributes of its own"),
     "a parameter with a state": (
         call("torch._utils", "_rebuild_parameter_with_state", tensor(), TRUE, ORDERED, DICT),
-        "asks for torch._utils._rebuild_parameter_with_state",
+        "uses torch._utils._rebuild_parameter_with_state",
     ),
     "a quantised tensor": (call("torch._utils", "_rebuild_qtensor"), "_rebuild_qtensor.*It is quantised"),
     "a sparse tensor": (call("torch._utils", "_rebuild_sparse_tensor"), "special kind"),
@@ -236,7 +236,7 @@ def test_one_record_under_many_names(tmp_path):
     end = cut.rindex(b"PK\x05\x06")
     cut[end + 16 : end + 20] = struct.pack("<I", last.header_offset)
     path.write_bytes(bytes(cut))
-    with pytest.raises(ValueError, match=r"said to be larger than the file|readers see different"):
+    with pytest.raises(ValueError, match=r"said to be larger than the file|would see different content"):
         load_checkpoint(path)
 
 

@@ -164,7 +164,7 @@ def _expand_braces(path: str, where: str) -> list[str]:
     except UnbalancedBracesError as error:
         raise ValueError(f"{where}: {error}") from None
     if many or len(paths) > MAX_SHARDS:
-        raise ValueError(f"{where}: {path} stands for more than {MAX_SHARDS} shards")
+        raise ValueError(f"{where}: {path} means more than {MAX_SHARDS} shards, the maximum; name fewer")
     return paths
 
 
@@ -181,7 +181,7 @@ def _in_its_format(data: dict[str, Any], split: str, entry: Any, root: Path, nam
     as_shards = {_is_shard(path) for path in paths}
     as_voc = {data.get("format") == "voc" or is_voc_path(path) for path in paths}
     if max(len(as_coco), len(as_shards), len(as_voc)) > 1:
-        raise ValueError(f"{file}: {split} mixes formats of labels: {', '.join(paths)}")
+        raise ValueError(f"{file}: all paths of {split} must have labels of one format, got {', '.join(paths)}")
     if True in as_shards:
         return ShardSplit(paths)
     key = f"{split}_images" if f"{split}_images" in data else "images"

@@ -71,19 +71,19 @@ def check_header(read: Reader, path: str | Path) -> tuple[str, int]:
     """
     kind = _kind(read(0, 12))
     if kind is None:
-        raise _fault(path, f"image cannot be decoded: it begins as none of {', '.join(KINDS)}")
+        raise _fault(path, f"image cannot be decoded: its first bytes are not those of {', '.join(KINDS)}")
     try:
         sizes, pages = _SIZES[kind](read)
     except (ValueError, struct.error):  # the file ends before, or there are more parts than any program writes
         sizes, pages = [], 0
     if not sizes:
-        raise _fault(path, f"image cannot be decoded: its header does not state a size as a {kind} does")
+        raise _fault(path, f"image cannot be decoded: its header holds no valid size of a {kind} image")
     limit = max_pixels()
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     if width * height > limit:
         raise _fault(
             path,
-            f"the header promises {width} x {height} pixels, more than {limit}; for larger images, set "
+            f"the header states {width} x {height} pixels, more than {limit}; for larger images, set "
             f"{LIMIT_VARIABLE} in the environment",
         )
     return kind, pages

@@ -135,7 +135,7 @@ def _holds(root: Path, splits: dict[str, int], seed: int) -> bool:
         found += ", but not all of them"
     if found != expected:
         raise ValueError(
-            f"{root} holds {found}, and {expected} were to be drawn there: remove it or choose another folder"
+            f"{root} holds {found}, but {expected} must be drawn there; remove the folder or choose another"
         )
     return True
 

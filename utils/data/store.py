@@ -65,8 +65,8 @@ class ImageStore:
         if factor == 0 or image.shape[:2] != (-(-h0 // factor), -(-w0 // factor)):
             now = f"{image.shape[1]} x {image.shape[0]}"
             raise ValueError(
-                f"{self.files[i]}: was {w0} x {h0} pixels when the data set was checked and is {now} now; "
-                "start again when it no longer changes"
+                f"{self.files[i]}: had {w0} x {h0} pixels when the data set was checked, but has {now} now; "
+                "an image must not change during training: start again"
             )
         height, width = self.shape_of(i)
         if factor > 1:

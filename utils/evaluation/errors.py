@@ -18,9 +18,9 @@ ERROR_KINDS = {
     LOCALIZATION: ("localization", f"right class, but IoU only {LOW_IOU} to {HIGH_IOU}"),
     CLASSIFICATION: ("classification", f"IoU {HIGH_IOU} or more with an object of another class"),
     BOTH: ("both of these", f"another class, and IoU only {LOW_IOU} to {HIGH_IOU}"),
-    DUPLICATE: ("duplicate", "a more confident box has the object"),
+    DUPLICATE: ("duplicate", "a more confident box matches the object"),
     BACKGROUND: ("background", f"IoU below {LOW_IOU} with every object"),
-    MISSED: ("missed", "no correct box, and none of the first two kinds"),
+    MISSED: ("missed", "no correct box, and neither of the first two kinds"),
 }
 PAIRS_AT_ONCE = 2_000_000
 

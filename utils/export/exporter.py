@@ -170,7 +170,9 @@ def _note(target: Path) -> None:
     try:
         note(target)
     except OSError as error:
-        LOGGER.warning(f"{target} needs --trust-weights to be opened, since it could not be noted: {error}")
+        LOGGER.warning(
+            f"{target} needs --trust-weights to be opened, since it could not be recorded as written here: {error}"
+        )
 
 
 def write(job: Job, kind: Format, part: Path, options: ExportOptions, work: Path) -> None:

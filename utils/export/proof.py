@@ -157,7 +157,8 @@ def _judge(proof: Proof, limits: Tolerance, metadata: Metadata) -> None:
         proof.faults.append(f"scores differ by {difference:.3g}, {limits.score} is allowed")
     if proof.matched < limits.fraction * proof.boxes:
         proof.faults.append(
-            f"PyTorch detects {proof.boxes} boxes, of which it detects {proof.matched} (IoU at least {limits.iou})"
+            f"PyTorch detects {proof.boxes} boxes, of which the file detects {proof.matched} "
+            f"(IoU at least {limits.iou})"
         )
 
 

@@ -49,7 +49,8 @@ class Ledger:
         relative = [source.title for source in self.sources if not os.path.isabs(source.name)]
         if relative and record["where"] != os.getcwd():
             raise ValueError(
-                f"{folder}: the paths of this run, such as {relative[0]}, start in {record['where']}; resume it there"
+                f"{folder}: the paths of this run, such as {relative[0]}, are relative to {record['where']}; resume "
+                "it there"
             )
         self.positions = self._read()
         self._journal = None

@@ -135,7 +135,9 @@ def _from_url(url: str, download: bool) -> Source:
     file = Path(Path(name.replace("\\", "/")).name)  # `%2F` must not lead out of the current folder
     if not file.exists():
         if not download:
-            raise ValueError(f"--source {source.title}: this file is not here yet; --download fetches it to {file}")
+            raise ValueError(
+                f"--source {source.title}: this file was not downloaded yet; --download fetches it to {file}"
+            )
         fetch(url, file)
     return _entry(str(file))
 

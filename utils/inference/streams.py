@@ -90,11 +90,13 @@ class Stream:
         for attempt, seconds in enumerate(RETRY_AFTER, 1):
             if self._stopped.wait(seconds):
                 return False
-            LOGGER.warning(f"{self.source.title}: broke off; attempt {attempt} of {len(RETRY_AFTER)} to reopen it")
+            LOGGER.warning(
+                f"{self.source.title}: the stream broke off; attempt {attempt} of {len(RETRY_AFTER)} to reopen it"
+            )
             self._capture = open_capture(self.source)
             if self._capture is not None:
                 return True
-        LOGGER.warning(f"{self.source.title}: could not be reopened, and is given up")
+        LOGGER.warning(f"{self.source.title}: the stream could not be reopened and is not read any more")
         return False
 
 

@@ -33,14 +33,14 @@ def open_video(name: str) -> cv2.VideoCapture:
     with open(path, "rb") as file:
         kind = _kind(file.read(512))
     if kind is None:
-        raise ValueError(f"{name}: video cannot be decoded: it begins as none of {', '.join(STARTS)}")
+        raise ValueError(f"{name}: video cannot be decoded: its first bytes are not those of {', '.join(STARTS)}")
     # An absolute path, as `http:a.mp4` is an address for FFmpeg; and FFmpeg alone, as `a%03d.mp4` is a row of images
     # for another reader of OpenCV.
     backend = cv2.CAP_FFMPEG
     if not cv2.videoio_registry.hasBackend(backend):
         if "%" in path.name:
             raise ValueError(
-                f"{name}: this OpenCV has no FFmpeg, and would take % for numbers of images; rename the file"
+                f"{name}: a name with % needs an OpenCV with FFmpeg, and this one has none; rename the file"
             )
         backend = cv2.CAP_ANY
     capture = cv2.VideoCapture(os.path.abspath(path), backend)

@@ -25,9 +25,9 @@ def add_trust(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--trust-weights",
         action="store_true",
-        help="open weights that are programs (.torchscript, .pt2, .pte, .engine, .pb, *_saved_model), which can do all "
-        "that you can on this computer, also where export.py of this installation did not write them; all other "
-        "kinds of weights are data and need no trust",
+        help="open weights that are programs (.torchscript, .pt2, .pte, .engine, .pb, *_saved_model) even if export.py "
+        "of this installation did not write them. A program can do everything that you can do on this computer. "
+        "Other kinds of weights are data and do not need this option",
     )
 
 
@@ -57,9 +57,9 @@ def open_copy(path: Path, what: str) -> tuple[tempfile.TemporaryDirectory, Path]
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     refusal = ValueError(
-        f"{path}: {what} is a program, which can do on this computer all that you can, and export.py of this "
-        "installation did not write this one; if you trust the place that it comes from, give --trust-weights "
-        "(trust=True in Python), else export its .pt file here"
+        f"{path}: {what} is a program that can do everything that you can do on this computer, and export.py of "
+        "this installation did not write this one; if you trust its origin, give --trust-weights (trust=True in "
+        "Python), otherwise export its .pt file here"
     )
     sizes = {size for _, size in _lines()}
     size = _size(path)

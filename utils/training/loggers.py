@@ -133,7 +133,7 @@ class Loggers:
             except Exception as error:  # foreign code and its network must not end hours of training
                 servers = [value for name, value in os.environ.items() if name in SERVERS]
                 reason = redact(str(error).strip(), servers) or type(error).__name__
-                LOGGER.warning(f"--log {tracker.name} failed and is dropped, training goes on: {reason}")
+                LOGGER.warning(f"--log {tracker.name} failed; training continues without it: {reason}")
                 self.trackers.remove(tracker)
 
 

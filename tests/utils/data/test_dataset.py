@@ -352,7 +352,7 @@ def test_a_large_jpeg_is_decoded_small(tmp_path, noise_image, write_image):
 def test_an_image_that_changes_its_size_is_named(mixed_set, tmp_path, write_image, noise_image):
     dataset = open_dataset(mixed_set, LoaderOptions(image_size=64))
     write_image(tmp_path / "set" / "images" / "0 ü.png", noise_image(90, 90))
-    with pytest.raises(ValueError, match=r"0 ü.png: was 64 x 48 pixels .* and is 90 x 90 now"):
+    with pytest.raises(ValueError, match=r"0 ü.png: had 64 x 48 pixels .* but has 90 x 90 now"):
         dataset[0]
 
 

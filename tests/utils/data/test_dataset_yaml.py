@@ -310,7 +310,7 @@ def test_voc_in_a_yaml(voc, tmp_path, write_yaml):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("train: [x.json, images]\n", "set.yaml: train mixes formats of labels"),
+        ("train: [x.json, images]\n", "set.yaml: all paths of train must have labels of one format"),
         ("train: images\nformat: coco\n", "format must be 'voc' or be left out, got 'coco'"),
         ("train: images\ndifficult: 1\n", "difficult must be true or false, got 1"),
         ("train: images\nimages: [a]\n", r"images must be a folder, got \['a'\]"),
@@ -332,12 +332,12 @@ def test_shards_in_a_yaml(shards, tmp_path, monkeypatch):
     assert read("[train-000.tar, 'train-{001,002}.tar']")["train"] == shards
     with pytest.raises(FileNotFoundError, match=r"train names .*train-003.tar, which does not exist"):
         read("train-{000..003}.tar")
-    with pytest.raises(ValueError, match="train mixes formats of labels"):
+    with pytest.raises(ValueError, match="all paths of train must have labels of one format"):
         read("[train-000.tar, .]")
-    with pytest.raises(ValueError, match="stands for more than 1000000 shards"):
+    with pytest.raises(ValueError, match="means more than 1000000 shards"):
         read("train-{0..99999999}.tar")
     monkeypatch.setattr("utils.data.dataset_yaml.MAX_SHARDS", 1000)
-    with pytest.raises(ValueError, match="stands for more than 1000 shards"):
+    with pytest.raises(ValueError, match="means more than 1000 shards"):
         read("train-{0..99}-{0..99}.tar")
     with pytest.raises(FileNotFoundError, match="pipe:touch trap"):
         read("'pipe:touch trap.tar'")

@@ -172,13 +172,13 @@ def test_any_file_name_can_be_read(tmp_path, name):
 @pytest.mark.parametrize(
     "data, suffix, message",
     [
-        (b"", "png", "begins as none of BMP, JPEG, PNG, TIFF, WebP"),  # zero bytes
-        (b"hello", "jpg", "begins as none of BMP"),  # text
+        (b"", "png", "first bytes are not those of BMP, JPEG, PNG, TIFF, WebP"),  # zero bytes
+        (b"hello", "jpg", "first bytes are not those of BMP"),  # text
         (JPEG[: len(JPEG) // 2], "jpg", "truncated"),
         (JPEG[:-2], "jpg", "truncated"),
         (opencv_bytes(np.zeros((1, 1, 3), np.uint8), ".png"), "png", "image is 1 x 1 pixels; each side .* at least 10"),
         (opencv_bytes(np.zeros((30, 9, 3), np.uint8), ".png"), "png", "image is 9 x 30 pixels"),
-        (pillow_bytes(FLAT, "GIF"), "png", "begins as none of BMP"),  # the content counts, not the name
+        (pillow_bytes(FLAT, "GIF"), "png", "first bytes are not those of BMP"),  # the content counts, not the name
         (opencv_bytes(np.ones((30, 40), np.float32), ".tiff"), "tiff", "32 bits"),
         (pillow_bytes(Image.fromarray(np.ones((30, 40), np.int32)), "TIFF"), "tiff", "32 bits"),
     ],
@@ -262,7 +262,7 @@ def test_a_postscript_file_starts_no_program(tmp_path, monkeypatch):
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
     for read in (read_image, check_image):
-        with pytest.raises(ValueError, match=r"photo\.jpg: .*begins as none of BMP, JPEG, PNG, TIFF, WebP"):
+        with pytest.raises(ValueError, match=r"photo\.jpg: .*first bytes are not those of BMP, JPEG, PNG, TIFF, WebP"):
             read(path)
 
 

@@ -48,7 +48,7 @@ def other_class(rows):
         (worse_box, {}, "coordinates differ by 0.1 px"),
         (worse_box, {"half": True}, None),
         (worse_score, {}, "scores differ by 0.01"),
-        (other_class, {"int8": True}, "boxes, of which it detects"),
+        (other_class, {"int8": True}, "boxes, of which the file detects"),
         (lambda rows: rows[:, 1:], {}, "its output has the shape"),
         (lambda rows: rows / 0, {}, "not finite"),
     ],

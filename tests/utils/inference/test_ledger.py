@@ -16,7 +16,7 @@ def test_a_run_goes_on_where_it_was_begun(here, monkeypatch):
     (here / "out").mkdir()
     Ledger.begin(here / "out", [Source("a.png", IMAGE), Source("b.png", IMAGE)], {}, alone=True)
     monkeypatch.chdir("out")
-    with pytest.raises(ValueError, match=r"the paths of this run, such as a.png, start in .*; resume it there"):
+    with pytest.raises(ValueError, match=r"the paths of this run, such as a.png, are relative to .*; resume it there"):
         Ledger(here / "out")
 
 

@@ -84,7 +84,7 @@ def test_a_stream_that_breaks_off_is_opened_anew(detected, server, capsys):
     assert server.asked.count("/cam/1") == 5  # three lives, two attempts after the last
     assert (
         err.count("attempt 1 of 2 to reopen it") == 3
-        and f"{server.url}/cam/1: could not be reopened, and is given up" in err
+        and f"{server.url}/cam/1: the stream could not be reopened and is not read any more" in err
     )
     frames, fps = read_video(out / f"{cleaned}.mp4")
     labels = sorted((int(p.stem.rpartition("_")[2]), p.stem) for p in (out / "labels").iterdir())

@@ -50,7 +50,7 @@ def test_a_name_that_is_an_address_opens_no_connection(here, port, name, sound):
         assert frames_of(open_video(source.name)) == frames_of(open_capture(source)) == 3
     else:
         assert open_capture(source) is None
-        with pytest.raises(ValueError, match="it begins as none of AVI, GIF, Matroska"):
+        with pytest.raises(ValueError, match="its first bytes are not those of AVI, GIF, Matroska"):
             open_video(source.name)
 
 
@@ -74,7 +74,7 @@ def test_other_words_of_decoders_are_only_names(here, name):
 )
 def test_a_list_that_names_other_files_is_no_video(here, text):
     (here / "a.mp4").write_text(text)
-    with pytest.raises(ValueError, match=r"a\.mp4: video cannot be decoded: it begins as none of"):
+    with pytest.raises(ValueError, match=r"a\.mp4: video cannot be decoded: its first bytes are not those of"):
         open_video("a.mp4")
 
 

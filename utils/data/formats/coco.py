@@ -217,8 +217,8 @@ class CocoSplit:
                 if annotation["category_id"] not in known:
                     name = content.categories[annotation["category_id"]]
                     raise UnknownClassError(
-                        f"{content.locate(annotation)} is of class {name!r}, which is none of the names of the data "
-                        f"set YAML; add it, or leave out names and nc to take those of the file"
+                        f"{content.locate(annotation)} is of class {name!r}, which is not in names of the data set "
+                        f"YAML; add it there, or leave out names and nc to use the classes of this file"
                     )
 
 

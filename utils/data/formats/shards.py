@@ -59,7 +59,7 @@ def read_shard(file: str) -> Iterator[dict]:
         try:
             yield from group_by_keys(tar_file_expander([{"url": file, "stream": stream}]))
         except (tarfile.TarError, ValueError, EOFError) as error:
-            words = f"not a sound tar shard: {error.args[0] if error.args else error}"
+            words = f"the tar shard is damaged: {error.args[0] if error.args else error}"
             raise FaultError(Fault("image", file, words)) from None
 
 
@@ -67,7 +67,7 @@ def image_of(file: str, sample: dict) -> tuple[str, bytes]:
     """Returns the path of a sample's image, and its bytes. Raises FaultError where it has no image."""
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in sample), None)
     if suffix is None:
-        words = "no image; a name has one dot, before a suffix such as jpg or png"
+        words = "no image of this name; a file name must have only one dot, before a suffix such as jpg or png"
         raise FaultError(Fault("image", f"{file}/{sample['__key__']}", words))
     return f"{file}/{sample['__key__']}.{suffix}", sample[suffix]
 

@@ -188,9 +188,7 @@ class _VocReader:
         nodes = [pair for pair in objects_of(root, label_file) if self.difficult or not is_difficult(pair[0])]
         for node, location in nodes:
             if _name(node) not in self.names:
-                raise UnknownClassError(
-                    f"{location} is of none of the classes that the data set YAML names; add it to names"
-                )
+                raise UnknownClassError(f"the class of {location} is not in names of the data set YAML; add it there")
         objects = [object_of(node, location) for node, location in nodes]
         classes = [self.names.index(item.name) for item in objects]
         return rows_of(objects, classes, size, [location for _, location in nodes])

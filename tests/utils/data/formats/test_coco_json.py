@@ -71,7 +71,7 @@ def test_an_image_whose_boxes_cannot_be_read_is_left_out(coco, annotation, messa
         ({"images": []}, "no images are listed"),
         ({"categories": [{"id": 3, "name": "cat"}]}, "annotation 0: there is no category with id 7"),
         ({"categories": [{"id": 7}]}, "category 7: 'name' must be text, got None"),
-        ({"categories": [{"id": 7, "name": "mouse"}]}, "annotation 0 is of class 'mouse', which is none of the names"),
+        ({"categories": [{"id": 7, "name": "mouse"}]}, "annotation 0 is of class 'mouse', which is not in names"),
     ],
 )
 def test_json_that_is_not_coco_is_refused(coco, changes, message):

@@ -57,7 +57,7 @@ def test_json_polygons_backgrounds_and_broken_samples(tmp_path, png_file):
         ("f.txt:1", "height must lie in 0-1, got 1.1"),
         ("g.json", 'expected {"class": [...], "boxes"'),
         ("h.txt", "not text in UTF-8"),
-        ("i", "no image; a name has one dot"),
+        ("i", "no image of this name; a file name must have only one dot"),
         ("j.json:1", "but this one has 4"),
     ]:
         assert any(m.startswith(f"{file}/{name}: ") and fault in m for m in list(map(str, found.faults))), (
@@ -69,8 +69,8 @@ def test_json_polygons_backgrounds_and_broken_samples(tmp_path, png_file):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda data: b"no tar" * 200, "x.tar: not a sound tar shard"),
-        (lambda data: data[:700], "x.tar: not a sound tar shard: unexpected end of data"),
+        (lambda data: b"no tar" * 200, "x.tar: the tar shard is damaged"),
+        (lambda data: data[:700], "x.tar: the tar shard is damaged: unexpected end of data"),
     ],
 )
 def test_damaged_shards_are_refused(tmp_path, png_file, damage, message):
@@ -84,7 +84,7 @@ def test_damaged_shards_are_refused(tmp_path, png_file, damage, message):
 def test_names_that_come_twice_are_refused(tmp_path, png_file):
     label = ("a.txt", "0 .5 .5 .1 .1")
     for members, message in [
-        ([("a.png", png_file(1)), ("a.png", png_file(1))], "x.tar: not a sound tar shard: .*duplicate"),
+        ([("a.png", png_file(1)), ("a.png", png_file(1))], "x.tar: the tar shard is damaged: .*duplicate"),
         (
             [("a.png", png_file(1)), ("b.png", png_file(1)), ("a.png", png_file(2)), label],
             "a.png: the name comes twice",

@@ -36,7 +36,9 @@ def test_difficult_objects_are_kept_when_asked_for(voc):
 
 def test_a_class_that_is_not_named_is_an_error(voc):
     split = voc({"a": voc_object() + voc_object("bird"), "b": ""})
-    with pytest.raises(UnknownClassError, match=r"Annotations/a.xml: object 2 \('bird'\) is of none of the classes"):
+    with pytest.raises(
+        UnknownClassError, match=r"the class of .*Annotations/a.xml: object 2 \('bird'\) is not in names"
+    ):
         scan(split)
 
 
