@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
-from utils.export.formats import BY_ARGUMENT, OPSETS
+from utils.export.formats import BY_ARGUMENT, OPSETS, export_formats
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = ("export_formats", "export_onnx", "export_openvino", "export_torchscript", "main", "parse_opt", "run")
 INCLUDE = ("torchscript", "onnx")
 
 
@@ -71,7 +72,11 @@ def _add_formats(group) -> None:
     group.add_argument(
         "--opset", type=cli.whole(*OPSETS), default=12, help="ONNX: operator set version (default: %(default)s)"
     )
-    group.add_argument("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
+    group.add_argument(
+        "--simplify", action=argparse.BooleanOptionalAction, default=True,
+        help="ONNX: compute constants once and simplify the graph, with onnxslim where that is installed (default: "
+        "%(default)s)",
+    )  # fmt: skip
     group.add_argument(
         "--workspace", type=cli.whole(1), default=4, help="TensorRT: maximum memory in GiB (default: %(default)s)"
     )
@@ -178,7 +183,7 @@ def check_options(opt: cli.Options) -> None:
         raise ValueError("--train exports raw maps: leave out --nms, --agnostic-nms and --int8")
     if opt.half and opt.int8:
         raise ValueError("--half and --int8 are two precisions: give one of them")
-    if opt.simplify:
+    if opt.simplify and "simplify" in opt.given:
         cli.require("onnxslim", "--simplify")
 
 

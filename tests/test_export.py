@@ -20,7 +20,7 @@ from utils import checkpoint, cli
 from utils.boxes import xyxy_to_xywhn
 from utils.data.images import read_image
 from utils.data.letterbox import scale_boxes, to_input
-from utils.export.formats import BY_ARGUMENT, FORMATS, choose_formats, export_formats
+from utils.export.formats import BY_ARGUMENT, FORMATS, choose_formats
 from utils.nms import non_max_suppression
 from utils.runtimes.base import Metadata
 
@@ -189,7 +189,7 @@ def test_the_metadata_of_an_onnx_file(weights, here):
 
 
 def test_the_table():
-    table = export_formats()
+    table = export.export_formats()
     assert list(table.columns) == ["Format", "Argument", "Suffix"]
     assert table.Argument[:4].tolist() == ["-", "torchscript", "onnx", "openvino"]
     assert len(set(table.Suffix)) == len(table) == len(FORMATS) + 1

@@ -196,7 +196,8 @@ def source_of(job: Job, kind: Format, options: ExportOptions, work: Path) -> Pat
     if key not in job.sources:
         folder = Path(tempfile.mkdtemp(dir=work))
         path = folder / source.target(job.weights, options.int8, half).name
-        write(job, source, path, replace(options, metadata=replace(options.metadata, half=half)), work)
+        plain = replace(options, metadata=replace(options.metadata, half=half), simplify=False, fixed_head=False)
+        write(job, source, path, plain, work)
         job.sources[key] = path
     return job.sources[key]
 

@@ -295,6 +295,7 @@ class ExportOptions:
     metadata: stored in the file; its half, int8, dynamic and train say what to write.
     nms:      the suppression that the graph contains, or the file that is the source; None without.
     data:     the data set YAML for calibration; None where the user gave none.
+    fixed_head: whether an ONNX file for one shape has sizes as constants; files that others are made from have not.
     float32:  names of the detector's modules that stay in float32: SOCA, and Detect but for its convolutions.
     The others are the options of the same names.
     """
@@ -303,6 +304,7 @@ class ExportOptions:
     device: "torch.device | str" = "cpu"
     optimize: bool = False
     simplify: bool = False
+    fixed_head: bool = True
     opset: int = 12
     verbose: bool = False
     workspace: int = 4

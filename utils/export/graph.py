@@ -4,6 +4,7 @@ Each contains a copy of the detector, so that exporting does not change the call
 """
 
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import nn
@@ -25,6 +26,43 @@ class Decoded(nn.Module):
     def forward(self, images: torch.Tensor):
         outputs = self.detector(images)
         return tuple(outputs) if self.training else outputs[0]
+
+
+def fix_shape(decoded: Decoded, images: torch.Tensor) -> None:
+    """Makes Detect of a graph one for images of this shape (B, C, H, W): sizes and cells become constants.
+
+    Programs with an old OpenCV read its ONNX graph: they compute no shapes, expand no constants, and know four
+    dimensions.
+    """
+    head = decoded.detector.model[-1]
+    with torch.no_grad():
+        raw = decoded.detector(images)[1]
+        # a row is at (2 s_xy - 0.5 + cell) stride and has sides (2 s_wh)^2 anchor; where s is 0.5, cell and anchor show
+        middle = head.decode([torch.zeros_like(level[:1], dtype=torch.float32) for level in raw])
+    counts = [level[0, ..., 0].numel() for level in raw]
+    constants = [
+        (rows[..., :2] - stride, 4 * rows[..., 2:4], 2 * stride)
+        for rows, stride in zip(middle.split(counts, 1), head.stride.tolist())
+    ]
+    head.forward = partial(_fixed_rows, head, constants)
+
+
+def _fixed_rows(
+    head: nn.Module, constants: list[tuple[torch.Tensor, torch.Tensor, float]], levels: list[torch.Tensor]
+) -> tuple[torch.Tensor, list]:
+    """Returns (decoded (B, N, 5 + nc), []).
+
+    constants: for each level corners and sides (1, na * ny * nx, 2), in pixels, and twice the stride.
+    """
+    rows = []
+    for conv, level, (corner, side, step) in zip(head.m, levels, constants):
+        B, count = int(level.shape[0]), corner.shape[1]
+        maps = conv(level).view(B, head.na, head.no, count // head.na).transpose(2, 3)
+        scores = maps.reshape(B, count, head.no).float().sigmoid()  # pixels above 512 do not fit into float16
+        half = scores[..., 2:4]
+        xy = scores[..., :2] * step + corner
+        rows.append(torch.cat((xy, half * half * side, scores[..., 4 : head.no]), 2))
+    return torch.cat(rows, 1), []
 
 
 class ChannelsLast(nn.Module):

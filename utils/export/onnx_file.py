@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from utils.cli import installed
 from utils.export.formats import ExportError, ExportOptions, toolchain
-from utils.export.graph import Decoded, EndToEnd
+from utils.export.graph import Decoded, EndToEnd, fix_shape
 from utils.export.onnx_nms import append_nms
 from utils.log import LOGGER
 
@@ -33,11 +34,15 @@ def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Export
     levels = len(decoded.detector.model[-1].m) if options.train else 1
     names = ["output", *(f"output{i}" for i in range(1, levels))]
     with toolchain("torch", "onnx"):
+        if options.fixed_head and not (options.dynamic or options.train):
+            fix_shape(decoded, sample)
         _trace(decoded, sample, target, names, options)
         model = onnx.load(str(target))
         if options.nms:
             model = append_nms(model, len(options.metadata.names) + 5, options.nms, OUTPUTS)
-        if options.simplify:
+        if options.simplify and not installed("onnxslim"):
+            LOGGER.warning("ONNX: not simplified, since onnxslim is not installed; old OpenCV may not read the file")
+        elif options.simplify:
             model = simplified(model)
         for key, value in options.metadata.as_texts().items():
             model.metadata_props.add(key=key, value=value)

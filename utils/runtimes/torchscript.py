@@ -25,4 +25,5 @@ class TorchScriptRuntime(Runtime):
         self.dtype = torch.float16 if self.metadata.half else torch.float32
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return as_tuple(self.graph(images))
+        outputs = as_tuple(self.graph(images))
+        return outputs if self.metadata.nms or self.metadata.train else outputs[:1]  # v6.1 adds the raw maps

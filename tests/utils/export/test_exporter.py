@@ -120,3 +120,13 @@ def test_what_cannot_be_run_here_is_called_unrun(model, tmp_path, monkeypatch, c
     monkeypatch.setattr(exporter.LOGGER, "propagate", True)
     export(job_for(model, tmp_path), BY_ARGUMENT["torchscript"], tmp_path)
     assert "TorchScript: not run here, since it runs with no_such_package, which is not installed here" in caplog.text
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+def test_torchscript_returns_what_v61_returns(model, tmp_path, optimize):
+    """Programs written for v6.1 take `model(images)[0]`."""
+    job = job_for(model, tmp_path, optimize=optimize)
+    path = torchscript.write(job.graph(job.options), job.images[0], tmp_path / "a.torchscript", job.options)
+    decoded, maps = torch.jit.load(str(path))(job.images[0])
+    expected, raw = model(job.images[0])
+    assert torch.allclose(decoded, expected, atol=1e-3) and [m.shape for m in maps] == [m.shape for m in raw]

@@ -67,3 +67,37 @@ def test_of_a_half_graph_soca_is_in_float32_and_convolutions_are_not(model, tmp_
             found[node.op_type].add(types[node.output[0]])
     assert sum(node.op_type == "MatMul" for node in graph.node) > 50  # all of them SOCA's
     assert found == {"MatMul": {onnx.TensorProto.FLOAT}, "Conv": {onnx.TensorProto.FLOAT16}}
+
+
+def test_a_graph_of_one_shape_is_one_that_old_opencv_reads(tmp_path):
+    """OpenCV 4.5 and 4.6 compute no shapes, expand no constant in a sum or product, and know four dimensions."""
+    import onnx
+
+    pytest.importorskip("onnxslim")
+    model = lively({**TINY}).fuse()
+    job = job_for(model, tmp_path, batch=1, simplify=True)
+    path = onnx_file.write(job.graph(job.options), job.images[0], tmp_path / "a.onnx", job.options)
+    assert_same(job, ONNXRuntime(path), job.images[0])
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True).graph
+    assert [entry.name for entry in graph.input] == ["images"] and [entry.name for entry in graph.output] == ["output"]
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    shapes |= {n.output[0]: list(n.attribute[0].t.dims) for n in graph.node if n.op_type == "Constant"}
+    assert not {node.op_type for node in graph.node} & {"Shape", "Gather", "Expand", "Range", "Identity", "Split"}
+    assert max(map(len, shapes.values())) <= 4
+    for node in graph.node:
+        if node.op_type in ("Add", "Mul", "Sub", "Div"):
+            first, second = (shapes[name] for name in node.input)
+            assert first == second or not np.prod(second) > 1, node
+
+
+def test_an_absent_simplifier_is_a_warning(model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(onnx_file, "installed", lambda package: False)
+    monkeypatch.setattr(onnx_file.LOGGER, "propagate", True)
+    job = job_for(model, tmp_path, simplify=True)
+    path = onnx_file.write(job.graph(job.options), job.images[0], tmp_path / "a.onnx", job.options)
+    assert "not simplified, since onnxslim is not installed" in caplog.text
+    assert_same(job, ONNXRuntime(path), job.images[0])
