@@ -5,18 +5,33 @@ Channels and strides of every layer are known from the rows alone, so a wrong ro
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from models.insert import insert_rows
-from models.registry import Plan, Row, keeps_channels, lookup
-from utils.files import find_file, read_yaml
+from models.registry import MAX_ANCHORS, Plan, Row, keeps_channels, lookup
+from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, find_file, read_yaml
 from utils.log import LOGGER
 
+# What a model YAML may ask for: far more than any model in use, far less than fills a machine's memory
 MAX_STRIDE = 2**16
+MAX_ROWS = 10_000
+MAX_REPEATS = 1000  # of one row
+MAX_LEVELS = 100  # of anchors
+MAX_CHANNELS = 2**16  # of one map
+MAX_ARGUMENTS = 1000  # of one row
+MAX_PARAMETERS = 2**29  # 2.1 GB; YOLOv5x6 has 1.4e8
+MAX_MULTIPLE = 1000  # of depth and width
+
+# what blocks and rules raise over arguments that they cannot take
+_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError)
 
 
 def plain_yaml(d: dict, source: str = "model", path: Path | None = None, above: tuple[str, ...] = ()) -> dict:
@@ -90,6 +105,8 @@ def plan_layers(d: dict, ch: int = 3, source: str = "model") -> list[PlannedLaye
 
     Raises ValueError that names the row.
     """
+    if not isinstance(ch, int) or isinstance(ch, bool) or not 1 <= ch <= MAX_IMAGE_CHANNELS:
+        raise ValueError(f"{source}: ch, channels of an image, must be from 1 to {MAX_IMAGE_CHANNELS}, got {ch!r:.80}")
     anchors, nc = d["anchors"], d["nc"]
     na = len(anchors[0]) // 2 if isinstance(anchors, list) else anchors
     words = {"nc": nc, "anchors": anchors, "None": None, "True": True, "False": False}
@@ -103,11 +120,14 @@ def plan_layers(d: dict, ch: int = 3, source: str = "model") -> list[PlannedLaye
         channels = [layer.plan.channels for layer in before] or [ch]
         strides = [layer.stride for layer in before] or [1.0]
         n = max(round(number * d["depth_multiple"]), 1) if number > 1 else number
+        if n > MAX_REPEATS:
+            raise ValueError(f"{where}: a row may be repeated {MAX_REPEATS} times, got {n}")
         try:
             block, rule = lookup(name)
             plan = rule(Row(channels, n, args, d["width_multiple"], na * (nc + 5), isinstance(f, list)))
-        except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        except _ERRORS as error:
             raise ValueError(f"{where}: {name}{args}: {error}") from error
+        _check_width(plan, f"{where}: {name}")
         stride = _stride(plan, channels, strides, f"{where}: {name} from {f}")
         layers.append(PlannedLayer(where, f, n, f"{name}{args}", block, plan, stride))
     return layers
@@ -136,6 +156,11 @@ def _stride(plan: Plan, channels: list[int], strides: list[float | None], where:
     return stride
 
 
+def _check_width(plan: Plan, where: str) -> None:
+    if plan.stride is not None and not 1 <= plan.channels <= MAX_CHANNELS:
+        raise ValueError(f"{where}: a map may have 1 to {MAX_CHANNELS} channels, got {plan.channels}")
+
+
 def layer_strides(d: dict, source: str = "model") -> list[float | None]:
     """Returns image side over map side for each layer of a plain YAML; None where no single map comes out (Detect)."""
     return [layer.stride for layer in plan_layers(d, d.get("ch", 3), source)]
@@ -147,13 +172,14 @@ def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Seque
     Returns the layers, each with i (number), f (from), type and np (parameters), and the sorted numbers of those whose
     output a later row names. Raises ValueError that names the row.
     """
-    layers, save = [], []
+    layers, save, room = [], [], _Room()
     LOGGER.debug(f"{'':>3}{'from':>18}{'n':>3}{'params':>10}  {'module':<40}{'arguments':<30}")
     for i, planned in enumerate(plan_layers(d, ch[0], source)):
         block, (arguments, _, copies, _) = planned.block, planned.plan
         try:
-            layer = nn.Sequential(*(block(*arguments) for _ in range(copies))) if copies > 1 else block(*arguments)
-        except (ValueError, TypeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            with room:
+                layer = nn.Sequential(*(block(*arguments) for _ in range(copies))) if copies > 1 else block(*arguments)
+        except _ERRORS as error:
             raise ValueError(f"{planned.where}: {planned.label}: {error}") from error
         f = planned.sources
         layer.i, layer.f, layer.np = i, f, sum(p.numel() for p in layer.parameters())
@@ -162,6 +188,23 @@ def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Seque
         save += [j % i for j in ([f] if isinstance(f, int) else f) if j != -1]
         layers.append(layer)
     return nn.Sequential(*layers), sorted(save)
+
+
+class _Room(TorchFunctionMode):
+    """Raises ValueError before a tensor is made with which a model would have more than MAX_PARAMETERS values."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = 0
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
+            given = args[0] if args else (kwargs or {}).get("size", ())
+            size = given if isinstance(given, list | tuple | torch.Size) else args
+            self.values += math.prod(size)
+            if self.values > MAX_PARAMETERS:
+                raise ValueError(f"the model would have more than {MAX_PARAMETERS} parameters, the maximum")
+        return function(*args, **(kwargs or {}))
 
 
 # --- what is checked of a network that is not yet trained -------------------------------------------------------------
@@ -221,31 +264,54 @@ def _check_keys(d: dict, source: str) -> None:
         raise ValueError(f"{source}: a model YAML needs {', '.join(needed)}; missing: {', '.join(missing)}")
     for key in ("backbone", "head"):
         if not isinstance(d[key], list) or not d[key]:
-            raise ValueError(f"{source}: {key} must be a list of rows [from, number, module, args], got {d[key]!r}")
-    for key, kinds in (("nc", int), ("depth_multiple", int | float), ("width_multiple", int | float)):
-        if not isinstance(d[key], kinds) or isinstance(d[key], bool) or d[key] <= 0:
-            raise ValueError(f"{source}: {key} must be a positive number, got {d[key]!r}")
+            raise ValueError(f"{source}: {key} must be a list of rows [from, number, module, args], got {d[key]!r:.80}")
+    if (rows := len(d["backbone"]) + len(d["head"])) > MAX_ROWS:
+        raise ValueError(f"{source}: backbone and head have {rows} rows, more than {MAX_ROWS}, the maximum")
+    limits = (
+        ("nc", int, MAX_CLASSES),
+        ("depth_multiple", int | float, MAX_MULTIPLE),
+        ("width_multiple", int | float, MAX_MULTIPLE),
+    )
+    for key, kinds, maximum in limits:
+        if not isinstance(d[key], kinds) or isinstance(d[key], bool) or not 0 < d[key] <= maximum:
+            raise ValueError(f"{source}: {key} must be a positive number up to {maximum}, got {d[key]!r:.80}")
     anchors = d["anchors"]
     if isinstance(anchors, list):
         if not anchors or any(not isinstance(level, list) or len(level) % 2 or not level for level in anchors):
-            raise ValueError(f"{source}: anchors must be one list of w,h pairs per level, got {anchors!r}")
-    elif not isinstance(anchors, int) or anchors < 1:
-        raise ValueError(f"{source}: anchors must be lists of w,h pairs or a number of anchors, got {anchors!r}")
+            raise ValueError(f"{source}: anchors must be one list of w,h pairs per level, got {anchors!r:.80}")
+        if len(anchors) > MAX_LEVELS or max(map(len, anchors)) > 2 * MAX_ANCHORS:
+            raise ValueError(f"{source}: anchors may have {MAX_LEVELS} levels of {MAX_ANCHORS} pairs")
+        if not all(isinstance(side, int | float) and math.isfinite(side) for level in anchors for side in level):
+            raise ValueError(f"{source}: anchors must be numbers of pixels, got {anchors!r:.80}")
+    elif not isinstance(anchors, int) or not 1 <= anchors <= MAX_ANCHORS:
+        raise ValueError(
+            f"{source}: anchors must be lists of w,h pairs or a number of anchors from 1 to {MAX_ANCHORS}, "
+            f"got {anchors!r:.80}"
+        )
 
 
 def _check_row(row: list, i: int, where: str) -> tuple[int | list[int], int, str, list]:
     if not isinstance(row, list) or len(row) != 4:
-        raise ValueError(f"{where}: a row is [from, number, module, args], got {row!r}")
+        raise ValueError(f"{where}: a row is [from, number, module, args], got {row!r:.80}")
     f, number, name, args = row
     sources = [f] if isinstance(f, int) else f
     if not isinstance(sources, list) or not sources or not all(isinstance(j, int) for j in sources):
-        raise ValueError(f"{where}: `from` must be a layer number or a list of them, got {f!r}")
+        raise ValueError(f"{where}: `from` must be a layer number or a list of them, got {f!r:.80}")
     for j in sources:
         if not -max(i, 1) <= j < i:
             before = f"only layers 0 to {i - 1} come" if i else "no layer comes"
             raise ValueError(f"{where}: `from` names layer {j}, but {before} before it")
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"{where}: the number of repeats must be a whole number from 1, got {number!r}")
+    if not isinstance(number, int) or not 1 <= number <= MAX_REPEATS:
+        raise ValueError(
+            f"{where}: the number of repeats must be a whole number from 1 to {MAX_REPEATS}, got {number!r:.80}"
+        )
     if not isinstance(args, list):
-        raise ValueError(f"{where}: args must be a list, got {args!r}")
+        raise ValueError(f"{where}: args must be a list, got {args!r:.80}")
+    if (count := _count(args)) > MAX_ARGUMENTS:
+        raise ValueError(f"{where}: a row may have {MAX_ARGUMENTS} values as args, got {count}")
     return f, number, name, args
+
+
+def _count(values: Any) -> int:
+    """Returns the number of values in lists in lists."""
+    return sum(map(_count, values)) + 1 if isinstance(values, list) else 1

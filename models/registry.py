@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+MAX_ANCHORS = 1000  # of one detection map
+
 
 @dataclass(frozen=True)
 class Row:
@@ -142,6 +144,8 @@ def detects(row: Row) -> Plan:
     _check_list(row)
     nc, anchors = row.args
     if isinstance(anchors, int):
+        if anchors > MAX_ANCHORS:
+            raise ValueError(f"at most {MAX_ANCHORS} anchors stand on a map, got {anchors}")
         anchors = [list(range(anchors * 2))] * len(row.channels)
     return Plan([nc, anchors, row.channels], row.outputs, stride=None)
 

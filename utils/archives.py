@@ -84,7 +84,7 @@ def _check_target(path: Path, root: Path, name: str) -> None:
 # --- what is in an archive --------------------------------------------------------------------------------------------
 
 
-class _Limited:
+class LimitedFile:
     """A file of which no read may be large, and all reads together at most `maximum` bytes.
 
     Python's tarfile reads the headers of a file at once, however large they claim to be.
@@ -123,7 +123,7 @@ def _members(archive: Path, name: str, maximum: int) -> Iterator[tuple[str, int,
         return
     with _decompressed(archive) as file:
         try:
-            tar = tarfile.open(fileobj=_Limited(file, 2 * maximum + ALWAYS_ALLOWED, name), mode="r:")
+            tar = tarfile.open(fileobj=LimitedFile(file, 2 * maximum + ALWAYS_ALLOWED, name), mode="r:")
         except tarfile.ReadError:
             raise ValueError(f"{name}: must be a zip or a tar file, and is neither, or is damaged") from None
         with tar:

@@ -17,6 +17,9 @@ from utils.text import printable
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository
 GIB = 2**30  # bytes
+MAX_YAML = 1 << 26  # bytes of a YAML file
+MAX_CLASSES = 2**15  # of a data set or a model; ImageNet-21k has 21841
+MAX_IMAGE_CHANNELS = 2**10  # of the images of a data set or a model
 ALIASED_VALUES = 10_000  # that the aliases of a YAML file may stand for, besides ten times its length
 
 
@@ -193,9 +196,13 @@ def read_text(path: str | Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        return path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_YAML + 1)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a YAML text file: {error}") from None
+    if len(text) > MAX_YAML:
+        raise ValueError(f"{path}: longer than {MAX_YAML} characters, the maximum of a YAML file")
+    return text
 
 
 def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_registry import small, with_row
 
-from models.architecture import layer_strides, parse_model, plan_layers
+from models.architecture import layer_strides, parse_model, plain_yaml, plan_layers
 from models.yolo import Model
 from utils.files import ROOT
 
@@ -88,3 +88,49 @@ def test_nothing_takes_what_detect_gives():
     d["head"].append([-1, 1, "Conv", [64]])
     with pytest.raises(ValueError, match=r"head row 4 \(layer 8\): Conv from -1: the output of Detect is not a map"):
         Model(d)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nc": 10**9}, "x.yaml: nc must be a positive number up to 32768, got 1000000000"),
+        ({"width_multiple": math.inf}, "x.yaml: width_multiple must be a positive number up to 1000, got inf"),
+        ({"depth_multiple": math.nan}, "x.yaml: depth_multiple must be a positive number up to 1000, got nan"),
+        ({"anchors": 10**9}, "a number of anchors from 1 to 1000"),
+        ({"anchors": [[math.inf, 1]]}, "anchors must be numbers of pixels"),
+        ({"anchors": [[1] * 4000]}, "anchors may have 100 levels of 1000 pairs"),
+        ({"ch": 100_000}, "x.yaml: ch, channels of an image, must be from 1 to 1024, got 100000"),
+        ({"ch": "3"}, "x.yaml: ch, channels of an image, must be from 1 to 1024"),
+        ({"backbone": [[-1, 1, "nn.Identity", []]] * 10_001}, "rows, more than 10000, the maximum"),
+        ({"backbone": [[-1, 10**8, "nn.Identity", []]]}, "a whole number from 1 to 1000, got 100000000"),
+        ({"backbone": [[-1, 900, "Conv", [16]]], "depth_multiple": 2}, "a row may be repeated 1000 times, got 1800"),
+        ({"backbone": [[-1, 1, "Conv", [10**7]]]}, "a map may have 1 to 65536 channels"),
+        ({"backbone": [[-1, 1, "Conv", [0]]]}, "a map may have 1 to 65536 channels"),
+        ({"backbone": [[-1, 1, "Conv", [16, [1] * 2000]]]}, "a row may have 1000 values as args"),
+        ({"backbone": [[-1, 1, "Contract", [0]]]}, "a stride or scale must be a positive number"),
+        ({"backbone": [[-1, 1, "Conv", [65536]], [-1, 1, "Conv", [65536, 3]]]}, "more than 536870912 parameters"),
+        ({"backbone": [[-1, 1, "Conv", [16, 10**6]]]}, "more than 536870912 parameters"),
+    ],
+    ids=str,
+)
+def test_what_would_fill_the_memory_is_refused_by_its_limit(changes, message):
+    d = {
+        **small(),
+        "width_multiple": 1,
+        "depth_multiple": 1,
+        "head": [[[0], 1, "Detect", ["nc", "anchors"]]],
+        **changes,
+    }
+    with pytest.raises(ValueError) as error:
+        parse_checked(d)
+    assert message in str(error.value)
+
+
+def parse_checked(d: dict) -> None:
+    parse_model(plain_yaml(d, "x.yaml"), [d.get("ch", 3)], "x.yaml")
+
+
+def test_the_limits_leave_room_for_the_largest_use():
+    nc = 21_841  # ImageNet-21k
+    d = {**small(), "nc": nc, "depth_multiple": 1, "width_multiple": 1, "anchors": 1}
+    assert plan_layers(plain_yaml(d))[-1].plan.channels == nc + 5

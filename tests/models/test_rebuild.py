@@ -182,10 +182,11 @@ def test_a_yaml_that_does_not_fit(where, described, expected, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"nc": 10**9}, "a larger network than the file can hold"),
-        ({"width_multiple": 10**4}, "a larger network than the file can hold"),
-        ({"depth_multiple": 10**6}, r"\d+ blocks; the maximum is 10000"),
-        ({"anchors": 10**9}, "1000000000 anchors per level; the maximum is 1000"),
+        ({"nc": 10**9}, "nc must be a positive number up to 32768"),
+        ({"width_multiple": 10**4}, "width_multiple must be a positive number up to 1000"),
+        ({"width_multiple": 100}, "a larger network than the file can hold"),
+        ({"depth_multiple": 10**6}, "depth_multiple must be a positive number up to 1000"),
+        ({"anchors": 10**9}, "a number of anchors from 1 to 1000, got 1000000000"),
         ({"base": "yolov5s.yaml"}, r"must not use base, which name other files"),
         ({"insert": [{"after": 1, "module": "SE"}]}, r"must not use insert, which name other files"),
         ({"head": [[-1, 1, "Conv", [8]]]}, "ends in Conv, not in the head of a detector"),

@@ -40,7 +40,7 @@ from utils.data.formats.coco import CocoSplit, coco_names
 from utils.data.formats.shards import ShardSplit
 from utils.data.formats.voc import VocSplit, is_voc_path
 from utils.downloads import KNOWN_SETS, Archive, download_dataset
-from utils.files import ROOT, find_file, read_yaml
+from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, ROOT, find_file, read_yaml
 from utils.log import LOGGER
 
 MAX_SHARDS = 1_000_000
@@ -63,7 +63,7 @@ def load_dataset_yaml(
     """
     file = _find(path)
     data = read_yaml(file)
-    channels = _whole(data.get("channels", 3), "channels", "channels of an image", file)
+    channels = _whole(data.get("channels", 3), "channels", "channels of an image", MAX_IMAGE_CHANNELS, file)
     entries = {split: _entry(data, split, file) for split in SPLITS}
     for split in splits:
         if split not in SPLITS:
@@ -111,30 +111,34 @@ def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
     if nc is None and names is None:
         raise ValueError(f"{file}: keys 'nc' and 'names' are missing; give the number of classes and their names")
     if nc is not None:
-        _whole(nc, "nc", "classes", file)
+        _whole(nc, "nc", "classes", MAX_CLASSES, file)
     names = [f"class{i}" for i in range(nc)] if names is None else _list_of_names(names, file)
     if nc is not None and len(names) != nc:
         raise ValueError(f"{file}: nc is {nc} but names has {len(names)} entries; they must agree")
     return len(names), names
 
 
-def _whole(value: Any, key: str, what: str, file: Path) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{file}: {key} must be a whole number of {what}, 1 or more, got {value!r}")
+def _whole(value: Any, key: str, what: str, maximum: int, file: Path) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+        raise ValueError(f"{file}: {key} must be a whole number of {what}, 1 to {maximum}, got {value!r:.80}")
     return value
 
 
 def _list_of_names(names: Any, file: Path) -> list[str]:
+    if isinstance(names, list | dict) and len(names) > MAX_CLASSES:
+        raise ValueError(f"{file}: names has {len(names)} entries, more than {MAX_CLASSES}, the maximum")
     if isinstance(names, dict):
         if not names or set(names) != set(range(len(names))):
-            raise ValueError(f"{file}: the keys of names must be 0 to {max(len(names) - 1, 0)}, got {list(names)}")
+            raise ValueError(
+                f"{file}: the keys of names must be 0 to {max(len(names) - 1, 0)}, got {list(names)!r:.80}"
+            )
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise ValueError(f"{file}: names must be a list, or a mapping from class number to name, got {names!r}")
+        raise ValueError(f"{file}: names must be a list, or a mapping from class number to name, got {names!r:.80}")
     for i, name in enumerate(names):
         if not isinstance(name, str | int | float) or isinstance(name, bool):
             # YAML 1.1 reads the words yes, no, on and off as booleans
-            raise ValueError(f"{file}: names[{i}] must be text, got {name!r}; put it in quotes")
+            raise ValueError(f"{file}: names[{i}] must be text, got {name!r:.80}; put it in quotes")
     return [str(name) for name in names]
 
 

@@ -101,8 +101,11 @@ def test_only_asked_splits_must_exist(dataset):
         (CLASSES + "train:\nval: images/val\n", "key 'train' is missing"),  # there, but without a value
         (PLACES, "keys 'nc' and 'names' are missing"),
         (PLACES + "nc: 3\nnames: [a, b]\n", "nc is 3 but names has 2 entries"),
-        (PLACES + "nc: two\n", "nc must be a whole number of classes, 1 or more, got 'two'"),
+        (PLACES + "nc: two\n", "nc must be a whole number of classes, 1 to 32768, got 'two'"),
         (PLACES + "nc: 0\n", "nc must be"),
+        (PLACES + "nc: 1000000000\n", "nc must be a whole number of classes, 1 to 32768, got 1000000000"),
+        (PLACES + "nc: 1\nchannels: 100000\n", "channels must be a whole number of channels of an image, 1 to 1024"),
+        (PLACES + f"names: {['a'] * 32769}\n", "names has 32769 entries, more than 32768, the maximum"),
         (PLACES + "nc: true\n", "nc must be"),
         (PLACES + CLASSES + "channels: 0\n", "channels must be a whole number of channels of an image, .* got 0"),
         (PLACES + CLASSES + "channels: rgb\n", "channels must be .* got 'rgb'"),

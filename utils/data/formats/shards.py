@@ -10,14 +10,20 @@ Images are named as if a shard were a folder: `train-000.tar/000017.jpg`.
 
 import io
 import json
+import os
+import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import IO
 
+from utils.archives import LimitedFile
 from utils.data.faults import Fault, FaultError, Location
 from utils.data.formats.yolo import label_lines, objects_of, parse_labels, report_changes
+from utils.data.image_header import MAX_BYTES_PER_PIXEL, max_pixels
 from utils.data.images import IMAGE_SUFFIXES, check_image
 from utils.data.labels import (
     CheckedImage,
@@ -52,15 +58,41 @@ class ShardSplit:
 
 def read_shard(file: str) -> Iterator[dict]:
     """Reads samples {"__key__": name, "jpg": bytes, "txt": bytes, ...}. Raises FaultError for a damaged shard."""
-    # not the library's own opening of files, which runs what follows `pipe:` in a shell
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+    # not the library's own opening of files, which runs what follows `pipe:` in a shell; nor its reading of them, which
+    # makes room for all that a header promises
+    from webdataset.tariterators import group_by_keys
 
-    with open(file, "rb") as stream:
-        try:
-            yield from group_by_keys(tar_file_expander([{"url": file, "stream": stream}]))
-        except (tarfile.TarError, ValueError, EOFError) as error:
-            words = f"the tar shard is damaged: {error.args[0] if error.args else error}"
-            raise FaultError(Fault("image", file, words)) from None
+    try:
+        files = ({"fname": member.name, "data": read(), "__url__": file} for member, read in _files_in(file))
+        yield from group_by_keys(files)
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        words = f"the tar shard is damaged: {error.args[0] if error.args else error}"
+        raise FaultError(Fault("image", file, words)) from None
+
+
+def _files_in(file: str) -> Iterator[tuple[tarfile.TarInfo, Callable[[], bytes]]]:
+    """Yields each plain file in a tar, and a function that reads it.
+
+    Raises ValueError, or an error of tarfile, for a file that is stored sparsely or is larger than an image can be.
+    """
+    maximum = MAX_BYTES_PER_PIXEL * max_pixels()
+    headers = 2 * os.path.getsize(file)  # bytes: tarfile reads some of them twice
+    with open(file, "rb") as stream, tarfile.open(fileobj=LimitedFile(stream, headers, file), mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # it would keep all of them
+            if not member.isreg() or re.match(r"__[^/]*__($|/)", member.name):  # the second are notes of the library
+                continue
+            if member.issparse() or not 0 <= member.size <= maximum:
+                raise ValueError(f"{member.name!r:.80} is stored sparsely, or has more than {maximum} bytes")
+            yield member, partial(_read, stream, member)
+
+
+def _read(stream: IO[bytes], member: tarfile.TarInfo) -> bytes:
+    stream.seek(member.offset_data)
+    data = stream.read(member.size)
+    if len(data) < member.size:
+        raise EOFError("the file ends before its last member does")
+    return data
 
 
 def image_of(file: str, sample: dict) -> tuple[str, bytes]:
@@ -147,10 +179,9 @@ def load(split: ShardSplit, names: Sequence[str]) -> LabelledSplit:
 def _packed_files(file: str) -> dict[str, PackedFile]:
     """Lists the files in a shard by their names, with suffixes in small letters, as `read_shard` has them."""
     packed = {}
-    with tarfile.open(file) as tar:
-        for member in tar:
-            stem, dot, suffix = member.name.rpartition(".")
-            packed[f"{stem}{dot}{suffix.lower()}"] = PackedFile(file, member.offset_data, member.size)
+    for member, _ in _files_in(file):
+        stem, dot, suffix = member.name.rpartition(".")
+        packed[f"{stem}{dot}{suffix.lower()}"] = PackedFile(file, member.offset_data, member.size)
     return packed
 
 

@@ -81,6 +81,48 @@ def test_damaged_shards_are_refused(tmp_path, png_file, damage, message):
         scan(ShardSplit((str(file),)), use_cache=False)
 
 
+def sparse(size):
+    entry = tarfile.TarInfo("a.png")
+    entry.type, entry.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)  # where the first piece stands, and how long it is
+    header[483:495] = b"%011o\0" % size  # of the whole
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    return bytes(header[:512]) + bytes(512 + 1024)
+
+
+def long_header(size):
+    entry = tarfile.TarInfo("a.png")
+    text = b"%d comment=" % size + b"x" * size
+    head = tarfile.TarInfo("pax")
+    head.type, head.size = tarfile.XHDTYPE, len(text)
+    return head.tobuf() + text + bytes(-len(text) % 512) + entry.tobuf() + bytes(1024)
+
+
+def promises(size):
+    entry = tarfile.TarInfo("a.png")
+    entry.size = size
+    return entry.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (sparse(2**33 - 1), "stored sparsely, or has more than"),
+        (promises(10**12), "stored sparsely, or has more than"),
+        (promises(2**30), "unexpected end of data|the file ends before"),
+        (long_header(2**23), "the headers of a file in it have more than"),
+    ],
+    ids=["sparse", "too large", "longer than the file", "header"],
+)
+def test_a_shard_makes_no_room_for_what_a_header_promises(tmp_path, data, message):
+    file = tmp_path / "x.tar"
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"x\.tar: the tar shard is damaged: .*({message})"):
+        list(read_shard(str(file)))
+
+
 def test_names_that_come_twice_are_refused(tmp_path, png_file):
     label = ("a.txt", "0 .5 .5 .1 .1")
     for members, message in [
