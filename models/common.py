@@ -24,6 +24,7 @@ from models.registry import (
     pools,
     register,
     upsamples,
+    upsamples_by_convolution,
     widens,
     widens_repeating,
 )
@@ -435,11 +436,11 @@ class Sqrtm:
 
 # --- layers of torch that model YAMLs name ----------------------------------------------------------------------------
 
-register(upsamples, "nn.Upsample")(nn.Upsample)
-register(pools, "nn.MaxPool2d")(nn.MaxPool2d)
-register(passes, "nn.ZeroPad2d")(nn.ZeroPad2d)
-register(passes, "nn.Identity")(nn.Identity)
-register(normalises, "nn.BatchNorm2d")(nn.BatchNorm2d)
+for _rule, _layer in (
+    (upsamples, nn.Upsample), (upsamples_by_convolution, nn.ConvTranspose2d), (pools, nn.MaxPool2d),
+    (passes, nn.ZeroPad2d), (passes, nn.Identity), (normalises, nn.BatchNorm2d),
+):  # fmt: skip
+    register(_rule, f"nn.{_layer.__name__}")(_layer)
 
 
 def __getattr__(name: str) -> Any:

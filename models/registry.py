@@ -114,6 +114,22 @@ def upsamples(row: Row) -> Plan:
     return passes(row)._replace(stride=1 / _factor(scale))
 
 
+def upsamples_by_convolution(row: Row) -> Plan:
+    """Plans a transposed convolution: (c1, c2 x width, kernel, stride 1, padding 0, output padding 0, ...).
+
+    The side must grow by exactly the stride, which it does for kernel + output padding = stride + 2 padding.
+    """
+    kernel, stride, padding, more = (*row.args[1:5], *(None, 1, 0, 0)[len(row.args[1:5]) :])
+    if not all(isinstance(value, int) for value in (kernel, stride, padding, more)) or min(kernel, stride) < 1:
+        raise ValueError(f"takes [channels, kernel, stride, padding, output padding], whole numbers, got {row.args}")
+    if kernel + more != stride + 2 * padding or padding < 0 or not 0 <= more < max(stride, 1) or row.args[7:]:
+        raise ValueError(
+            "the map must grow by exactly its stride: kernel + output padding = stride + 2 x padding, as in "
+            f"[256, 2, 2] or [256, 4, 2, 1], got {row.args}"
+        )
+    return widens(row)._replace(stride=1 / stride)
+
+
 def normalises(row: Row) -> Plan:
     """Plans a normalisation: (c1)."""
     return Plan([_one_map(row)], row.channels[0], row.repeats)

@@ -86,6 +86,7 @@ def test_the_small_model():
         (registry.joins, Row([64, 128, 3], 1, [1], 0.5, 255, True), ([1], 195, 1, 1)),
         (registry.passes, Row([64], 2, [[0, 1, 0, 1]], 0.5, 255), ([[0, 1, 0, 1]], 64, 2, 1)),
         (registry.upsamples, Row([64], 1, [None, 2, "nearest"], 0.5, 255), ([None, 2, "nearest"], 64, 1, 0.5)),
+        (registry.upsamples_by_convolution, Row([64], 1, [256, 2, 2], 0.5, 255), ([64, 128, 2, 2], 128, 1, 0.5)),
         (registry.pools, Row([64], 1, [2, 1, 0], 0.5, 255), ([2, 1, 0], 64, 1, 1)),
         (registry.pools, Row([64], 1, [3], 0.5, 255), ([3], 64, 1, 3)),
         (registry.pools, Row([64], 1, [3, None, 1], 0.5, 255), ([3, None, 1], 64, 1, 3)),
@@ -266,6 +267,8 @@ WRONG = {  # section, row number, row -> what is said
     "joined along rows": ("head", 2, [[-1, 2], 1, "Concat", [2]], "dimension 1: write"),
     "padded too much": ("head", 1, [-1, 1, "nn.MaxPool2d", [2, 1, 2]], "from 0 to half of the kernel 2, got 2"),
     "upsampled to a size": ("head", 1, [-1, 1, "nn.Upsample", [16]], "the arguments must name a scale factor"),
+    "an odd map": ("head", 1, [-1, 1, "nn.ConvTranspose2d", [64, 3, 2, 1]], "as in [256, 2, 2] or [256, 4, 2, 1]"),
+    "no kernel": ("head", 1, [-1, 1, "nn.ConvTranspose2d", [64]], "[channels, kernel, stride, padding, output"),
     "no class": ("backbone", 3, [-1, 1, None, [96]], "unknown module None"),
     "detect without anchors": ("head", 3, [[6, 4], 1, "Detect", ["nc"]], "Detect[2]"),
     "detect with a level less": (
