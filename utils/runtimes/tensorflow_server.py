@@ -61,6 +61,7 @@ def main():
     """Serves one model until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get between the answers
+    sys.stdout.reconfigure(line_buffering=True)  # so that the last line of the log is what happened last
     import numpy as np
     import tensorflow as tf
 
