@@ -21,7 +21,7 @@ demo: $(VENV)/.core
 	$(RUN) tools/demo.py
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -n auto --dist loadfile
+	$(RUN) -m pytest -n auto --dist worksteal
 
 test-export: $(VENV)/.export
 	YOLOV5_ENVIRONMENTS=$(ENVIRONMENTS) $(RUN) -m pytest tests/utils/export tests/utils/runtimes tests/test_export.py
