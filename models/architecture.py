@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.insert import insert_rows
 from models.registry import MAX_ANCHORS, Plan, Row, keeps_channels, lookup
-from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, find_file, read_yaml
+from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, find_file, read_yaml, with_numbers
 from utils.log import LOGGER
 
 # What a model YAML may ask for: far more than any model in use, far less than fills a machine's memory
@@ -46,7 +46,7 @@ def plain_yaml(d: dict, source: str = "model", path: Path | None = None, above: 
 
     Raises ValueError, or FileNotFoundError for a base that does not exist.
     """
-    changes = dict(d)
+    changes = with_numbers(d)
     rows = changes.pop("insert", None)
     base = changes.pop("base", None)
     if base is not None:

@@ -228,6 +228,19 @@ def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:
     return content
 
 
+def with_numbers(value: Any) -> Any:
+    """Returns content of a YAML file with 1e-4 and the like as numbers, which YAML 1.1 reads as text."""
+    if isinstance(value, dict):
+        return {key: with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value, re.ASCII):
+        number = float(value)
+        if math.isfinite(number):
+            return int(number) if number.is_integer() else number
+    return value
+
+
 def _construct(loader: yaml.SafeLoader, limit: int) -> Any:
     """Returns the content of one YAML document; ValueError where its aliases stand for more than `limit` values.
 

@@ -385,6 +385,12 @@ def test_the_given_dict_is_left_alone():
     assert d == before
 
 
+def test_numbers_that_yaml_reads_as_text():
+    model = Model(with_row([-1, 1, "SimAM", [96, "1e-3"]]) | {"width_multiple": "5e-1"})
+    assert model.model[4].lambda_ == 0.001
+    assert model.model[2].cv3.conv.out_channels == 32
+
+
 def test_words_in_rows():
     model = Model(with_row([-1, 1, "Conv", [96, 1, 1, "None", 1, "False"]]))
     assert isinstance(model.model[4].act, nn.Identity)

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from utils.cli import Range
-from utils.files import ROOT, parse_yaml, read_text
+from utils.files import ROOT, parse_yaml, read_text, with_numbers
+from utils.log import LOGGER
 
 NOMINAL_BATCH = 64  # an optimizer step uses the gradients of about this many images; weight decay is stated for them
 WARMUP_FLOOR = 1000  # v6.1 warms up for at least this many iterations
@@ -74,6 +75,9 @@ OPTIONAL = (
     *CHOICES,
 )
 
+# Keys that came with later releases, and their values for a file that is older
+LATER = {"perspective": 0.0, "mixup": 0.0, "copy_paste": 0.0}
+
 
 def choose_hyp(images: int, epochs: int, batch_size: int, optimizer: str | None = None) -> tuple[Path, str]:
     """Returns the hyper-parameter file for a run without --hyp, and the reason in a few words.
@@ -103,23 +107,39 @@ def choose_hyp(images: int, epochs: int, batch_size: int, optimizer: str | None 
 def load_hyp(path: str | Path) -> dict[str, float | str]:
     """Reads the hyper-parameters of a YAML file, in the order of the file: numbers, and the entries of CHOICES.
 
+    Unknown keys are left out, with a warning, unless they look like a slip in a known one's name. Missing keys of LATER
+    get its values.
+
     Raises FileNotFoundError, or one ValueError that lists all faults of the file, each with its line: text that is not
-    YAML, missing and unknown keys, values of the wrong type or out of their range.
+    YAML, missing or misspelt keys, values of the wrong type or out of their range.
     """
     text = read_text(path)  # read once: it may be a pipe
-    hyp = parse_yaml(text, path)
+    hyp = with_numbers(parse_yaml(text, path))
     lines = {}
     for number, line in enumerate(text.splitlines(), 1):
         if key := re.match(r"""["']?(\w+)["']?\s*:""", line):
             lines[key[1]] = number
+    _leave_out_unknown(hyp, str(path), lines)
+    hyp.update({key: value for key, value in LATER.items() if key not in hyp})
     check_hyp(hyp, str(path), lines)
     return hyp
+
+
+def _leave_out_unknown(hyp: dict[str, float | str], source: str, lines: dict[str, int]) -> None:
+    """Removes keys of other programs from `hyp`, with a warning for each; what is a slip in a key's name stays."""
+    known = [*RANGES, *CHOICES]
+    absent = [key for key in known if key not in hyp]
+    for key in [key for key in hyp if key not in known]:
+        if not _meant(key, _missing(hyp)) and not _meant(key, absent, 0.8):
+            place = f"{source}:{lines[key]}" if key in lines else source
+            LOGGER.warning(f"{place}: unknown key '{key}' is ignored")
+            del hyp[key]
 
 
 def check_hyp(hyp: dict[str, float | str], source: str = "hyp", lines: dict[str, int] | None = None) -> None:
     """Raises one ValueError that lists all faults of `hyp`, each with its place: `source` and `lines`, key -> line."""
     lines = lines or {}
-    missing = [key for key in RANGES if key not in hyp and key not in OPTIONAL]
+    missing = _missing(hyp)
     problems = [f"{source}: missing key '{key}'" for key in missing]
     for key, value in hyp.items():
         place = f"{source}:{lines[key]}" if key in lines else source
@@ -129,19 +149,25 @@ def check_hyp(hyp: dict[str, float | str], source: str = "hyp", lines: dict[str,
         raise ValueError("\n".join(problems))
 
 
+def _missing(hyp: dict[str, float | str]) -> list[str]:
+    return [key for key in RANGES if key not in hyp and key not in OPTIONAL]
+
+
+def _meant(key: object, known: list[str], cutoff: float = 0.6) -> str | None:
+    near = difflib.get_close_matches(str(key), known, 1, cutoff)
+    return near[0] if near else None
+
+
 def _problem(key: str, value: object, missing: list[str]) -> str | None:
     """Returns the fault of one entry, or None. An unknown key is compared first with those that are missing."""
     if key in CHOICES:
         known = any(value == choice and type(value) is type(choice) for choice in CHOICES[key])
         return None if known else f"{key} must be {_listed(CHOICES[key])}, got {_shown(value)}"
     if key not in RANGES:
-        close = difflib.get_close_matches(str(key), missing, 1)
-        close = close or difflib.get_close_matches(str(key), [*RANGES, *CHOICES], 1)
-        return f"unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
+        near = _meant(key, missing) or _meant(key, [*RANGES, *CHOICES])
+        return f"unknown key '{key}'" + (f"; did you mean '{near}'?" if near else "")
     if isinstance(value, str):
-        hint = (
-            "; write it without quotes, and 1e-3 as 1.0e-3, since YAML reads 1e-3 as text" if _is_number(value) else ""
-        )
+        hint = "; write it without quotes" if _is_number(value) else ""
         return f"{key} must be a number, got the text '{value}'{hint}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"{key} must be a number, got {value!r}"
