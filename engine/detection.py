@@ -65,7 +65,8 @@ def detect(opt: cli.Options, parser: argparse.ArgumentParser) -> Path:
         sources = ledger.sources
     todo = ledger.todo(max(dist.rank(), 0), dist.world_size()) if ledger else range(len(sources))
     unreadable: list[int] = []
-    reading = read_batches(sources, 1 if opt.visualize else opt.batch_size, opt.vid_stride, todo, unreadable)
+    batch_size = 1 if opt.visualize else opt.batch_size
+    reading = read_batches(sources, batch_size, opt.vid_stride, todo, unreadable, detector.channels)
     with contextlib.closing(reading) as batches, cli.stopped_by_signals():
         first = next(batches, None)  # before there is a folder: a source without any readable image leaves none
         save_dir = ledger.folder if ledger else increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
@@ -190,7 +191,7 @@ def _record_features(frame: Frame, detector: Detector, results: ResultWriter) ->
     """Writes, inside `with`, the feature maps of this frame and the gates of SOCA and SE to a folder of its name."""
     model = detector.model.model
     folder = increment_path(results.folder / results.stem(frame), exist_ok=results.ledger is not None, mkdir=True)
-    image = letterbox(frame.image, detector.size, stride=detector.model.stride)[0]
+    image = letterbox(frame.shown, detector.size, stride=detector.model.stride)[0]
     with FeatureRecorder(model, folder), contextlib.ExitStack() as stack:
         for i, layer in enumerate(model.model):
             if isinstance(layer, SOCA | SE):

@@ -118,7 +118,7 @@ def _load_setup(opt: cli.Options) -> Setup:
     options = LoaderOptions(
         image_size=imgsz if rect else max(np.atleast_1d(imgsz).tolist()), batch_size=opt.batch_size,
         stride=model.stride, single_cls=opt.single_cls, pad=0.5 if rect and opt.task != "speed" else 0.0, rect=rect,
-        workers=opt.workers, nc=len(names), prefix=f"{split}: ", channels=data["channels"],
+        workers=opt.workers, nc=len(names), prefix=f"{split}: ", channels=_channels(model, data, weights, opt.data),
     )  # fmt: skip
     loader, _ = create_dataloader(data[split], options)
     save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
@@ -151,6 +151,17 @@ def _check_classes(model: Backend, names: list[str], weights: list[Path], single
             f"the classes are named {words}; classes are compared by number, "
             "so the metrics are wrong unless both names mean the same"
         )
+
+
+def _channels(model: Backend, data: dict, weights: list[Path], data_file: str) -> int:
+    """Returns the channels to read, those of the weights: colour and grey are read as each other."""
+    said = data["channels"]
+    if said not in (model.channels, 3) and not {said, model.channels} <= {1, 3}:
+        raise ValueError(
+            f"{weights[0]} takes images of {model.channels} channels, but {data_file} says channels: {said}; validate "
+            "with the data set that the weights were trained on"
+        )
+    return model.channels
 
 
 def _observers(opt: cli.Options, setup: Setup, plots: bool, callbacks: Any) -> list[Callable]:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.backend import Backend
+from models.backend import Backend, channels_of
 from models.yolo import log_profile
 from utils import cli
 from utils.boxes import round_up, xyxy_to_xywh
 from utils.class_names import ClassNames, class_numbers
-from utils.data.images import pillow_pixels, read_image
+from utils.data.images import fit_channels, pillow_pixels, read_image, viewable
 from utils.data.letterbox import letterbox_planes, scale_boxes
 from utils.device import Timer
 from utils.downloads import download
@@ -66,7 +66,7 @@ class AutoShape(nn.Module):
         self.names = ClassNames(model.names)
         self.dmb = isinstance(model, Backend)  # these two are v6.2's: whether it is a backend, and of a .pt file
         self.pt = not self.dmb or model.runtime is None
-        self.stride = int(torch.as_tensor(model.stride).max())
+        self.stride, self.channels = int(torch.as_tensor(model.stride).max()), channels_of(model)
 
     @property
     def fp16(self) -> bool:
@@ -107,8 +107,7 @@ class AutoShape(nn.Module):
             images, names = zip(*(self._read(image, i) for i, image in enumerate(several)))
             shapes = [image.shape[:2] for image in images]
             input_shape = self._input_shape(shapes, size)
-            # the images are RGB already, and letterbox_planes reverses the channels
-            planes = np.stack([letterbox_planes(image, input_shape, auto=False)[0][::-1] for image in images])
+            planes = np.stack([self._planes(image, input_shape) for image in images])
             pixels = torch.from_numpy(planes).to(parameter.device).to(parameter.dtype) / 255
         if profile:
             self._profile(pixels)
@@ -122,7 +121,7 @@ class AutoShape(nn.Module):
                 boxes[:, :4] = scale_boxes(boxes[:, :4], input_shape, shape)
         files = [f"{stem}.jpg" for stem in result_stems(names)]
         times = tuple(timer.total for timer in timers)
-        return Detections(list(images), pred, files, times, self.names, tuple(pixels.shape))
+        return Detections(list(map(viewable, images)), pred, files, times, self.names, tuple(pixels.shape))
 
     def _like(self) -> torch.Tensor:
         """Returns a tensor of the device and type that the model takes; exported files have no parameters."""
@@ -142,6 +141,10 @@ class AutoShape(nn.Module):
         heights, widths = zip(*((height * gain, width * gain) for (height, width), gain in zip(shapes, gains)))
         return round_up(max(heights), self.stride), round_up(max(widths), self.stride)
 
+    def _planes(self, image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        planes = letterbox_planes(fit_channels(image, self.channels, bgr=False), shape, auto=False)[0]
+        return planes[::-1] if len(planes) == 3 else planes  # of RGB, which letterbox_planes took for BGR
+
     def _profile(self, pixels: torch.Tensor) -> None:
         detector = self.model.model if isinstance(self.model, Backend) else self.model
         if detector is None:
@@ -151,33 +154,41 @@ class AutoShape(nn.Module):
         log_profile(detector, pixels, repeats=3)
 
     def _read(self, image: Any, i: int) -> tuple[np.ndarray, str]:
-        """Returns an image as RGB uint8 (H, W, 3), and the name of its results."""
+        """Returns an image, uint8 (H, W, 3) RGB, or (H, W, C) if the model takes more, and the name of its results."""
         from PIL import Image
 
         nameless = f"image{i}.jpg"
         if isinstance(image, str | Path):
             if str(image).lower().startswith(("http://", "https://")):
                 return self._fetch(str(image))
-            return np.ascontiguousarray(read_image(image)[..., ::-1]), str(image)
+            return self._file(image), str(image)
         if isinstance(image, Image.Image):
             name = str(getattr(image, "filename", "") or nameless)
             try:
-                return pillow_pixels(image, "RGB"), name
+                if self.channels in (1, 3):
+                    return pillow_pixels(image, "RGB"), name
+                if self.channels == len(image.getbands()) == 4:
+                    return pillow_pixels(image, "RGBA")[..., [2, 1, 0, 3]], name  # as OpenCV reads the file
+                raise ValueError(f"the network takes {self.channels} channels, got a Pillow image {image.mode}")
             except ValueError as error:
                 raise ValueError(f"image {i}: {error}") from None
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu()
             if image.is_floating_point():
                 image = (image.float() * 255).round().clamp(0, 255).byte()
-        return _as_rgb(np.asarray(image), i), nameless
+        return _as_pixels(np.asarray(image), i, self.channels), nameless
 
     def _fetch(self, url: str) -> tuple[np.ndarray, str]:
         if not self.download:
             raise ValueError(f"{url}: URLs are not fetched unless allowed; set `model.download = True`")
         name = PurePosixPath(unquote(urlsplit(url).path)).name or "image.jpg"
         with tempfile.TemporaryDirectory() as folder:
-            image = read_image(download(url, Path(folder) / "image"))
-        return np.ascontiguousarray(image[..., ::-1]), name
+            return self._file(download(url, Path(folder) / "image")), name
+
+    def _file(self, path: str | Path) -> np.ndarray:
+        if self.channels in (1, 3):
+            return np.ascontiguousarray(read_image(path)[..., ::-1])
+        return read_image(path, self.channels)
 
 
 def _decoded(output: Any) -> torch.Tensor:
@@ -185,15 +196,19 @@ def _decoded(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
-def _as_rgb(image: np.ndarray, i: int) -> np.ndarray:
-    """Returns an array as RGB uint8 (H, W, 3), a copy; i is its position in the list, for errors."""
+def _as_pixels(image: np.ndarray, i: int, channels: int) -> np.ndarray:
+    """Returns an array as uint8, a copy: (H, W, channels), or RGB where the network takes grey.
+
+    i is its position in the list, for errors.
+    """
+    known = (1, 3, 4) if channels in (1, 3) else (channels,)
     shape = image.shape
     if image.ndim == 2:
         image = image[..., None]
-    elif image.ndim == 3 and shape[0] < 5:
+    elif image.ndim == 3 and (shape[0] < 5 or (shape[0] == channels and shape[2] != channels)):
         image = image.transpose(1, 2, 0)
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or not image.size:
-        raise ValueError(f"image {i}: expected an array (H, W, 3), (H, W) or (3, H, W), got {image.dtype} {shape}")
+    if image.ndim != 3 or image.shape[2] not in known or not image.size:
+        raise ValueError(f"image {i}: expected an array {_shapes(channels)}, got {image.dtype} {shape}")
     if image.dtype == np.uint16 and image.max() > 255:
         image = (image >> 8).astype(np.uint8)
     if image.dtype != np.uint8:
@@ -201,7 +216,13 @@ def _as_rgb(image: np.ndarray, i: int) -> np.ndarray:
         if not np.issubdtype(image.dtype, np.number) or top > 255 or (0 < top <= 1 and image.dtype.kind == "f"):
             raise ValueError(f"image {i}: expected values 0-255, got {image.dtype} up to {top}; multiply 0-1 by 255")
         image = image.clip(0).astype(np.uint8)
+    if channels not in (1, 3):
+        return np.array(image)
     return np.ascontiguousarray(np.broadcast_to(image[..., :3], (*image.shape[:2], 3)))
+
+
+def _shapes(channels: int) -> str:
+    return "(H, W, 3), (H, W) or (3, H, W)" if channels in (1, 3) else f"(H, W, {channels}) or ({channels}, H, W)"
 
 
 class Detections:

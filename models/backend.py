@@ -106,6 +106,10 @@ def load_model(weights: str | Path | list, device: str | torch.device = "cpu", f
         raise ValueError(
             f"the models of an ensemble must have the same number of classes, got {[m.model[-1].nc for m in members]}"
         )
+    if len({channels_of(m) for m in members}) > 1:
+        raise ValueError(
+            f"the models of an ensemble must take the same number of channels, got {list(map(channels_of, members))}"
+        )
     ensemble = Ensemble(members).eval()
     ensemble.names = members[-1].names
     ensemble.stride = max((m.stride for m in members), key=lambda s: float(s.max()))
@@ -115,8 +119,9 @@ def load_model(weights: str | Path | list, device: str | torch.device = "cpu", f
 class Backend(nn.Module):
     """A trained detector behind one call.
 
-    Attributes: names (list of str), stride (int, the multiple in pixels that image sides must be of), device, dtype of
-    the images that it takes; fixed: (height, width) of the only image size that an exported file takes, or None.
+    Attributes: names (list of str), stride (int, the multiple in pixels that image sides must be of), device, dtype and
+    channels of the images that it takes; fixed: (height, width) of the only image size that an exported file takes, or
+    None.
 
     Args:
         weights: a `.pt` file or a list of them (ensemble), or one file or folder that export.py wrote.
@@ -147,7 +152,7 @@ class Backend(nn.Module):
             self.names = list(metadata.names)
             if data and not self.runtime.declared:
                 self.names = load_dataset_yaml(data, ())["names"]
-            self.stride = metadata.stride
+            self.stride, self.channels = metadata.stride, metadata.channels
             self.fixed = None if metadata.dynamic else metadata.imgsz
             return
         if half and self.device.type != "cuda":
@@ -157,7 +162,7 @@ class Backend(nn.Module):
         self.dtype = torch.float16 if half else torch.float32
         self.model.to(self.dtype)
         self.names = self.model.names
-        self.stride = self.model.image_multiple
+        self.stride, self.channels = self.model.image_multiple, channels_of(self.model)
         self.fixed = None
 
     def _apply(self, *arguments, **options):
@@ -207,6 +212,13 @@ class Backend(nn.Module):
                 f"{self.runtime.path} includes NMS with confidence {metadata.conf_thres} and IoU {metadata.iou_thres}: "
                 f"detections that it removes are missing at confidence {conf_thres} and IoU {iou_thres}"
             )
+
+
+def channels_of(model: nn.Module) -> int:
+    """Returns the number of channels of the images that a Model, an Ensemble or a Backend takes."""
+    if isinstance(model, nn.ModuleList):
+        model = model[0]
+    return model.channels if isinstance(model, Backend) else getattr(model, "yaml", {}).get("ch", 3)
 
 
 def frame_size(model: nn.Module, size: int | list[int]) -> int | list[int]:

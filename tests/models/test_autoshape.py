@@ -208,6 +208,21 @@ def test_what_programs_ask_a_model(here):
     assert alone.pt and not alone.dmb and dict(alone.names.items()) == dict(enumerate(NAMES))
 
 
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
+def test_a_network_of_other_channels_sees_a_file_and_its_pixels_alike(here, channels, mode):
+    checkpoint.save("tiny.pt", checkpoint.pack(Model(TINY, ch=channels)))
+    model = hubconf.custom("tiny.pt", device="cpu", verbose=False)
+    model.conf = 0
+    image = Image.fromarray(np.dstack([boxes_image(), np.full((H, W), 9, np.uint8)])).convert(mode)
+    image.save("a.png")
+    for given in (["a.png", image], ["a.png", cv2.imread("a.png", cv2.IMREAD_UNCHANGED)]):
+        first, second = model(given, size=64).pred
+        assert torch.equal(first, second) and model(given, size=64).imgs[0].shape == (H, W, 3)
+    if channels == 4:
+        with pytest.raises(ValueError, match=r"expected an array \(H, W, 4\) or \(4, H, W\)"):
+            model(boxes_image())
+
+
 @pytest.mark.parametrize("move", ["half", "bfloat16", "double", "cpu"])
 def test_images_follow_a_backend_that_moves(here, move):
     checkpoint.save("tiny.pt", checkpoint.pack(Model(TINY)))

@@ -230,7 +230,9 @@ def pillow_pixels(image: Image.Image, mode: str) -> np.ndarray:
 def _decode_pages(data: np.ndarray, path: str | Path, channels: int, count: int) -> np.ndarray:
     """Decodes an image of neither one nor three channels: all that the file holds, page by page (`count` of them)."""
     if count > channels:
-        raise _unreadable(path, f"image has {count} pages, but the data set YAML says channels: {channels}")
+        raise _unreadable(
+            path, f"image has {count} pages, but the data set YAML or the weights say channels: {channels}"
+        )
     try:
         pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED)[1]
     except cv2.error:
@@ -242,7 +244,10 @@ def _decode_pages(data: np.ndarray, path: str | Path, channels: int, count: int)
         raise _unreadable(path, f"pages differ in size: {sorted(shapes)}; they must be channels of one image")
     image = np.dstack(pages)
     if image.shape[2] != channels:
-        raise _unreadable(path, f"image has {image.shape[2]} channels, but the data set YAML says channels: {channels}")
+        found = image.shape[2]
+        raise _unreadable(
+            path, f"image has {found} channels, but the data set YAML or the weights say channels: {channels}"
+        )
     with open_with_pillow(io.BytesIO(data), path) as header:
         if header.getexif().get(ORIENTATION, 1) != 1:  # which OpenCV obeys only for grey and colour
             raise _unreadable(path, f"an image of {channels} channels must be stored upright, not turned by EXIF data")
@@ -251,6 +256,26 @@ def _decode_pages(data: np.ndarray, path: str | Path, channels: int, count: int)
     if image.dtype != np.uint8:
         raise _unreadable(path, f"pixels must have 8 or 16 bits, got {image.dtype}")
     return image
+
+
+def fit_channels(image: np.ndarray, channels: int, bgr: bool = True) -> np.ndarray:
+    """Returns an image (H, W, C), or (H, W) for grey, as (H, W, channels): colour and grey become each other.
+
+    bgr: whether colour is in BGR order, not RGB. Raises ValueError for other numbers of channels.
+    """
+    image = image if image.ndim == 3 else image[..., None]
+    if image.shape[2] == channels:
+        return image
+    if (image.shape[2], channels) == (3, 1):
+        return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if bgr else cv2.COLOR_RGB2GRAY)[..., None]
+    if (image.shape[2], channels) == (1, 3):
+        return np.repeat(image, 3, axis=2)
+    raise ValueError(f"the network takes images of {channels} channels, got {image.shape[2]}")
+
+
+def viewable(image: np.ndarray) -> np.ndarray:
+    """Returns three channels of an image (H, W, C) to draw on: of two the first, as grey, of more the first three."""
+    return np.ascontiguousarray(image[..., :3]) if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
 
 
 def by_fours(operation: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:

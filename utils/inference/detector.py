@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from utils.boxes import xywh_to_xyxy, xyxy_to_xywh
+from utils.data.images import fit_channels
 from utils.data.letterbox import scale_boxes, to_input
 from utils.device import Timer
 from utils.nms import non_max_suppression
@@ -21,7 +22,7 @@ class Detector:
     """Detects objects in images of any size with a trained model.
 
     Args:
-        model: called with images (B, 3, h, w), 0-1, and `augment`; has `stride` and `dtype`.
+        model: called with images (B, C, h, w), 0-1, and `augment`; has `stride`, `dtype` and maybe `channels`, C.
         size: (height, width) in pixels to which images are letterboxed.
         tile: share of a tile, 0 to below 1, that it has in common with the next tile; None uses no tiles.
         nms: further arguments of `non_max_suppression`; conf_thres must be one of them.
@@ -40,11 +41,14 @@ class Detector:
     ):
         self.model, self.size, self.device, self.augment, self.tile = model, tuple(size), device, augment, tile
         self.nms = nms
+        self.channels = getattr(model, "channels", 3)
         self.timers = [Timer(device) for _ in range(3)]
         self.seconds = 0.0
 
     def __call__(self, images: Sequence[np.ndarray]) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
-        """Returns for BGR images (H, W, 3) uint8 their detections (n, 6), on the CPU, and the input shapes (h, w).
+        """Returns the detections (n, 6) in each image, on the CPU, and the input shapes (h, w).
+
+        images: (H, W, C) uint8, of three channels in BGR order.
 
         A detection is x1, y1, x2, y2 in pixels of the image, not rounded, confidence, class; the most confident first.
         """
@@ -58,7 +62,7 @@ class Detector:
 
     def _whole(self, images: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, tuple[int, int]]]:
         with self.timers[0]:
-            inputs = [to_input(image, self.size, self.model.stride) for image in images]
+            inputs = self._inputs(images)
         results: list = [None] * len(images)
         for i, decoded in self._decode(inputs):
             with self.timers[2]:
@@ -67,6 +71,10 @@ class Detector:
                 corners = scale_boxes(boxes[:, :4], shape, images[i].shape[:2])
                 results[i] = torch.cat((corners, boxes[:, 4:]), 1).cpu(), shape
         return results
+
+    def _inputs(self, images: Sequence[np.ndarray]) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+        stride = self.model.stride
+        return [to_input(fit_channels(image, self.channels), self.size, stride) for image in images]
 
     def _decode(self, inputs: list[tuple[torch.Tensor, tuple[int, int]]]):
         """Yields (index, decoded rows (N, 5 + nc)) of each input; inputs of one shape are a batch."""
@@ -100,7 +108,7 @@ class Detector:
     def _rows(self, images: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Returns decoded rows (n, 5 + nc) of each image in its own pixels, without those of low objectness."""
         with self.timers[0]:
-            inputs = [to_input(image, self.size, self.model.stride) for image in images]
+            inputs = self._inputs(images)
         rows: list = [None] * len(images)
         for i, decoded in self._decode(inputs):
             decoded = decoded[decoded[:, 4] > self.nms["conf_thres"]]

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from utils.data.images import decode_image, read_image
-from utils.inference.sources import DEFAULT_FPS, STREAM, VIDEO, Frame, Source
+from utils.inference.sources import DEFAULT_FPS, IMAGE, STREAM, VIDEO, Frame, Source
 from utils.inference.streams import TIMEOUT, read_streams
 from utils.inference.videos import open_video
 from utils.log import LOGGER
@@ -28,6 +28,7 @@ def read_batches(
     stride: int = 1,
     todo: Sequence[int] | None = None,
     unreadable: list[int] | None = None,
+    channels: int = 3,
 ) -> Iterator[list[Frame]]:
     """Yields the frames of all sources in batches. Close the iterator to end it early.
 
@@ -38,12 +39,18 @@ def read_batches(
     todo: indices of the files to read; None for all.
     unreadable: the indices of files that cannot be read are appended to it, after a warning.
 
-    Raises ValueError where no file can be read, and where a stream cannot be opened.
+    channels: of the images; other than 1 and 3 only images have, which are then read as `read_image` does.
+
+    Raises ValueError where no file can be read, for a video or stream where channels are not 1 or 3, and where a
+    stream cannot be opened.
     """
+    channels = 3 if channels == 1 else channels  # colour for the results; the detector makes it grey
+    if channels != 3 and (colour := [source for source in sources if source.kind != IMAGE]):
+        raise ValueError(f"{colour[0].title} is a {colour[0].kind} in colour, and the weights take {channels} channels")
     if sources[0].kind == STREAM:
         return read_streams(sources, stride)
     todo, unreadable = range(len(sources)) if todo is None else todo, [] if unreadable is None else unreadable
-    return in_background(_batched(_read_files(sources, stride, todo, unreadable), batch_size), depth=3)
+    return in_background(_batched(_read_files(sources, stride, todo, unreadable, channels), batch_size), depth=3)
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -52,13 +59,15 @@ def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _read_files(sources: list[Source], stride: int, todo: Sequence[int], unreadable: list[int]) -> Iterator[Frame]:
+def _read_files(
+    sources: list[Source], stride: int, todo: Sequence[int], unreadable: list[int], channels: int
+) -> Iterator[Frame]:
     for i in todo:
         try:
             if sources[i].kind == VIDEO:
                 yield from _read_video(i, sources[i], stride)
             else:
-                yield Frame(i, _read_image(sources[i]))
+                yield Frame(i, _read_image(sources[i], channels))
         except (ValueError, OSError) as error:
             unreadable.append(i)
             if len(unreadable) == len(sources):
@@ -67,10 +76,10 @@ def _read_files(sources: list[Source], stride: int, todo: Sequence[int], unreada
             LOGGER.warning(f"left out: {error}")
 
 
-def _read_image(source: Source) -> np.ndarray:
+def _read_image(source: Source, channels: int) -> np.ndarray:
     if source.name == "-":
-        return decode_image(np.frombuffer(sys.stdin.buffer.read(), np.uint8), "standard input")
-    return read_image(source.name)
+        return decode_image(np.frombuffer(sys.stdin.buffer.read(), np.uint8), "standard input", channels)
+    return read_image(source.name, channels)
 
 
 def _read_video(i: int, source: Source, stride: int) -> Iterator[Frame]:

@@ -177,12 +177,12 @@ class ResultWriter:
             write_labels(self.folder / "labels" / f"{self.stem(frame)}.txt", boxes.flip(0), shape, options.conf)
         if options.crop:
             for box in boxes.flip(0):
-                cropped = crop(frame.image, box[:4])
+                cropped = crop(frame.shown, box[:4])
                 if cropped.size:
                     self._write_crop(self.names[int(box[5])], self.stems[frame.source], cropped)
         if options.images or options.view:
             width = options.line_thickness or automatic_line_width(shape, usual=3)
-            drawn = draw_boxes(frame.image, boxes, self.names, width, options.hide_labels, options.hide_conf)
+            drawn = draw_boxes(frame.shown, boxes, self.names, width, options.hide_labels, options.hide_conf)
             if options.images:
                 self._write_drawn(frame, source, drawn)
             if options.view:

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image, listed_files
+from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image, listed_files, viewable
 from utils.downloads import download as fetch
 from utils.files import ROOT
 from utils.text import HIDDEN, redact
@@ -47,10 +47,15 @@ class Frame(NamedTuple):
     """One image, or one frame of a video or stream."""
 
     source: int  # index in the list of sources
-    image: np.ndarray  # BGR uint8 (H, W, 3)
+    image: np.ndarray  # BGR uint8 (H, W, 3); as many channels as the network takes where these are not 1 or 3
     number: int | None = None  # in a video from 1, in a stream from 0; None for an image
     count: int = 1  # number of frames of its source, 0 if unknown
     fps: float = DEFAULT_FPS  # frames per second of the results
+
+    @property
+    def shown(self) -> np.ndarray:
+        """Returns the image to draw on, BGR uint8 (H, W, 3)."""
+        return viewable(self.image)
 
 
 def list_sources(source: str | Path, download: bool = False) -> list[Source]:

@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused(tmp_path, pages):
 
     planes = list(np.moveaxis(pages[0], 2, 0))
     cv2.imwritemulti(str(tmp_path / "x.tif"), planes[:5])
-    refused("x.tif: image has 5 channels, but the data set YAML says channels: 6")
+    refused("x.tif: image has 5 channels, but the data set YAML or the weights say channels: 6")
     cv2.imwritemulti(str(tmp_path / "x.tif"), [planes[0], planes[1][:20]])
     refused("x.tif: pages differ in size", 2)
     cv2.imwritemulti(str(tmp_path / "x.tif"), [plane.astype(np.float32) for plane in planes])

@@ -271,7 +271,9 @@ def test_more_pages_than_channels_are_refused_before_they_are_decoded(tmp_path, 
     (tmp_path / "a.tif").write_bytes(pillow_bytes(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
     assert read_image(tmp_path / "a.tif", channels=5)[0, 0].tolist() == [1, 2, 3, 4, 5]
     monkeypatch.setattr(cv2, "imdecodemulti", None)
-    with pytest.raises(ValueError, match=r"a\.tif: image has 5 pages, but the data set YAML says channels: 4"):
+    with pytest.raises(
+        ValueError, match=r"a\.tif: image has 5 pages, but the data set YAML or the weights say channels: 4"
+    ):
         read_image(tmp_path / "a.tif", channels=4)
 
 

@@ -13,6 +13,7 @@ import detect
 from engine import detection
 from models.yolo import Model
 from utils import checkpoint
+from utils.inference.detector import Detector
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -79,3 +80,20 @@ def test_tiles_of_an_image_no_larger_than_the_frame_change_nothing(detected, her
     cv2.imencode(".png", boxes_image(*BOXES))[1].tofile(here / "a.png")
     texts = [(detected("a.png", save_txt=True, tile=t) / "labels/a.txt").read_text() for t in (None, 0.5)]
     assert texts[0] == texts[1]
+
+
+class Grey(torch.nn.Module):
+    """Takes one channel, and keeps what it is given."""
+
+    stride, dtype, channels = 32, torch.float32, 1
+
+    def forward(self, images, augment=False):
+        self.seen = images
+        return torch.zeros(len(images), 1, 6), None
+
+
+def test_a_grey_network_is_fed_grey():
+    model = Grey()
+    detector = Detector(model, (64, 64), torch.device("cpu"), conf_thres=0.25)
+    detector([np.full((64, 64, 3), (255, 0, 0), np.uint8)])  # blue, which weighs 0.114 in grey
+    assert model.seen.shape == (1, 1, 64, 64) and torch.allclose(model.seen * 255, torch.tensor(29.0))
