@@ -121,7 +121,7 @@ def plan_layers(d: dict, ch: int = 3, source: str = "model") -> list[PlannedLaye
         strides = [layer.stride for layer in before] or [1.0]
         n = max(round(number * d["depth_multiple"]), 1) if number > 1 else number
         if n > MAX_REPEATS:
-            raise ValueError(f"{where}: a row may be repeated {MAX_REPEATS} times, got {n}")
+            raise ValueError(f"{where}: a row may be repeated at most {MAX_REPEATS} times, got {n}")
         try:
             block, rule = lookup(name)
             plan = rule(Row(channels, n, args, d["width_multiple"], na * (nc + 5), isinstance(f, list)))
@@ -280,7 +280,7 @@ def _check_keys(d: dict, source: str) -> None:
         if not anchors or any(not isinstance(level, list) or len(level) % 2 or not level for level in anchors):
             raise ValueError(f"{source}: anchors must be one list of w,h pairs per level, got {anchors!r:.80}")
         if len(anchors) > MAX_LEVELS or max(map(len, anchors)) > 2 * MAX_ANCHORS:
-            raise ValueError(f"{source}: anchors may have {MAX_LEVELS} levels of {MAX_ANCHORS} pairs")
+            raise ValueError(f"{source}: anchors may have at most {MAX_LEVELS} levels of {MAX_ANCHORS} pairs")
         if not all(isinstance(side, int | float) and math.isfinite(side) for level in anchors for side in level):
             raise ValueError(f"{source}: anchors must be numbers of pixels, got {anchors!r:.80}")
     elif not isinstance(anchors, int) or not 1 <= anchors <= MAX_ANCHORS:
@@ -308,7 +308,7 @@ def _check_row(row: list, i: int, where: str) -> tuple[int | list[int], int, str
     if not isinstance(args, list):
         raise ValueError(f"{where}: args must be a list, got {args!r:.80}")
     if (count := _count(args)) > MAX_ARGUMENTS:
-        raise ValueError(f"{where}: a row may have {MAX_ARGUMENTS} values as args, got {count}")
+        raise ValueError(f"{where}: a row may have at most {MAX_ARGUMENTS} values as args, got {count}")
     return f, number, name, args
 
 

@@ -196,7 +196,7 @@ class Backend(nn.Module):
             raise ValueError(f"{file} detects {nc} classes, but {where or 'this program'} names {count}; {fix}")
         if nc < count and where:
             LOGGER.warning(
-                f"{file} detects {nc} classes, but {where} names {count}; those of higher numbers never come"
+                f"{file} detects {nc} classes, but {where} names {count}; the other classes are never detected"
             )
         self._classes = nc
 

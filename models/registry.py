@@ -161,7 +161,7 @@ def detects(row: Row) -> Plan:
     nc, anchors = row.args
     if isinstance(anchors, int):
         if anchors > MAX_ANCHORS:
-            raise ValueError(f"at most {MAX_ANCHORS} anchors stand on a map, got {anchors}")
+            raise ValueError(f"a level may have at most {MAX_ANCHORS} anchors, got {anchors}")
         anchors = [list(range(anchors * 2))] * len(row.channels)
     return Plan([nc, anchors, row.channels], row.outputs, stride=None)
 

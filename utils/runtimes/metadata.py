@@ -168,7 +168,7 @@ def _parsed(text: str | bytes, path: str | Path) -> Any:
     """Returns the value of JSON text, or of Python text with literals alone, as YOLOv5 v6.2 and later write them."""
     if len(text) > TEXT_LENGTH:
         raise ValueError(
-            f"{path}: its metadata may have {TEXT_LENGTH} characters, found {len(text)}; export the file again"
+            f"{path}: its metadata may have at most {TEXT_LENGTH} characters, found {len(text)}; export the file again"
         )
     try:
         return json.loads(text)
