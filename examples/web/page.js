@@ -60,7 +60,9 @@ async function load() {
   ort.env.wasm.wasmPaths = new URL("node_modules/onnxruntime-web/dist/", location.href).href;
   ort.env.wasm.numThreads = 1; // more threads need a page that is cross-origin isolated
   const name = new URLSearchParams(location.search).get("model") ?? "model.onnx";
-  const answer = await fetch(name);
+  const address = new URL(name, location.href); // a link to this page must not choose a file of another server
+  if (address.origin !== location.origin) throw new Error("the model must be a file of this server");
+  const answer = await fetch(address, { mode: "same-origin", redirect: "error" });
   if (!answer.ok) throw new Error(`there is no ${name}; copy an ONNX file of export.py to this folder under that name`);
   return openDetector(ort, await answer.arrayBuffer());
 }

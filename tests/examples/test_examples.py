@@ -1,5 +1,6 @@
 """The examples that run an exported file without this project find the boxes that detect.py finds."""
 
+import http.client
 import importlib.util
 import json
 import os
@@ -84,6 +85,37 @@ def test_the_boxes_are_those_of_detect(example, bccd, tmp_path):
     session = example.onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found, theirs = example.detect(session, cv2.imread(str(photograph)))
     assert theirs == list(model.names) and np.allclose(found, boxes, atol=0.01)
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+def test_the_server_gives_its_own_files_alone(tmp_path):
+    shutil.copytree(WEB, tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "web/link.txt").symlink_to(tmp_path / "secret.txt")
+    server = subprocess.Popen(["node", tmp_path / "web/serve.mjs", "0"], stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(server.stdout.readline().rpartition(":")[2])
+
+        def status(path, host=f"127.0.0.1:{port}"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.putrequest("GET", path, skip_host=True)
+            connection.putheader("Host", host)
+            connection.endheaders()
+            answer = connection.getresponse()
+            assert b"secret" not in answer.read()[:6]
+            connection.close()
+            return answer.status
+
+        assert [status(path) for path in ("/", "/page.js", f"/page.js?a={port}")] == [200] * 3
+        outside = ["/../secret.txt", "/..%2fsecret.txt", "/%2e%2e/secret.txt", "/..%5csecret.txt", "/link.txt"]
+        odd = ["/%ZZ", "/%00", "//", "/a%00.html", "/constructor", "/__proto__", "/.hidden"]
+        assert {path: status(path) for path in outside} == dict.fromkeys(outside, 404)
+        assert {status(path) for path in odd} <= {200, 404}
+        assert status("/page.js", "evil.example") == status("/", f"evil.example:{port}") == 403
+        assert status("/page.js") == 200 and server.poll() is None
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_the_page_finds_the_boxes_of_detect(official_weights, coco_val128, tmp_path):
