@@ -164,8 +164,13 @@ def weigh_images(run: Run) -> None:
 
 
 def random_scale(pixels: torch.Tensor, image_size: int, stride: int, seed: tuple[int, int]) -> torch.Tensor:
-    """Resizes images (B, C, H, W) to a longer side of 0.5 to 1.5 times image_size, a multiple of the stride."""
+    """Resizes images (B, C, H, W) to a longer side of 0.5 to 1.5 times image_size, a multiple of the stride.
+
+    One image alone keeps two cells of the coarsest map, since batch norm needs more than one value of a channel.
+    """
     size = int(np.random.default_rng(seed).integers(image_size // 2, image_size * 3 // 2 + stride)) // stride * stride
+    if len(pixels) == 1:
+        size = max(size, 2 * stride)
     gain = size / max(pixels.shape[2:])
     if gain == 1:
         return pixels

@@ -11,6 +11,7 @@ from small_world import SMALLEST, write_boxes, write_yaml
 import train
 from engine import training as loop
 from engine.run import State
+from engine.training import random_scale
 from models.backend import load_checkpoint
 from models.yolo import Model
 from utils.training.ema import ModelEMA
@@ -209,3 +210,13 @@ def test_a_step_of_soca_is_deterministic(only_deterministic):
     first, second = one_step(), one_step()
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
     assert all(tensor.isfinite().all() for tensor in first.values())
+
+
+def test_one_image_alone_is_not_scaled_to_one_cell():
+    """Batch norm refuses one value per channel; batches of several images are scaled as in v6.1."""
+
+    def sides(count):
+        return {random_scale(torch.zeros(count, 3, 64, 64), 64, 32, (0, k)).shape[2] for k in range(50)}
+
+    assert sides(1) == {64, 96}
+    assert sides(2) == {32, 64, 96}
