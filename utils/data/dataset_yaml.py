@@ -76,6 +76,13 @@ def load_dataset_yaml(
     if data.get("names") is not None or not annotations:
         _classes(data, file)  # raises for a fault before any image is looked for
     roots = _candidate_roots(data, file)
+    if "draw" not in data and all(_missing(root, paths) for root in roots):
+        beside = {split: _beside(entry, file) for split, entry in entries.items()}
+        near = [path for split in splits for path in _as_list(beside[split])]
+        if near != paths and not _missing(file.parent, near):
+            LOGGER.info(f"{file}: {paths[0]} is taken as {file.parent / near[0]}, the other paths likewise")
+            roots, entries, paths = [file.parent.resolve()], beside, near
+            annotations = [path for path in paths if _is_json(path)]
     root = _choose_root(roots, paths)
     if "draw" in data and _missing(root, paths):
         _draw(data["draw"], root, file)
@@ -226,6 +233,18 @@ def _choose_root(roots: list[Path], paths: list[str]) -> Path:
     complete = [root for root in roots if not _missing(root, paths)]
     existing = [root for root in roots if os.path.isdir(root)]
     return (complete + existing + roots)[0]
+
+
+def _beside(entry: str | list[str] | None, file: Path) -> str | list[str] | None:
+    """Returns a split's paths as they are beside the YAML: without `../`, or the name of the YAML's folder, in front.
+
+    Exports of Roboflow name `../train/images` or `Cells-1/train/images` where train/images is beside the YAML.
+    """
+    if entry is None:
+        return None
+    folder = re.escape(file.resolve().parent.name)
+    near = [re.sub(rf"^(\.\./|(\./)?{folder}/)", "", path) for path in _as_list(entry)]
+    return near if isinstance(entry, list) else near[0]
 
 
 def _missing(root: Path, paths: list[str]) -> list[Path]:

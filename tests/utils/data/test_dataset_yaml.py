@@ -51,6 +51,22 @@ def test_classes(dataset, text, names):
     assert data["names"] == names and data["nc"] == len(names)
 
 
+@pytest.mark.parametrize("front", ["../", "Cells-1/", "./Cells-1/"])
+def test_exports_whose_paths_begin_above_the_yaml(front, tmp_path, caplog):
+    """As Roboflow writes them: train/images is beside the YAML, and `test` is named although it is not there."""
+    folder = tmp_path / "Cells-1"
+    for split in ("train", "valid"):
+        (folder / split / "images").mkdir(parents=True)
+    text = f"train: {front}train/images\nval: {front}valid/images\ntest: {front}test/images\n"
+    (folder / "data.yaml").write_text(text + CLASSES)
+    with caplog.at_level("INFO", logger="yolov5"):
+        data = load_dataset_yaml(folder / "data.yaml")
+    assert [data[key] for key in ("train", "val", "test")] == [
+        str(folder / split / "images") for split in ("train", "valid", "test")
+    ]
+    assert f"{front}train/images is taken as {folder / 'train/images'}" in caplog.text
+
+
 def test_channels(dataset):
     assert load_dataset_yaml(dataset(PLACES + CLASSES))["channels"] == 3
     assert load_dataset_yaml(dataset(PLACES + CLASSES + "channels: 1\n"))["channels"] == 1
