@@ -1,8 +1,8 @@
 # make demo          trains, validates and detects on the data set that the project draws itself
 # make test          runs the test suite
 # make lint          checks the style; make format corrects it
-# make fuzz          reads 100,000 broken label files, data set YAMLs and images each, in 15 minutes (CASES=... for another
-#                    number)
+# make fuzz          reads 100,000 damaged files of each kind, such as labels, images, YAMLs and checkpoints: some hours
+#                    (CASES=1000 for another number: some minutes)
 # make test-export   runs the tests of export that need more than the suite installs, such as TensorFlow, in separate
 #                    environments (4 GB; TensorFlow.js needs npm)
 # make clean         removes the environment, runs and the drawn data set
@@ -27,7 +27,7 @@ test-export: $(VENV)/.export
 	YOLOV5_ENVIRONMENTS=$(ENVIRONMENTS) $(RUN) -m pytest tests/utils/export tests/utils/runtimes tests/test_export.py
 
 fuzz: $(VENV)/.dev
-	FUZZ_CASES=$(CASES) OPENCV_LOG_LEVEL=OFF $(RUN) -m pytest tests/test_fuzz.py --durations=4 --show-capture=no
+	FUZZ_CASES=$(CASES) OPENCV_LOG_LEVEL=OFF $(RUN) -m pytest tests/fuzz --durations=20 --show-capture=no
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

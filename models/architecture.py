@@ -281,7 +281,7 @@ def _check_keys(d: dict, source: str) -> None:
             raise ValueError(f"{source}: anchors must be one list of w,h pairs per level, got {anchors!r:.80}")
         if len(anchors) > MAX_LEVELS or max(map(len, anchors)) > 2 * MAX_ANCHORS:
             raise ValueError(f"{source}: anchors may have at most {MAX_LEVELS} levels of {MAX_ANCHORS} pairs")
-        if not all(isinstance(side, int | float) and math.isfinite(side) for level in anchors for side in level):
+        if not all(isinstance(side, int | float) and abs(side) < 2**31 for level in anchors for side in level):
             raise ValueError(f"{source}: anchors must be numbers of pixels, got {anchors!r:.80}")
     elif not isinstance(anchors, int) or not 1 <= anchors <= MAX_ANCHORS:
         raise ValueError(

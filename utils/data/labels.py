@@ -5,6 +5,7 @@ one without area, or outside the image, is left out and reported.
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -117,7 +118,7 @@ def safe_name(name: Any, location: Location) -> str:
 
 def first_file(candidates: Sequence[Path]) -> Path | None:
     """Returns the first path that is a file, or None."""
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)  # False for a name that is too long
 
 
 def names_in_order(folder: Path, images: list[LabelledImage]) -> list[str]:

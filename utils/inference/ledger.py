@@ -204,7 +204,7 @@ def _entries(file: IO[bytes], path: Path, sources: int) -> Iterator[dict[str, An
         if not isinstance(entry, dict) or not _is_whole(entry.get("source"), sources):
             raise ValueError(f"{path}: a line must be of one of the {sources} files of the run; begin the run anew")
         if "done" not in entry:
-            frame = entry.get("frame")
+            frame = entry.get("frame", "")  # None is that of an image
             if not isinstance(entry.get("boxes"), list) or not (frame is None or _is_whole(frame, math.inf)):
                 raise ValueError(f"{path}: a line must have frame and boxes; begin the run anew")
         yield entry

@@ -125,7 +125,9 @@ def _value(record: dict, key: str, kind: Any, location: Location) -> Any:
 
 
 def _numbers(values: Any) -> np.ndarray | None:
-    """Returns numbers (n,) float64, which need not be finite; None where a value is something else."""
+    """Returns the numbers (n,) float64 of a list, which need not be finite; None where a value is something else."""
+    if not isinstance(values, list):
+        return None
     try:
         return np.array([float(value) for value in values])
     except (TypeError, ValueError, OverflowError):

@@ -15,6 +15,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -62,9 +63,16 @@ def read_shard(file: str) -> Iterator[dict]:
     # makes room for all that a header promises
     from webdataset.tariterators import group_by_keys
 
-    try:
+    with _damage_named(file):
         files = ({"fname": member.name, "data": read(), "__url__": file} for member, read in _files_in(file))
         yield from group_by_keys(files)
+
+
+@contextmanager
+def _damage_named(file: str) -> Iterator[None]:
+    """Raises what reading a damaged shard raises as a FaultError with its name."""
+    try:
+        yield
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         words = f"the tar shard is damaged: {error.args[0] if error.args else error}"
         raise FaultError(Fault("image", file, words)) from None
@@ -179,9 +187,10 @@ def load(split: ShardSplit, names: Sequence[str]) -> LabelledSplit:
 def _packed_files(file: str) -> dict[str, PackedFile]:
     """Lists the files in a shard by their names, with suffixes in small letters, as `read_shard` has them."""
     packed = {}
-    for member, _ in _files_in(file):
-        stem, dot, suffix = member.name.rpartition(".")
-        packed[f"{stem}{dot}{suffix.lower()}"] = PackedFile(file, member.offset_data, member.size)
+    with _damage_named(file):
+        for member, _ in _files_in(file):
+            stem, dot, suffix = member.name.rpartition(".")
+            packed[f"{stem}{dot}{suffix.lower()}"] = PackedFile(file, member.offset_data, member.size)
     return packed
 
 

@@ -1,4 +1,4 @@
-"""Bad input: whatever a label file, a data set YAML or an image file holds, it is read rightly or refused by its name.
+"""Whatever a label file, a data set YAML or an image file holds, it is read rightly or refused by its name.
 
 A fixed slice here; `make fuzz` draws FUZZ_CASES other ones each. Allowed are ValueError, FileNotFoundError and OSError
 that name the file. What is accepted is compared with a second, slow reader.
@@ -6,56 +6,21 @@ that name the file. What is accepted is compared with a second, slow reader.
 
 import io
 import os
-import signal
 from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import pytest
 import yaml
-from PIL import Image, ImageOps
-
-pytest.importorskip("hypothesis")
-from hypothesis import HealthCheck, Phase, example, given, settings
+from fuzzing import CASES, EDITS, damaged, fuzz, no_hang, refusal
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from utils.data.annotations import check_pair
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.formats.yolo import parse_labels
 from utils.data.images import check_image, read_image
-
-CASES = int(os.environ.get("FUZZ_CASES", "1000"))
-fuzz = settings(
-    max_examples=CASES,
-    derandomize="FUZZ_CASES" not in os.environ,
-    database=None,
-    deadline=None,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
-    suppress_health_check=list(HealthCheck),
-)
-
-
-@contextmanager
-def no_hang(seconds=30):
-    """Ends a case that would not end: far longer than any honest one takes on a busy machine."""
-
-    def stop(*_):
-        raise AssertionError(f"not done after {seconds} s")
-
-    old = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
-
-
-def refusal(error, path):
-    """The message of a refusal; it names the file."""
-    assert os.path.basename(path) in str(error), error
-    return str(error)
-
 
 # --- labels -----------------------------------------------------------------------------------------------------------
 
@@ -279,16 +244,6 @@ def _sound():
 
 SOUND = _sound()
 EXACT = ("png", "palette.png", "grey.png")
-ODD = st.sampled_from([0, 1, 0x7F, 0x80, 0xFF])
-EDITS = st.lists(
-    st.tuples(
-        st.sampled_from(["set", "set", "set", "early", "early", "cut", "insert", "double"]),
-        st.integers(0, 2000),
-        ODD | st.integers(0, 255),
-    ),
-    min_size=1,
-    max_size=4,
-)
 
 
 @contextmanager
@@ -301,32 +256,13 @@ def small_images(pixels=2**22):
         Image.MAX_IMAGE_PIXELS = old
 
 
-def mutated(name, edits):
-    data = bytearray(SOUND[name])
-    for kind, place, value in edits:
-        if not data:
-            break
-        place %= len(data)
-        if kind == "set":
-            data[place] = value
-        elif kind == "early":  # headers are where the harm is
-            data[place % min(len(data), 64)] = value
-        elif kind == "cut":
-            del data[place:]
-        elif kind == "insert":
-            data.insert(place, value)
-        else:
-            data[place:place] = data[place : place + value]
-    return bytes(data)
-
-
 @pytest.mark.filterwarnings("ignore")  # Pillow's about odd files
 @fuzz
 @example(name="tif", edits=[("set", 72, 2)])  # over which Pillow raises a TypeError
 @given(st.sampled_from(sorted(SOUND)), EDITS)
 def test_images(tmp_path_factory, name, edits):
     file = tmp_path_factory.getbasetemp() / f"fuzzed.{name}"
-    data = mutated(name, edits)
+    data = damaged(SOUND[name], edits)
     file.write_bytes(data)
     promised = None
     with no_hang(), small_images():
