@@ -253,3 +253,9 @@ def test_tests_lie_where_what_they_test_lies():
             room, name = ROOT / place.parent, place.name.removeprefix("test_")
             modules = {p.stem for p in room.glob("*") if p.suffix == ".py" or p.is_dir()}
             assert any(f"{name}_".startswith(f"{module}_") for module in modules), f"{path}: no such module in {room}"
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports them by name alone: two of one name end the whole run."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not (twice := {name for name in names if names.count(name) > 1}), twice
