@@ -183,7 +183,7 @@ def test_faults_are_reported_and_counted(mixed, capsys):
     assert found.counts["corrupt"] == 30 and len(found.images) == 4
     printed = capsys.readouterr().err
     assert f"{mixed}: 34 images; label files: 3 found, 1 missing, 1 empty; 30 corrupt" in printed
-    assert "broken0.png: not a readable image" in printed
+    assert "broken0.png: image cannot be decoded" in printed
     assert "... and 10 more such messages" in printed
 
 
@@ -196,7 +196,7 @@ def test_strict_makes_them_an_error(mixed, capsys):
             scan(str(mixed), strict=True)
         first, second = str(error.value).splitlines()[1:]
         assert first.endswith("labels/d.txt:2: width must lie in 0-1, got 1.3")
-        assert "e.png: not a readable image" in second
+        assert "e.png: image cannot be decoded" in second
         assert scan(str(mixed)).counts["corrupt"] == 2
 
 
