@@ -137,8 +137,17 @@ class Runtime:
         return torch.cat(((rows[..., :4] - offset) / gain, rows[..., 4:]), -1)
 
     def _rows(self, outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        shapes = [tuple(output.shape) for output in outputs]
         if not self.metadata.nms:
+            if len(shapes[0]) != 3 or shapes[0][2] < 6:
+                raise ValueError(
+                    f"{self.path}: its output must be rows (B, N, 5 + classes), found the shape {shapes[0]}"
+                )
             return outputs[0].float()
+        if len(shapes) < 3 or len(shapes[0]) != 3 or shapes[0][2] != 4 or not shapes[0][:2] == shapes[1] == shapes[2]:
+            raise ValueError(
+                f"{self.path}: its outputs must be boxes (B, K, 4), scores (B, K) and classes (B, K), found {shapes}"
+            )
         boxes, scores, classes = (output.float() for output in outputs[:3])
         nc = len(self.metadata.names)
         if classes.numel() and not 0 <= classes.min() <= classes.max() < nc:

@@ -37,9 +37,15 @@ class ONNXRuntime(Runtime):
             content = str(path)  # ONNX Runtime reads the data beside it
         with readable(path, f"ONNX Runtime {onnxruntime.__version__}", RuntimeError, *faults):
             self.session = onnxruntime.InferenceSession(content, options, [*providers, "CPUExecutionProvider"])
-        entry, outputs = self.session.get_inputs()[0], self.session.get_outputs()
-        if len(entry.shape) != 4:
-            raise ValueError(f"{path}: its input must be images (B, C, H, W), found the shape {entry.shape}")
+        self.faults = (RuntimeError, *faults)
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        shapes = [entry.shape for entry in inputs]
+        if len(inputs) != 1 or len(shapes[0]) != 4 or not outputs or not outputs[0].shape:
+            raise ValueError(
+                f"{path}: it must take one input, images (B, C, H, W), and return rows; found inputs {shapes} and "
+                f"outputs {[output.shape for output in outputs]}"
+            )
+        entry = inputs[0]
         texts = self.session.get_modelmeta().custom_metadata_map
         self.declare(Metadata.from_texts(texts, path, entry.shape), entry.shape, outputs[0].shape[-1])
         self.input = entry.name
@@ -48,7 +54,8 @@ class ONNXRuntime(Runtime):
         self.outputs = [output.name for output in outputs][:count]
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = self.session.run(self.outputs, {self.input: images.cpu().numpy()})
+        with readable(self.path, "ONNX Runtime", *self.faults):
+            outputs = self.session.run(self.outputs, {self.input: images.cpu().numpy()})
         return tuple(torch.from_numpy(output).to(self.device) for output in outputs)
 
 
@@ -77,8 +84,12 @@ class OpenCVRuntime(Runtime):
             )
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        self.net.setInput(images.cpu().numpy())
-        return (torch.from_numpy(self.net.forward()).to(self.device),)
+        import cv2
+
+        with readable(self.path, f"OpenCV {cv2.__version__}", cv2.error):
+            self.net.setInput(images.cpu().numpy())
+            output = self.net.forward()
+        return (torch.from_numpy(output).to(self.device),)
 
 
 def _parsed(content: bytes, path: str | Path) -> "onnx.ModelProto":

@@ -23,6 +23,10 @@ class OpenVINORuntime(Runtime):
         with readable(path, f"OpenVINO {openvino.__version__}", RuntimeError):
             core = openvino.Core()
             model = core.read_model(file, below(file.parent, file.with_suffix(".bin").name))
+            if len(model.inputs) != 1 or any(e.partial_shape.rank.is_dynamic for e in (*model.inputs, *model.outputs)):
+                raise RuntimeError("it must take one input, images (B, C, H, W), and return rows")
+            if len(model.inputs[0].partial_shape) != 4 or not model.outputs or not len(model.outputs[0].partial_shape):
+                raise RuntimeError("it must take images (B, C, H, W), and return rows")
             shape = [None if d.is_dynamic else d.get_length() for d in model.inputs[0].partial_shape]
             last = model.outputs[0].partial_shape[-1]
             columns = None if last.is_dynamic else last.get_length()

@@ -72,3 +72,27 @@ def test_a_file_of_later_releases(tmp_path, runtime):
     opened = runtime(write(tmp_path / "e.onnx", texts={"stride": "32", "names": str(names)}))
     metadata = opened.metadata
     assert metadata.names == tuple(names.values()) and (metadata.stride, metadata.imgsz) == (32, (H, W))
+
+
+@pytest.mark.parametrize(
+    ("images", "rows", "operator"),
+    [
+        ([1, 3, H], [1, 3, H], "Identity"),  # no images
+        ([1, 3, H, W], [1, 3, H, W], "Identity"),  # no rows
+        ([1, 3, H, W], [], "Size"),
+    ],
+)
+def test_a_graph_of_another_kind_is_refused(tmp_path, images, rows, operator):
+    from onnx import TensorProto, helper
+
+    kind = TensorProto.INT64 if operator == "Size" else TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, images)],
+        [helper.make_tensor_value_info("y", kind, rows)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    model.ir_version = 8
+    (tmp_path / "e.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"e\.onnx: (it must take one input|its output must be rows)"):
+        ONNXRuntime(tmp_path / "e.onnx")(torch.zeros(1, 3, H, W))
