@@ -113,7 +113,7 @@ def tree(folder: Path) -> dict[str, int]:
 class BrightBoxes(torch.nn.Module):
     """Stands in for a trained detector: finds the red and the white box of an image by their colour."""
 
-    names, stride, dtype, fixed = NAMES, 32, torch.float32, None
+    names, stride, channels, dtype, fixed = NAMES, 32, 3, torch.float32, None
     confidence = (0.5, 0.75)
 
     def __init__(self, *_):
