@@ -100,7 +100,7 @@ def test_the_number_of_classes_comes_from_the_data(command, usual):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"mosiac": 1.0}, ":29: unknown key 'mosiac'; did you mean 'mosaic'?"),
+        ({"mosaic": None, "mosiac": 1.0}, ": unknown key 'mosiac'; did you mean 'mosaic'?"),
         ({"lr0": None}, "missing key 'lr0'"),
         ({"lr0": "fast"}, ":1: lr0 must be a number, got the text 'fast'"),
         ({"lr0": -1.0}, ":1: lr0 must be above 0, got -1.0"),
