@@ -61,18 +61,14 @@ def _add_model_and_data(group: argparse._ArgumentGroup) -> None:
         help="share of the training images to use, above 0 to 1",
     )
     group.add_argument(
-        "--resume", nargs="?", const=True, default=False, help="continue the newest run, or the run of this last.pt"
+        "--resume", nargs="?", const=True, default=False, help="continue the newest run, or that of this last.pt"
     )
 
 
 def _add_length_and_size(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--epochs", type=cli.whole(0), default=300, help="passes over the images (default: %(default)s)")
     group.add_argument(
-        "--time",
-        type=cli.real(0),
-        default=0.0,
-        metavar="HOURS",
-        help="train fewer epochs, if needed, to end in HOURS",
+        "--time", type=cli.real(0), default=0.0, metavar="HOURS", help="train fewer epochs, if needed, to end in HOURS"
     )
     group.add_argument(
         "--batch-size",
