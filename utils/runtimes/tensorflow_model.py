@@ -3,6 +3,7 @@
 As in v6.1 images are (B, H, W, C), and boxes are in fractions of the frame instead of pixels.
 """
 
+import contextlib
 import json
 import subprocess
 import tempfile
@@ -55,6 +56,8 @@ class ServedRuntime(Runtime):
         """Reads a line of JSON from the process; ValueError, with its last error, where it has ended."""
         if line := self.child.stdout.readline():
             return json.loads(line)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe may be closed before its last error is written
+            self.child.wait(10)
         self.end()
         self.log.seek(0)
         reason = last_error(self.log.read().decode(errors="replace"))

@@ -18,7 +18,7 @@ META = Metadata(names=("red", "weiß"), stride=32, imgsz=(H, W), int8=True)
 
 TENSORFLOW = '''
 """As much of TensorFlow as the server calls; the model in the folder says in a file what it does."""
-import os, sys
+import os, sys, time
 import numpy as np
 
 print("a greeting")
@@ -51,6 +51,8 @@ class signatures:
 
     def __call__(self, images):
         if images.max() > 1:
+            os.closerange(3, 64)  # what an interpreter may do first: the pipe ends before the error is written
+            time.sleep(0.3)
             sys.exit("images beyond 1")
         assert images.dtype == np.float32 and images.shape[-1] == 3
         rows = np.tile(images[:, 0, 0, :1], (5, 7)).reshape(-1, 5, 7)
