@@ -16,7 +16,7 @@ VERBS = ("train", "val", "detect", "export")
 HOUSE = """
 models              registry
 utils               text log cli boxes files dist device archives downloads activations pickles checkpoint nms drawing
-utils               class_names
+utils               class_names page
 utils.data          machine shapes faults image_header images letterbox labels
 utils.data.formats  yolo coco voc labelme shards
 utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader
@@ -34,7 +34,7 @@ models              insert second_order common attention attention_view experime
 models              architecture yolo rebuild transfer backend autoshape
 engine              run setup validation training detection
 .                   hubconf train val detect export
-tools               setup_env demo draw_shapes page costs explain ablate_report ablate_runs ablate
+tools               setup_env demo draw_shapes costs explain ablate_report ablate_runs ablate
 tools               attend_report attend_measures attend doctor_report doctor convert benchmark_formats
 """
 # The doors for programs written for v6.1, which nothing else imports

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools import page
+from utils import page
 
 LEVEL = 0.95  # of the intervals
 METRICS = ("P", "R", "mAP50", "mAP50-95")  # of a split, in the order of a result

@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.attention_view import Spectrum
-from tools import page
+from utils import page
 from utils.drawing import class_name, draw_boxes
 from utils.inference.features import draw_emphasis, draw_heat, draw_maps
 

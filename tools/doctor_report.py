@@ -10,9 +10,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.page import bullets, figure, group, heading, page, paragraph
 from utils.data.checks import KINDS, Contents, Finding
 from utils.data.images import read_image
+from utils.page import bullets, figure, group, heading, page, paragraph
 
 SHOWN = 12  # images and lines per finding of the HTML page
 STYLE = """

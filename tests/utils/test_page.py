@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 
-from tools import page
+from utils import page
 
 NASTY = "<script>alert('a&b')</script>\""
 
