@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.common import OPEN, SOCA, Conv
+from models.common import SOCA, Conv
+from models.gates import OPEN, STARTS, checked
 from models.registry import keeps_channels, register, widens_repeating
 
 
@@ -184,6 +185,36 @@ class GCT(nn.Module):
 
 
 # --- no attention -----------------------------------------------------------------------------------------------------
+
+
+@register(keeps_channels)
+class Scale(nn.Module):
+    """A control for attention: multiplies each channel by a learnt constant, whatever the image.
+
+    As LayerScale in Touvron et al., Going deeper with Image Transformers, ICCV 2021, section 2.1. It is a gate without
+    a statistic: where it gains as much as attention, the gain does not come from looking at the image. It starts as the
+    gate does: at 1/2 from scratch, at 0.982 among trained layers.
+
+    Args:
+        channels: C.
+        start: of the gate that it is compared with: open as above; half at 1, in both cases.
+    """
+
+    def __init__(self, channels: int, start: str = "open"):
+        super().__init__()
+        self.opened = torch.sigmoid(torch.tensor(OPEN)).item() if checked(start, STARTS, "start") == "open" else 1.0
+        self.scale = nn.Parameter(torch.full((1, channels, 1, 1), 0.5 if start == "open" else 1.0))
+
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the weight of each channel (N, C, 1, 1)."""
+        return self.scale.expand(len(x), -1, -1, -1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale.type_as(x) * x
+
+    def start_as_identity(self) -> None:
+        """Sets every channel to the value of an opened gate."""
+        nn.init.constant_(self.scale, self.opened)
 
 
 @register(keeps_channels)

@@ -260,7 +260,9 @@ def spectrum(maps: np.ndarray) -> Spectrum | None:
 
 @torch.no_grad()
 def gate_of_statistic(block: SOCA | SE, s: np.ndarray) -> np.ndarray:
-    """Returns the gate (C,) of the block for a statistic (C,); for zeros it is the part that no image influences."""
+    """Returns the gate (C,) of the block for a statistic (C,), of SOCA the row means; for zeros it is the part that no
+    image influences.
+    """
     weight = block.conv_du[0].weight
-    gate = block.conv_du(torch.from_numpy(s).to(weight.device, weight.dtype)[None, :, None, None])
+    gate = block.conv_du(block.in_unit(torch.from_numpy(s).to(weight.device, weight.dtype)[None])[:, :, None, None])
     return gate.flatten().float().cpu().numpy()

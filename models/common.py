@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.gates import MOMENTUM, UNITS, ChannelGate, checked
 from models.registry import (
     contracts,
     convolves,
@@ -28,7 +29,7 @@ from models.registry import (
     widens,
     widens_repeating,
 )
-from models.second_order import ITERATIONS, covariance, newton_schulz_sqrt, second_order_statistic
+from models.second_order import second_order_statistic
 
 
 def same_padding(kernel: int | tuple[int, int]) -> int | tuple[int, ...]:
@@ -347,91 +348,73 @@ class Classify(nn.Module):
 
 # --- channel attention ------------------------------------------------------------------------------------------------
 
-OPEN = 4.0  # logit of an open gate: its value is 0.982, and its slope of 0.018 still lets it learn
-
-
-def _gate(channels: int, reduction: int) -> nn.Sequential:
-    """Returns the small network that makes of one number per channel a weight in 0-1 per channel."""
-    hidden = max(1, channels // reduction)
-    return nn.Sequential(
-        nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1), nn.Sigmoid()
-    )
-
-
-def _open(gate: nn.Sequential) -> None:
-    """Sets the gate near 1 for every channel; its matrices keep their initial values, so that both can learn."""
-    nn.init.constant_(gate[2].bias, OPEN)
-
 
 @register(keeps_channels)
-class SOCA(nn.Module):
+class SOCA(ChannelGate):
     """Second-order channel attention: weighs each channel by how it varies together with the others.
 
     Dai et al., Second-order Attention Network for Single Image Super-Resolution, CVPR 2019, section 3.3, with the
-    matrix square root of Li et al. (iSQRT-COV, CVPR 2018). `models/second_order.py` explains how it is computed.
+    matrix square root of Li et al. (iSQRT-COV, CVPR 2018). `models/second_order.py` explains how it is computed,
+    `models/gates.py` the forms of its gate. With `unit`, `start` and `rate` left out it is the paper's.
 
     Args:
         channels: C, of input and output.
         reduction: the gate's hidden width is C // reduction, at least 1.
+        unit: of the statistic: means, sums, or own (sums over their running size).
+        start: of the gate: open, or half.
+        rate: learning rate of the gate, as a factor.
 
     Shape: (N, C, H, W) -> (N, C, H, W), in the input's type.
     """
 
-    def __init__(self, channels: int, reduction: int = 8):
-        super().__init__()
-        self.conv_du = _gate(channels, reduction)
+    unit = "means"  # an attribute of the object only where it is another: files of the paper's form have none
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        s = second_order_statistic(x)  # (N, C)
-        return self.conv_du(s[:, :, None, None]).type_as(x) * x
+    def __init__(self, channels: int, reduction: int = 8, unit: str = "means", start: str = "open", rate: float = 1.0):
+        super().__init__(channels, reduction, start, rate)
+        if checked(unit, UNITS, "unit of SOCA's statistic") != "means":
+            self.unit = unit
+        if unit == "own":
+            self.register_buffer("size", torch.ones(1))  # the running root mean square of the sums
 
-    def start_as_identity(self) -> None:
-        """Opens the gate of every channel, for a new block among trained layers."""
-        _open(self.conv_du)
+    def statistic(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns s in the block's unit (N, C, 1, 1); in training, `own` also learns the size of s."""
+        if self.unit == "means":
+            s = second_order_statistic(x)
+        else:  # in float32, so that small means keep their digits in half precision
+            s = self.in_unit(second_order_statistic(x if x.dtype == torch.float64 else x.float())).to(x.dtype)
+        return s[:, :, None, None]
+
+    def in_unit(self, s: torch.Tensor) -> torch.Tensor:
+        """Returns row means (N, C) in the block's unit."""
+        if self.unit == "means":
+            return s
+        s = s * s.shape[1]
+        if self.unit == "own":
+            if self.training:
+                now = s.detach().square().mean().sqrt().to(self.size.dtype)
+                self.size.lerp_(torch.where(now.isfinite(), now, self.size), MOMENTUM)
+            s = s / self.size.clone().clamp(min=1e-6).to(s.dtype)  # a copy: the next batch changes it
+        return s
+
+    def unit_of_statistic(self) -> float:
+        """Returns the statistic as a multiple of the row means."""
+        C = self.conv_du[0].in_channels
+        return {"means": 1.0, "sums": float(C)}.get(self.unit) or C / max(self.size.item(), 1e-6)
 
 
 @register(keeps_channels)
-class SE(nn.Module):
+class SE(ChannelGate):
     """First-order channel attention: weighs each channel by its mean.
 
     Hu et al., Squeeze-and-Excitation Networks, CVPR 2018. Arguments and shapes as SOCA; the paper's reduction is 16.
     """
 
-    def __init__(self, channels: int, reduction: int = 16):
-        super().__init__()
-        self.conv_du = _gate(channels, reduction)
+    def __init__(self, channels: int, reduction: int = 16, start: str = "open", rate: float = 1.0):
+        super().__init__(channels, reduction, start, rate)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv_du(x.mean((2, 3), keepdim=True)).type_as(x) * x
-
-    def start_as_identity(self) -> None:
-        """Opens the gate of every channel, for a new block among trained layers."""
-        _open(self.conv_du)
-
-
-# Code around a pasted SOCA calls covariance pooling and its root by these names. They are correct for any use.
-
-
-def CovpoolLayer(x: torch.Tensor) -> torch.Tensor:
-    """Returns the covariance (N, C, C) of a map (N, C, H, W)."""
-    return covariance(x)
-
-
-def SqrtmLayer(x: torch.Tensor, iterN: int = ITERATIONS) -> torch.Tensor:
-    """Returns the square root of a symmetric (N, C, C) by iterN coupled Newton-Schulz steps."""
-    return newton_schulz_sqrt(x, iterN)
-
-
-class Covpool:
-    """Offers `Covpool.apply(x)`, for code that expects an autograd function."""
-
-    apply = staticmethod(CovpoolLayer)
-
-
-class Sqrtm:
-    """Offers `Sqrtm.apply(x, iterN)`, for code that expects an autograd function."""
-
-    apply = staticmethod(SqrtmLayer)
+    def statistic(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the means (N, C, 1, 1)."""
+        return x.mean((2, 3), keepdim=True)
 
 
 # --- layers of torch that model YAMLs name ----------------------------------------------------------------------------
@@ -443,8 +426,13 @@ for _rule, _layer in (
     register(_rule, f"nn.{_layer.__name__}")(_layer)
 
 
+# Names that programs written for v6.1 import from here, and those that code around a pasted SOCA calls
+_IN_DOORS = ("AutoShape", "DetectMultiBackend", "Detections", "autopad")
+_IN_DOORS += ("Covpool", "CovpoolLayer", "Sqrtm", "SqrtmLayer")
+
+
 def __getattr__(name: str) -> Any:
-    """Looks up names that programs written for v6.1 import from here; importing blocks loads nothing of it."""
-    if name in ("AutoShape", "DetectMultiBackend", "Detections", "autopad"):
+    """Looks up the names of models/doors.py, of which importing blocks loads nothing."""
+    if name in _IN_DOORS:
         return getattr(importlib.import_module("models.doors"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,10 +13,12 @@ from torch import nn
 from models.autoshape import AutoShape, Detections
 from models.backend import Backend, find_weights, load_model
 from models.common import same_padding
+from models.second_order import ITERATIONS, covariance, newton_schulz_sqrt
 from utils.class_names import ClassNames
 from utils.inference.features import FeatureRecorder
 
 __all__ = ["AutoShape", "ClassNames", "DetectMultiBackend", "Detections", "attempt_load", "autopad"]
+__all__ += ["Covpool", "CovpoolLayer", "Sqrtm", "SqrtmLayer"]
 
 # the attribute of v6.1 that says which kind of file runs, and the ends of the names of such files
 _KINDS = {
@@ -119,3 +121,30 @@ class DetectMultiBackend(Backend):
         if self.device.type != "cpu":
             dtype = torch.float16 if half or self.fp16 else torch.float32
             self(torch.zeros(*imgsz, device=self.device, dtype=dtype))
+
+
+# --- around a pasted SOCA ---------------------------------------------------------------------------------------------
+
+# Such code calls covariance pooling and its root by these names. They are correct for any use.
+
+
+def CovpoolLayer(x: torch.Tensor) -> torch.Tensor:
+    """Returns the covariance (N, C, C) of a map (N, C, H, W)."""
+    return covariance(x)
+
+
+def SqrtmLayer(x: torch.Tensor, iterN: int = ITERATIONS) -> torch.Tensor:
+    """Returns the square root of a symmetric (N, C, C) by iterN coupled Newton-Schulz steps."""
+    return newton_schulz_sqrt(x, iterN)
+
+
+class Covpool:
+    """Offers `Covpool.apply(x)`, for code that expects an autograd function."""
+
+    apply = staticmethod(CovpoolLayer)
+
+
+class Sqrtm:
+    """Offers `Sqrtm.apply(x, iterN)`, for code that expects an autograd function."""
+
+    apply = staticmethod(SqrtmLayer)

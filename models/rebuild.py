@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from models import attention, common, experimental, yolo
+from models import attention, common, experimental, gates, yolo
 from models.architecture import plain_yaml, plan_layers
 from models.common import SOCA, Conv
 from models.registry import registered
@@ -59,7 +59,7 @@ class Names:
     """The module classes that a checkpoint may name, as they are defined at this moment."""
 
     def __init__(self):
-        rooms = (common, attention, experimental, activations, yolo)
+        rooms = (gates, common, attention, experimental, activations, yolo)
         own = {c for room in rooms for c in vars(room).values() if isinstance(c, type) and issubclass(c, nn.Module)}
         own = {c for c in (*own, *registered()) if not c.__module__.startswith("torch.")}
         self._classes = {_full_name(c): c for c in (*own, *_LAYERS, *ACTIVATIONS, *_WRAPPERS)} | _OTHER_NAMES

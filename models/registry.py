@@ -213,9 +213,9 @@ def register(rule: Rule, name: str = "") -> Callable[[type], type]:
     return add
 
 
-def registered() -> list[type]:
-    """Returns the class of every block."""
-    return [block for block, _ in _BLOCKS.values()]
+def registered(planned_by: Rule | None = None) -> list[type]:
+    """Returns the class of every block, or of those that one rule plans."""
+    return [block for block, rule in _BLOCKS.values() if planned_by in (None, rule)]
 
 
 def lookup(name: str) -> tuple[type, Rule]:

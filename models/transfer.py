@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from models.gates import ChannelGate, start_of
 from models.yolo import Detect, Model
 from utils.log import LOGGER
 
@@ -58,7 +59,7 @@ def transfer(source: Model, target: Model, own_anchors: bool = False, names: Seq
     for j, new in enumerate(target.model):
         transfers.setdefault(j, LayerTransfer(None, 0, "new"))
         if not transfers[j].whole and not from_scratch and _start_as_identity(new):
-            transfers[j] = transfers[j]._replace(text="new, starts as identity")
+            transfers[j] = transfers[j]._replace(text=f"{transfers[j].text}, starts as identity")
 
     carried = sum(t.whole for t in transfers.values())
     LOGGER.info(f"carried {carried} of {len(target.state_dict())} tensors over from the weights; layer by layer:")
@@ -123,6 +124,11 @@ def _copy(old: nn.Module, new: nn.Module) -> tuple[int, str]:
     # without a matrix that fits, the vectors belong to other features
     if len(fitting) < len(tensors) and not any(tensors[name].ndim > 1 for name in fitting):
         return 0, "left out: its shape differs from layer {source} of the weights"
+    if isinstance(new, ChannelGate) and all(name in fitting for name in tensors if name.startswith("conv_du")):
+        if start_of(old.conv_du) != start_of(new.conv_du):
+            return 0, "left out: the gate of layer {source} of the weights has another start"
+        new.take(old)  # whatever the unit and the rate of the two
+        return len(tensors), "carried"
     for name in fitting:
         tensors[name].copy_(state[name])
     if len(fitting) == len(tensors):

@@ -1,6 +1,7 @@
 """The attention blocks: each against its paper as slow loops in numpy, all against the rules for every block."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,16 +10,19 @@ from test_registry import small
 from torch import nn
 
 from models import attention
-from models.attention import CBAM, ECA, GCT, LSRAG, NLRG, RLNL, Adapter, CoordAttention, SimAM
+from models.attention import CBAM, ECA, GCT, LSRAG, NLRG, RLNL, Adapter, CoordAttention, Scale, SimAM
 from models.backend import load_checkpoint
 from models.common import SE, SOCA
+from models.registry import keeps_channels, registered
 from models.yolo import Model
 from utils import checkpoint
 from utils.training.optimizer import parameter_groups
 
-KEEPING = [SOCA, SE, ECA, CBAM, CoordAttention, SimAM, GCT, RLNL, LSRAG, Adapter]
-BLOCKS = [*KEEPING, NLRG]
-OPENING = [block for block in KEEPING if hasattr(block, "start_as_identity")]
+KEEPING = registered(planned_by=keeps_channels)
+FORMS = [partial(SOCA, unit="sums", start="half"), partial(SOCA, unit="own", rate=0.1), partial(SE, start="half")]
+FORMS += [partial(Scale, start="half")]
+BLOCKS = [*KEEPING, *FORMS, NLRG]
+OPENING = [block for block in BLOCKS if hasattr(getattr(block, "func", block), "start_as_identity")]
 
 
 def build(block: type, channels: int = 24) -> nn.Module:
@@ -174,6 +178,18 @@ def test_rlnl_by_hand(grid, rows, columns):
                 left += w
             top += h
     assert near(block(x), expected, 1e-5)
+
+
+def test_scale_by_hand():
+    """One number per channel, whatever the image; as a gate it starts at 1/2, and at sigma(4) among trained layers."""
+    block, x = build(Scale), image(2, 24, 6, 7)
+    numbers = weights(block)["scale"].ravel()
+    expected = x.double().numpy() * numbers[:, None, None]
+    assert near(block(x), expected)
+    assert block.gate(x).shape == (2, 24, 1, 1) and near(block.gate(x)[1].ravel(), numbers)
+    assert (Scale(4).scale == 0.5).all()
+    block.start_as_identity()
+    assert near(block.gate(x), np.full((2, 24, 1, 1), sigma(np.float64(4))))
 
 
 def test_adapter_by_hand():
@@ -369,14 +385,14 @@ def test_start_as_identity(block):
     assert any(p.grad.abs().max() > 0 for p in built.parameters())
 
 
-@pytest.mark.parametrize("block", [GCT, RLNL, Adapter])
+@pytest.mark.parametrize("block", [GCT, RLNL, Adapter, FORMS[-1]])
 def test_identity_as_built(block):
     x = image(2, 24, 6, 7)
     assert torch.equal(block(24)(x), x)
 
 
 def test_which_blocks_open():
-    assert set(KEEPING) - set(OPENING) == {SimAM}
+    assert set(BLOCKS) - set(OPENING) == {SimAM, NLRG}
 
 
 @pytest.mark.parametrize("block", KEEPING)
@@ -408,9 +424,9 @@ def test_nlrg_is_a_stage():
     assert model.fuse().eval()(torch.rand(1, 3, 64, 64))[0].isfinite().all()
 
 
-def test_every_block_of_the_file_is_here():
+def test_every_block_of_the_file_is_registered():
     found = {c for c in vars(attention).values() if isinstance(c, type) and c.__module__ == "models.attention"}
-    assert found == {*BLOCKS, attention.ResidualBlock} - {SOCA, SE}
+    assert found - {*KEEPING, NLRG} == {attention.ResidualBlock}
 
 
 @pytest.mark.parametrize(
