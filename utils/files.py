@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import yaml
 
-from utils.text import printable
+from utils.text import decode_text, printable
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository
 GIB = 2**30  # bytes
@@ -196,13 +196,14 @@ def read_text(path: str | Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_YAML + 1)
+        with open(path, "rb") as file:
+            data = file.read(MAX_YAML + 1)
+        text = decode_text(data)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a YAML text file: {error}") from None
-    if len(text) > MAX_YAML:
-        raise ValueError(f"{path}: longer than {MAX_YAML} characters, the maximum of a YAML file")
-    return text
+    if len(data) > MAX_YAML:
+        raise ValueError(f"{path}: longer than {MAX_YAML} bytes, the maximum of a YAML file")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Text from elsewhere, made safe: for a terminal, for a table, for a file name; and addresses without their secrets.
+"""Text from elsewhere: read in its encoding; made safe for a terminal, a table, a file name; addresses without secrets.
 
 Class names, file names and the text of YAML files may come from anybody, and addresses hold passwords. `printable` and
 `redact` are called once, where all messages of the project pass (utils/log.py, utils/cli.py), and wherever options are
 stored.
 """
 
+import codecs
 import hashlib
 import re
 from collections.abc import Iterable
@@ -13,6 +14,28 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 NAME_BYTES = 150  # of a folder or file that has its name from elsewhere; file systems allow 255
+
+# --- from a file ------------------------------------------------------------------------------------------------------
+
+# of UTF-32 first: its mark begins as that of UTF-16 does
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def decode_text(data: bytes, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """Returns the text of a file, without its byte order mark; editors of Windows write one.
+
+    encoding: of a file without a mark; a mark says what the encoding is. Raises UnicodeDecodeError, unless `errors`
+    says otherwise, and LookupError for an encoding that Python does not know.
+    """
+    marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    return data.decode(marked or encoding, errors)
+
 
 # --- for a terminal ---------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
-"""Names that come from files stay below their folder."""
+"""Names that come from files stay below their folder; YAML is read in the encoding that its mark says."""
 
 import pytest
 
-from utils.files import below
+from utils.files import below, read_yaml
 
 
 @pytest.mark.parametrize("name", ["a.bin", "sub/a.bin", "./a", "a..b", ".../a", "link/inside"])
@@ -22,3 +22,9 @@ def test_names_that_lead_elsewhere(tmp_path, name):
     (folder / "out").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="must be below"):
         below(folder, name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_yaml_of_an_editor_of_windows(tmp_path, encoding):
+    (tmp_path / "a.yaml").write_bytes("names:\r\n- 細\r\nnc: 1\r\ntext: |\r\n  a\r\n  b\r\n".encode(encoding))
+    assert read_yaml(tmp_path / "a.yaml") == {"names": ["細"], "nc": 1, "text": "a\nb\n"}

@@ -9,7 +9,7 @@ import pytest
 
 from utils import cli
 from utils.log import LOGGER
-from utils.text import csv_field, file_name, printable, redact, xml_can_hold
+from utils.text import csv_field, decode_text, file_name, printable, redact, xml_can_hold
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,18 @@ def test_nothing_steers_a_terminal(text, shown):
 
 def test_a_name_stays_on_its_line():
     assert printable("a\nerror: b\tc", lines=False) == r"a\nerror: b\tc"
+
+
+@pytest.mark.parametrize("text", ["", "0 .5\n", "細 \U0001f34e", "\ufeff twice"])
+def test_a_byte_order_mark_is_not_part_of_the_text(text):
+    marked = "\ufeff" + text
+    for encoding in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        assert decode_text(marked.encode(encoding)) == text
+        assert decode_text(marked.encode(encoding), "gbk") == text
+    assert decode_text("細".encode("gbk"), "gbk") == "細"
+    assert decode_text(b"a\xff", errors="surrogateescape") == "a\udcff"
+    with pytest.raises(UnicodeDecodeError):
+        decode_text(b"a\xff")
 
 
 SECRETS = [

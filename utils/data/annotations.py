@@ -23,7 +23,7 @@ from utils.data.faults import Fault
 from utils.data.formats.coco import CocoSplit
 from utils.data.formats.shards import ShardSplit, check_shard
 from utils.data.formats.voc import VocSplit
-from utils.data.formats.yolo import image_to_label_path, labels_folder, parse_labels, read_labels
+from utils.data.formats.yolo import image_to_label_path, labels_folder, parse_labels, read_label_text, read_labels
 from utils.data.images import check_image, list_images
 from utils.data.labels import CheckedImage, Listing, Read, check_labelled_image
 from utils.data.machine import usable_cores
@@ -155,7 +155,7 @@ def check_classes(annotations: Annotations, nc: int) -> None:
     image = annotations.images[int(np.searchsorted(annotations.starts, row, side="right")) - 1]
     label_file = image_to_label_path(image)
     if os.path.isfile(label_file):
-        parse_labels(Path(label_file).read_text(encoding="utf-8"), label_file, nc)  # raises, naming the line
+        parse_labels(read_label_text(label_file), label_file, nc)  # raises, naming the line
     raise ValueError(f"{image}: class {classes[row]:g} but there are {nc} classes")
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from utils.data.faults import Fault, FaultError
 from utils.data.image_header import KINDS, check_file_size, check_header, reader_of
+from utils.text import decode_text
 
 IMAGE_SUFFIXES = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
@@ -75,7 +76,7 @@ def _files_below(folder: str) -> list[str]:
 
 def listed_files(list_file: Path) -> list[str]:
     """Returns the lines of a text file without empty ones; a leading `./` is replaced by the text file's folder."""
-    lines = list_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    lines = decode_text(list_file.read_bytes(), errors="surrogateescape").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
     return [str(list_file.parent / line[2:]) if line.startswith("./") else line for line in lines]
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from utils.data.faults import Fault, FaultError, Location, UnknownClassError
 from utils.data.images import check_image
+from utils.text import decode_text
 
 MAX_OVERHANG = 1.0  # pixels by which a box may reach over the edge of its image unreported: annotation tools round
 NAMES_FILE = "labels.txt"  # in a folder of VOC or LabelMe files: class names in their order, one a line
@@ -124,9 +125,16 @@ def first_file(candidates: Sequence[Path]) -> Path | None:
 def names_in_order(folder: Path, images: list[LabelledImage]) -> list[str]:
     """Returns class names: those of the folder's labels.txt first, then the others in alphabetical order."""
     file = folder / NAMES_FILE
-    listed = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    listed = [line.strip() for line in _text_lines(file)] if file.is_file() else []
     found = sorted({item.name for image in images for item in image.objects})
     return list(dict.fromkeys([*filter(None, listed), *found]))
+
+
+def _text_lines(file: Path) -> list[str]:
+    try:
+        return decode_text(file.read_bytes()).splitlines()
+    except UnicodeDecodeError as error:
+        raise Location(str(file)).error("format", f"not a text file in UTF-8: {error}") from None
 
 
 def write_new(file: Path, text: str) -> None:

@@ -58,6 +58,12 @@ def test_list_file_names_images_beside_itself(folder):
     assert relative(list_images(str(list_file)), folder) == ["a.PNG", "b.jpg", "dot./e.jpg"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_no_part_of_a_list(folder, encoding):
+    (folder / "list.txt").write_bytes("./b.png\r\n".encode(encoding))
+    assert list_images(folder / "list.txt") == [str(folder / "b.png")]
+
+
 def test_entries_are_joined_and_each_image_counts_once(folder):
     assert list_images([str(folder / "sub folder"), str(folder)]) == list_images(str(folder))
 

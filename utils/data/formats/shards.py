@@ -35,6 +35,7 @@ from utils.data.labels import (
     safe_name,
 )
 from utils.files import write_yaml
+from utils.text import decode_text
 
 IMAGES_PER_SHARD = 1000  # of those that `save` writes
 
@@ -137,7 +138,7 @@ def _text_of(data: bytes, kind: str, name: str) -> str:
     location = Location(f"{name}.{kind}")
     try:
         if kind == "txt":
-            return data.decode()
+            return decode_text(data)
         content = json.loads(data)
         rows = zip(content["class"], content["boxes"], strict=True)
         return "\n".join(" ".join(str(number) for number in (label, *box)) for label, box in rows)

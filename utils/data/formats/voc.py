@@ -3,7 +3,9 @@
 A `VocSplit` stands in a dataset's entry (`train`, `val`, `test`) where a folder of images would.
 """
 
+import codecs
 import os
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.parsers import expat
 
-from utils.data.faults import FaultError, Location, UnknownClassError
+from utils.data.faults import Location, UnknownClassError
 from utils.data.images import is_image, list_images
 from utils.data.labels import (
     NAMES_FILE,
@@ -31,8 +33,9 @@ from utils.data.labels import (
     write_new,
 )
 from utils.log import LOGGER
-from utils.text import printable, xml_can_hold
+from utils.text import decode_text, printable, xml_can_hold
 
+_DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z][\w.:-]*)["']""")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -40,14 +43,15 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def parse_xml(data: bytes, path: str | Path) -> ET.Element:
-    """Parses an XML text and returns its root.
+    """Parses an XML text, in the encoding that it declares or its byte order mark says, and returns its root.
 
     A text that declares a document type is refused: it could define entities, which make a small text endless or read
     other files.
 
     Raises FaultError `path:line: ...`.
     """
-    tree, parser = ET.TreeBuilder(), expat.ParserCreate()
+    text = _decode_xml(data, Location(str(path), line=1))
+    tree, parser = ET.TreeBuilder(), expat.ParserCreate("utf-8")  # whatever it declares
 
     def refuse(*_: Any) -> None:
         location = Location(str(path), line=parser.CurrentLineNumber)
@@ -56,15 +60,26 @@ def parse_xml(data: bytes, path: str | Path) -> ET.Element:
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = tree.start, tree.end, tree.data
     try:
-        parser.Parse(data, True)
+        parser.Parse(text.encode(errors="surrogatepass"), True)
     except expat.ExpatError as error:
         words = f"not valid XML: {expat.ErrorString(error.code)}"
         raise Location(str(path), line=error.lineno).error("format", words) from None
-    except (LookupError, ValueError) as error:  # an encoding that Python does not know, or of several bytes
-        if isinstance(error, FaultError):
-            raise
-        raise Location(str(path), line=1).error("format", f"not valid XML: {error}") from None
     return tree.close()
+
+
+def _decode_xml(data: bytes, location: Location) -> str:
+    """Returns an XML text. expat knows no encodings of several bytes, such as the GBK of a Chinese Windows."""
+    declared = _DECLARATION.match(data)
+    encoding = declared[1].decode() if declared else "utf-8"
+    try:
+        if not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):  # these begin with a mark or are no bytes
+            return decode_text(data, encoding)
+        return decode_text(data)
+    except UnicodeError as error:
+        advice = 'its first line must say in which encoding it is, such as <?xml version="1.0" encoding="GBK"?>'
+        raise location.error("format", f"not valid XML: not a text in {encoding}; {advice} ({error})") from None
+    except LookupError:
+        raise location.error("format", f"not valid XML: unknown encoding {encoding!r:.40}") from None
 
 
 def objects_of(root: ET.Element, path: str | Path) -> list[tuple[ET.Element, Location]]:

@@ -25,6 +25,7 @@ from utils.data.labels import (
 )
 from utils.files import write_yaml
 from utils.log import LOGGER
+from utils.text import decode_text
 
 COLUMNS = ("class", "x", "y", "width", "height")
 
@@ -48,9 +49,9 @@ def labels_folder(path: str) -> str:
 
 
 def read_label_text(path: str) -> str:
-    """Reads the text of a label file. Raises FaultError where it is not UTF-8."""
+    """Reads the text of a label file. Raises FaultError where it is neither UTF-8 nor begins with a byte order mark."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return decode_text(Path(path).read_bytes())
     except UnicodeDecodeError as error:
         raise FaultError(Fault("format", path, f"not a text file in UTF-8: {error}")) from None
 

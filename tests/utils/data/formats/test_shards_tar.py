@@ -41,7 +41,7 @@ def test_json_polygons_backgrounds_and_broken_samples(tmp_path, png_file):
             ("e.png", png_file(5)[:60]), ("e.txt", "0 .5 .5 .1 .1"),
             ("f.png", png_file(6)), ("f.txt", "0 .5 .5 .1 1.1"),
             ("g.png", png_file(7)), ("g.json", '{"class": [0], "boxes": []}'),
-            ("h.png", png_file(8)), ("h.txt", b"\xff\xfe"),
+            ("h.png", png_file(8)), ("h.txt", b"\xff\xfd"),
             ("i.txt", "0 .5 .5 .1 .1"),
             ("j.png", png_file(8)), ("j.json", '{"class": [0], "boxes": [[0.5, 0.5, 0.1]]}'),
         ],

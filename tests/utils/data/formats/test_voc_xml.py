@@ -7,7 +7,7 @@ import pytest
 from label_files import NAMES, voc_object
 
 from utils.data.annotations import list_pairs, scan
-from utils.data.faults import UnknownClassError
+from utils.data.faults import FaultError, UnknownClassError
 from utils.data.formats.voc import VocSplit, parse_xml
 
 PART = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
@@ -69,9 +69,27 @@ def test_a_document_type_is_refused_in_any_encoding():
     assert parse_xml("<a>細</a>".encode("utf-16"), "x.xml").text == "細"
     with pytest.raises(ValueError, match=r"x.xml:1: not valid XML: no element found"):
         parse_xml(b"", "x.xml")
-    for encoding in ("klingon", "utf-7", "shift_jis"):  # which Python or expat does not know
+    for encoding in ("klingon", "hex", "idna"):  # which Python does not know, or which are none of a text
         with pytest.raises(ValueError, match=r"x.xml:1: not valid XML"):
-            parse_xml(f"<?xml version='1.0' encoding='{encoding}'?><a/>".encode(), "x.xml")
+            parse_xml(f"<?xml version='1.0' encoding='{encoding}'?><a>..\u4f60</a>".encode(), "x.xml")
+
+
+def test_the_encoding_is_the_one_declared():
+    text = "<?xml version='1.0' encoding='{}'?>\n<a>細菌</a>"
+    for encoding in ("GBK", "gb18030", "big5", "shift_jis", "euc-kr", "utf-8"):
+        assert parse_xml(text.format(encoding).encode(encoding), "x.xml").text == "細菌"
+    for encoding in ("utf-8-sig", "utf-16", "utf-32"):  # a byte order mark counts, not the words behind it
+        for declared in ("utf-8", "utf-16", "GBK"):
+            assert parse_xml(text.format(declared).encode(encoding), "x.xml").text == "細菌"
+    # as programs for .NET write it into files that are UTF-8
+    assert parse_xml(text.format("utf-16").encode(), "x.xml").text == "細菌"
+    assert parse_xml("<a>caf\xe9</a>".encode(), "x.xml").text == "caf\xe9"
+
+
+@pytest.mark.parametrize("head", ["", "<?xml version='1.0'?>", "<?xml version='1.0' encoding='UTF-8'?>"])
+def test_an_encoding_that_is_not_declared_names_the_file(head):
+    with pytest.raises(FaultError, match=r"^dir/7.xml:1: not valid XML: not a text in .*its first line must"):
+        parse_xml(f"{head}<a>細菌</a>".encode("gbk"), "dir/7.xml")
 
 
 def test_bad_boxes_and_sizes_are_reported(voc):

@@ -16,6 +16,7 @@ DEPARTURES = {
     "fraction_class": False,  # class 1.5 is refused, not truncated later
     "triangle_alone": True,  # three corners make a polygon
     "seven_columns": True,  # and so do any other six numbers after the class
+    "bom": True,  # a byte order mark is no part of the text
     "duplicate_polygons": True,  # equal polygons are kept once, as equal boxes are
 }
 
@@ -113,6 +114,14 @@ def test_label_file_that_is_no_text(tmp_path, write_image):
     pair = check_pair(str(image), str(tmp_path / "a.txt"))
     assert pair.corrupt and pair.found
     assert "a.txt: not a text file in UTF-8" in str(pair.faults[0])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_a_byte_order_mark_is_no_label(tmp_path, write_image, encoding):
+    image, mark = write_image(tmp_path / "a.png", PICTURE), "\ufeff" if encoding.endswith("be") else ""
+    (tmp_path / "a.txt").write_bytes(f"{mark}0 .5 .5 .2 .2\r\n1 .3 .3 .1 .1\r\n".encode(encoding))
+    pair = check_pair(str(image), str(tmp_path / "a.txt"))
+    assert pair.labels.rows[:, 0].tolist() == [0, 1] and not pair.faults
 
 
 def test_recorded_label_paths(parity):
