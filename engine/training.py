@@ -20,9 +20,10 @@ from models.backend import load_checkpoint, load_model
 from models.yolo import Model
 from utils import checkpoint, cli, dist
 from utils.boxes import round_up
+from utils.evaluation.charts import plot_evolution, plot_results
 from utils.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate, log_evaluation
 from utils.evaluation.metrics import fitness
-from utils.evaluation.plots import plot_batch, plot_evolution, plot_results
+from utils.evaluation.plots import plot_batch
 from utils.evaluation.report import mosaic_writer, write_figures
 from utils.files import increment_path, only_writer
 from utils.log import LOGGER

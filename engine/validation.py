@@ -20,9 +20,9 @@ from utils.data.options import LoaderOptions
 from utils.device import select_device
 from utils.evaluation import coco
 from utils.evaluation import report as writers
+from utils.evaluation.charts import plot_study
 from utils.evaluation.errors import explain_errors, worst_images
 from utils.evaluation.evaluator import EvaluatedBatch, Evaluation, EvaluationSettings, evaluate, log_evaluation
-from utils.evaluation.plots import plot_study
 from utils.files import atomic_write, increment_path
 from utils.log import LOGGER
 

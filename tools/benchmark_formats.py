@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PRECISIONS = ("float32", "float16", "int8")
+LEAST_SPAN = 0.05  # of the axis of mAP, so that differences of a ten-thousandth do not look large
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -173,18 +174,19 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def as_figure(rows: list[Row], title: str) -> "Figure":
-    """Draws a line per format, the fastest on top: its time, with its file size as the area of a disc, and its mAP."""
+    """Draws a line per format, the fastest on top: its time, with its file size as the area of a mark, and its mAP."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     done = sorted((row for row in rows if row.milliseconds is not None), key=lambda row: -row.milliseconds)
     figure = Figure(figsize=(9, 1.6 + 0.3 * len(done)), layout="constrained")
     time, accuracy = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    for precision, colour in {"float32": "#0072b2", "float16": "#e69f00", "int8": "#009e73"}.items():
+    looks = {"float32": ("#0072b2", "o"), "float16": ("#e69f00", "^"), "int8": ("#009e73", "s")}
+    for precision, (colour, marker) in looks.items():
         places = [i for i, row in enumerate(done) if row.precision == precision]
         if not places:
             continue
-        look = {"color": colour, "alpha": 0.6, "edgecolors": "black", "linewidths": 0.8}
+        look = {"color": colour, "marker": marker, "alpha": 0.6, "edgecolors": "black", "linewidths": 0.8}
         sizes = [20 + 15 * done[i].megabytes for i in places]
         time.scatter([done[i].milliseconds for i in places], places, s=sizes, label=precision, **look)
         accuracy.scatter([done[i].map for i in places], places, s=60, **look)
@@ -195,12 +197,15 @@ def as_figure(rows: list[Row], title: str) -> "Figure":
     time.xaxis.set_minor_locator(NullLocator())
     time.set(xlabel="milliseconds per image, the network alone", title=title)
     accuracy.set(xlabel="mAP50-95")
-    accuracy.margins(x=0.2)
+    values = [row.map for row in done]
+    reach = max(0.7 * (max(values) - min(values)), LEAST_SPAN / 2) if values else 0.5
+    middle = (max(values) + min(values)) / 2 if values else 0.5
+    accuracy.set_xlim(middle - reach, middle + reach)
     accuracy.xaxis.set_major_locator(MaxNLocator(4))
     for axes in (time, accuracy):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
-    legend = time.legend(title="disc area: file size", loc="best")
+    legend = time.legend(title="area: file size", loc="best")
     for handle in legend.legend_handles:
         handle.set_sizes([60])
     return figure

@@ -44,7 +44,7 @@ def ap_per_class(
     """
     metrics = _metrics.ap_per_class(tp, conf, pred_cls, target_cls, eps)
     if plot:
-        from utils.evaluation.plots import plot_curves
+        from utils.evaluation.charts import plot_curves
 
         plot_curves(metrics, Path(save_dir), names or None)
     return metrics.tp, metrics.fp, metrics.p, metrics.r, metrics.f1, metrics.ap, metrics.classes
@@ -67,7 +67,7 @@ class ConfusionMatrix(_metrics.ConfusionMatrix):
 
     def plot(self, normalize: bool = True, save_dir: str | Path = "", names: Any = ()) -> None:
         """Draws the matrix in save_dir; normalize: accepted for v6.1's sake, the columns are always normalised."""
-        from utils.evaluation.plots import plot_confusion_matrix
+        from utils.evaluation.charts import plot_confusion_matrix
 
         plot_confusion_matrix(self, Path(save_dir), names or None)
 

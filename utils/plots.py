@@ -15,6 +15,7 @@ import torch
 from utils import drawing as _drawing
 from utils.boxes import clip_boxes, xywh_to_xyxy, xyxy_to_xywh
 from utils.drawing import Colors, colors
+from utils.evaluation import charts as _charts
 from utils.evaluation import plots as _plots
 from utils.files import increment_path
 
@@ -154,7 +155,7 @@ def plot_results(file: str | Path = "path/to/results.csv", dir: str | Path = "")
     if not files:
         raise FileNotFoundError(f"no results*.csv in {folder.resolve()}; give the folder of a training run")
     for table in files:
-        _plots.plot_results(table)
+        _charts.plot_results(table)
 
 
 def plot_labels(labels: np.ndarray, names: Sequence[str] = (), save_dir: str | Path = "") -> None:

@@ -45,6 +45,13 @@ def test_the_figure_leaves_out_what_failed():
     assert [discs.get_offsets().tolist() for discs in accuracy.collections] == [[[0.56, 0], [0.56, 1]]]
 
 
+def test_small_differences_of_map_are_drawn_small():
+    for maps, span in (((0.5601, 0.56), 0.05), ((0.3, 0.6), 0.42)):
+        rows = [Row(name="a", precision="float32", megabytes=4.0, map=value, milliseconds=9.0) for value in maps]
+        low, high = as_figure(rows, "title").axes[1].get_xlim()
+        assert high - low == pytest.approx(span) and (low + high) / 2 == pytest.approx(sum(maps) / 2)
+
+
 def test_a_run(here, monkeypatch):
     model = lively(nc=2)
     model.names = ["red", "weiß"]

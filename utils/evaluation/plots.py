@@ -1,4 +1,4 @@
-"""Images of an evaluation: mosaics of batches, charts of labels and metrics.
+"""Images of a data set and of an evaluation: mosaics of batches, charts of labels; how every chart is written.
 
 Charts are matplotlib `Figure` objects without pyplot, so that no backend is chosen and the caller's figures are left
 alone. matplotlib is imported where it is used. No function changes its arguments.
@@ -6,7 +6,7 @@ alone. matplotlib is imported where it is used. No function changes its argument
 `names` is always a list of class names or a dict from class number to name; a class without a name shows its number.
 """
 
-import csv
+import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -19,7 +19,6 @@ import torch
 
 from utils.boxes import xywhn_to_xyxy, xyxy_to_xywhn
 from utils.drawing import Annotator, Names, class_name, colors, find_font, shorten, visible, write_image
-from utils.evaluation.metrics import CONFIDENCE_GRID, RECALL_GRID, ClassMetrics, ConfusionMatrix, fitness
 from utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -124,42 +123,50 @@ def _annotate_tile(
 # --- charts -----------------------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """Returns an empty figure of that many inches, whose layout makes room for every text."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path, dpi: int) -> None:
-    """Writes a figure. Its layout is computed once; savefig alone would first draw the whole figure for it."""
+def save_figure(figure: "Figure", path: Path, dpi: int) -> None:
+    """Writes a figure."""
+    with atomic_write(path) as file:
+        file.write(figure_bytes(figure, dpi, path.suffix[1:]))
+
+
+def figure_bytes(figure: "Figure", dpi: int, kind: str = "png") -> bytes:
+    """Returns the file of a figure. Its layout is computed once; savefig alone would draw the whole figure for it."""
     figure.set_dpi(dpi)
-    with atomic_write(path) as file, warnings.catch_warnings():
+    with warnings.catch_warnings(), io.BytesIO() as file:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # find_font has warned already
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine(None)
-        options = {"compress_level": 1} if path.suffix == ".png" else {}  # a third of the time for a fifth more bytes
-        figure.savefig(file, format=path.suffix[1:], dpi=dpi, pil_kwargs=options)
+        options = {"compress_level": 1} if kind == "png" else {}  # a third of the time for a fifth more bytes
+        figure.savefig(file, format=kind, dpi=dpi, pil_kwargs=options)
+        return file.getvalue()
 
 
-def _font_family(texts: Sequence[str]) -> list[str]:
+def font_family(texts: Sequence[str]) -> list[str]:
     """Returns font families for matplotlib, which takes each character from the first that has it."""
     return list(dict.fromkeys(["DejaVu Sans", find_font(visible("".join(texts)))[1]]))
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Escapes a text, so that matplotlib shows it as it is and does not leave it out of the legend."""
     text = text.replace("$", r"\$")
     return " " + text if text.startswith("_") else text
 
 
-def _rotation(ticks: Sequence[str], room: int) -> int:
+def tick_rotation(ticks: Sequence[str], room: int) -> int:
     """Returns the degrees by which to turn the names below an axis with room for that many characters."""
     widest = max(map(len, ticks), default=0)
     return 0 if len(ticks) * (widest + 1) <= room else 90
 
 
-def _rgb(i: int) -> tuple[float, ...]:
+def class_rgb(i: int) -> tuple[float, ...]:
+    """Returns the colour of class i as matplotlib takes it, red, green and blue of 0-1."""
     return tuple(v / 255 for v in colors(i))
 
 
@@ -169,7 +176,7 @@ def plot_labels(labels: np.ndarray, names: Names | None, save_dir: str | Path) -
     labels: (n, 5): class, x, y, w, h, 0-1 of the image.
     """
     save_dir = Path(save_dir)
-    figure = _figure(8, 8)
+    figure = new_figure(8, 8)
     (classes, boxes), (positions, sizes) = figure.subplots(2, 2)
     _class_histogram(classes, labels[:, 0].astype(int), names)
     boxes.imshow(_centred_boxes(labels[:1000]), extent=(0, 1, 1, 0))
@@ -179,19 +186,21 @@ def plot_labels(labels: np.ndarray, names: Names | None, save_dir: str | Path) -
     positions.invert_yaxis()  # as in the image: y points down
     _density(sizes, labels[:, 3], labels[:, 4])
     sizes.set(xlabel="width", ylabel="height", title="sizes")
-    _save(figure, save_dir / "labels.jpg", dpi=200)
+    save_figure(figure, save_dir / "labels.jpg", dpi=200)
     _plot_correlogram(labels[:, 1:5], save_dir / "labels_correlogram.jpg")
 
 
 def _class_histogram(axes: "Axes", classes: np.ndarray, names: Names | None) -> None:
     n_classes = max(len(names or ()), classes.max(initial=0) + 1)
     counts = np.bincount(classes, minlength=n_classes)
-    axes.bar(np.arange(n_classes), counts, width=0.8, color=[_rgb(i) for i in range(n_classes)])
+    axes.bar(np.arange(n_classes), counts, width=0.8, color=[class_rgb(i) for i in range(n_classes)])
     axes.set(ylabel="instances", title=f"{len(classes)} labels, {n_classes} classes")
     axes.margins(x=0.02)
     if 0 < n_classes < 30:
-        ticks = [_plain(class_name(names, i, 20)) for i in range(n_classes)]
-        axes.set_xticks(range(n_classes), ticks, rotation=_rotation(ticks, 40), fontsize=9, family=_font_family(ticks))
+        ticks = [plain_text(class_name(names, i, 20)) for i in range(n_classes)]
+        axes.set_xticks(
+            range(n_classes), ticks, rotation=tick_rotation(ticks, 40), fontsize=9, family=font_family(ticks)
+        )
     else:
         axes.set_xlabel("class")
 
@@ -218,7 +227,7 @@ def _density(axes: "Axes", x: np.ndarray, y: np.ndarray) -> None:
 def _plot_correlogram(xywh: np.ndarray, path: Path) -> None:
     """Writes a chart of x, y, w and h against each other: densities below the diagonal, histograms on it."""
     quantities = ("x", "y", "width", "height")
-    figure = _figure(8, 8)
+    figure = new_figure(8, 8)
     grid = figure.subplots(4, 4, sharex="col")
     for row, column in np.ndindex(4, 4):
         axes = grid[row, column]
@@ -236,160 +245,4 @@ def _plot_correlogram(xywh: np.ndarray, path: Path) -> None:
             axes.set_xlabel(quantities[column])
         if column == 0:
             axes.set_ylabel(quantities[row])
-    _save(figure, path, dpi=200)
-
-
-def plot_results(file: str | Path) -> Path:
-    """Writes results.png beside results.csv: losses and metrics by epoch, of every results*.csv in that folder."""
-    folder = Path(file).parent
-    files = sorted(folder.glob("results*.csv"))
-    if not files:
-        raise FileNotFoundError(f"{folder}: there is no results*.csv; give a folder that train.py wrote")
-    figure = _figure(12, 6)
-    axes = figure.subplots(2, 5).ravel()
-    for csv_file in files:
-        titles, values = _read_results(csv_file)
-        for ax, column in zip(axes, (1, 2, 3, 4, 5, 8, 9, 10, 6, 7)):
-            ax.plot(values[:, 0], values[:, column], marker=".", linewidth=2, markersize=6, label=csv_file.stem)
-            ax.set_title(titles[column], fontsize=11)
-            ax.grid(alpha=0.3)
-    for ax in axes:
-        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        first, last = ax.get_xlim()
-        if last - first < 1:  # a single epoch
-            ax.set_xlim(first - 0.5, last + 0.5)
-    for ax in axes[5:]:
-        ax.set_xlabel("epoch")
-    if len(files) > 1:
-        axes[1].legend(fontsize=8)
-    path = folder / "results.png"
-    _save(figure, path, dpi=200)
-    return path
-
-
-def plot_evolution(file: str | Path) -> Path:
-    """Writes evolve.png beside evolve.csv: fitness by hyper-parameter, later trials brighter, the best marked."""
-    file = Path(file)
-    titles, values = _read_results(file)
-    fit = fitness(values)
-    best = int(fit.argmax())
-    names, columns = titles[7:], values[:, 7:].T
-    figure = _figure(10, 2 * math.ceil(len(names) / 5))
-    axes = figure.subplots(math.ceil(len(names) / 5), 5, sharey=True, squeeze=False).ravel()
-    for ax, name, column in zip(axes, names, columns):
-        ax.scatter(column, fit, c=range(len(fit)), cmap="viridis", alpha=0.8, s=16, linewidths=0)
-        ax.plot(column[best], fit[best], "k+", markersize=14)
-        ax.set_title(f"{name} = {column[best]:.3g}", fontsize=9)
-        ax.tick_params(labelsize=7)
-        ax.locator_params(axis="x", nbins=4)
-    for ax in axes[::5]:
-        ax.set_ylabel("fitness", fontsize=8)
-    for ax in axes[len(names) :]:
-        ax.set_axis_off()
-    path = file.with_suffix(".png")
-    _save(figure, path, dpi=200)
-    return path
-
-
-def _read_results(file: Path) -> tuple[list[str], np.ndarray]:
-    """Reads the column titles and the values (rows, columns) of one results.csv or evolve.csv."""
-    with open(file, newline="", encoding="utf-8") as stream:
-        reader = csv.reader(stream, skipinitialspace=True)
-        titles = [title.strip() for title in next(reader, [])]
-        rows = [(reader.line_num, row) for row in reader if row]
-    if len(titles) < 11 or not rows:
-        raise ValueError(f"{file}: expected a line of at least 11 titles, then one line per epoch")
-    values = np.empty((len(rows), len(titles)))
-    for i, (line, row) in enumerate(rows):
-        if len(row) != len(titles):
-            raise ValueError(f"{file}:{line}: expected {len(titles)} numbers, got {len(row)}")
-        try:
-            values[i] = [float(value) for value in row]
-        except ValueError as error:
-            raise ValueError(f"{file}:{line}: {error}") from None
-    return titles, values
-
-
-def plot_study(files: Sequence[str | Path], path: str | Path, reference: bool = False) -> None:
-    """Writes a chart of mAP against inference time from the files of `val.py --task study`, a line for each file.
-
-    reference: add EfficientDet D0 to D7 on COCO (Tan et al., CVPR 2020, table 2: AP of val, ms on a V100, batch 1).
-    """
-    figure = _figure(9, 6)
-    axes = figure.subplots()
-    for i, file in enumerate(files):
-        rows = np.loadtxt(file, ndmin=2)
-        name = Path(file).stem.removeprefix("study_")
-        axes.plot(rows[:, 8], 100 * rows[:, 3], ".-", linewidth=2, markersize=8, color=_rgb(i), label=_plain(name))
-    if reference:
-        ms, ap = (10.2, 13.5, 17.7, 28.0, 42.8, 72.5, 92.8, 122.0), (34.3, 40.2, 43.5, 46.8, 49.3, 51.2, 52.1, 53.4)
-        axes.plot(ms, ap, "k.-", linewidth=2, markersize=8, alpha=0.25, label="EfficientDet, V100")
-    axes.set(xlabel="inference, ms per image", ylabel="mAP@.5:.95, %", xlim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    _save(figure, Path(path), dpi=200)
-
-
-def plot_curves(metrics: ClassMetrics, save_dir: str | Path, names: Names | None = None) -> None:
-    """Writes PR_curve.png, F1_curve.png, P_curve.png and R_curve.png."""
-    save_dir = Path(save_dir)
-    ap50 = metrics.ap50
-    labels = [f"{class_name(names, c, 24)} {ap:.3f}" for c, ap in zip(metrics.classes, ap50)]
-    mean = f"all classes {ap50.mean() if len(ap50) else 0:.3f} mAP@0.5"
-    _plot_curve(save_dir / "PR_curve.png", RECALL_GRID, metrics.pr_curve, labels, mean, ("Recall", "Precision"))
-
-    labels = [class_name(names, c, 24) for c in metrics.classes]
-    for stem, title, curve in (
-        ("F1", "F1", metrics.f1_curve),
-        ("P", "Precision", metrics.p_curve),
-        ("R", "Recall", metrics.r_curve),
-    ):
-        average = curve.mean(0) if len(curve) else np.zeros_like(CONFIDENCE_GRID)
-        mean = f"all classes {average.max():.2f} at {CONFIDENCE_GRID[average.argmax()]:.3f}"
-        _plot_curve(save_dir / f"{stem}_curve.png", CONFIDENCE_GRID, curve, labels, mean, ("Confidence", title))
-
-
-def _plot_curve(
-    path: Path, x: np.ndarray, curves: np.ndarray, labels: list[str], mean_label: str, axis_labels: tuple[str, str]
-) -> None:
-    """Draws a line per class (C, 1000), named in the legend if there are 20 or fewer, and a bold one for the mean."""
-    figure = _figure(9, 6)
-    axes = figure.subplots()
-    if len(curves) <= 20:
-        for i, (curve, label) in enumerate(zip(curves, labels)):
-            axes.plot(x, curve, linewidth=1, color=_rgb(i), label=_plain(label))
-    else:
-        axes.plot(x, curves.T, linewidth=1, color="grey", alpha=0.5)
-        axes.set_title(mean_label)
-    if len(curves):
-        axes.plot(x, curves.mean(0), linewidth=3, color="blue", label=mean_label)
-    if 0 < len(curves) <= 20:
-        axes.legend(bbox_to_anchor=(1.02, 1), loc="upper left", prop={"family": _font_family(labels), "size": 9})
-    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=axis_labels[0], ylabel=axis_labels[1])
-    axes.grid(alpha=0.3)
-    _save(figure, path, dpi=250)
-
-
-def plot_confusion_matrix(confusion: ConfusionMatrix, save_dir: str | Path, names: Names | None = None) -> None:
-    """Writes confusion_matrix.png: of the objects of each class (column) the share predicted as each class (row)."""
-    nc = confusion.nc
-    shares = confusion.normalized()
-    shares[shares < 0.005] = np.nan  # blank
-    figure = _figure(12, 9)
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    figure.colorbar(image, ax=axes, pad=0.02)
-
-    if nc < 30:
-        size = min(10, 240 / (nc + 1))
-        for row, column in np.argwhere(~np.isnan(shares)):
-            share = shares[row, column]
-            colour = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=size, color=colour)
-    axes.set(xlabel="True", ylabel="Predicted")
-    if names is not None and len(names) == nc < 99:
-        ticks = [_plain(class_name(names, i, 20)) for i in range(nc)] + ["background"]
-        style = {"fontsize": min(10, 420 / (nc + 1)), "family": _font_family(ticks)}
-        axes.set_xticks(range(nc + 1), ticks, rotation=_rotation(ticks, 100), **style)
-        axes.set_yticks(range(nc + 1), ticks, **style)
-    _save(figure, Path(save_dir) / "confusion_matrix.png", dpi=250)
+    save_figure(figure, path, dpi=200)

@@ -8,6 +8,7 @@ import numpy as np
 
 from utils.data.images import read_image
 from utils.drawing import Annotator, class_name, write_image
+from utils.evaluation.charts import plot_confusion_matrix, plot_curves
 from utils.evaluation.coco import AREAS, CocoMetrics, Truth
 from utils.evaluation.errors import (
     BACKGROUND,
@@ -22,7 +23,7 @@ from utils.evaluation.errors import (
 )
 from utils.evaluation.evaluator import Boxes, EvaluatedBatch, Evaluation
 from utils.evaluation.metrics import ap_by_area
-from utils.evaluation.plots import detections_to_targets, plot_batch, plot_confusion_matrix, plot_curves
+from utils.evaluation.plots import detections_to_targets, plot_batch
 from utils.inference.outputs import result_stems, write_labels
 
 COCO_AND_V61 = (

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from utils.evaluation import plots
-from utils.evaluation.metrics import ConfusionMatrix, ap_per_class
 from utils.log import LOGGER
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,12 +33,6 @@ def random_batch(rng, images=3, height=64, width=96, targets=5):
         1,
     )
     return pixels, torch.tensor(rows, dtype=torch.float32)
-
-
-def random_metrics(rng, nc):
-    n = 40 * nc
-    tp = rng.random((n, 1)) > np.linspace(0.3, 0.9, 10)
-    return ap_per_class(tp, rng.random(n), rng.integers(0, nc, n), rng.integers(0, nc, n))
 
 
 @pytest.fixture
@@ -138,69 +131,10 @@ def test_label_charts(tmp_path, n, names):
     assert read(tmp_path / "labels.jpg").shape == read(tmp_path / "labels_correlogram.jpg").shape == (1600, 1600, 3)
 
 
-HEADER = (
-    "epoch, train/box_loss, train/obj_loss, train/cls_loss, metrics/precision, metrics/recall, metrics/mAP_0.5, "
-    "metrics/mAP_0.5:0.95, val/box_loss, val/obj_loss, val/cls_loss, x/lr0, x/lr1, x/lr2\n"
-)
-
-
-def write_results(path, epochs):
-    rows = [
-        ", ".join(f"{value:.5g}" for value in [epoch, *np.random.default_rng(epoch).random(13)]) for epoch in epochs
-    ]
-    path.write_text(HEADER + "\n".join(rows) + "\n")
-
-
-def test_results_chart(tmp_path):
-    write_results(tmp_path / "results.csv", range(5))
-    write_results(tmp_path / "results_other.csv", [0])
-    assert plots.plot_results(tmp_path / "results.csv") == tmp_path / "results.png"
-    assert read(tmp_path / "results.png").shape == (1200, 2400, 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "expected a line of at least 11 titles"),
-        (HEADER, "then one line per epoch"),
-        (HEADER + "0, 1, 2\n", r"results.csv:2: expected 14 numbers, got 3"),
-        (HEADER + "\n" + "x, " * 13 + "1\n", r"results.csv:3: could not convert string to float: 'x'"),
-    ],
-)
-def test_broken_results_are_named(tmp_path, text, message):
-    (tmp_path / "results.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        plots.plot_results(tmp_path / "results.csv")
-    assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
-
-
-def test_results_must_exist(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no results"):
-        plots.plot_results(tmp_path / "results.csv")
-
-
-@pytest.mark.parametrize("nc", [0, 2, 30])  # none, each with its name, too many for a legend
-def test_curves(tmp_path, nc):
-    metrics = random_metrics(np.random.default_rng(0), nc)
-    plots.plot_curves(metrics, tmp_path, ["_plain", "$dollar$"])
-    for stem in ("PR", "F1", "P", "R"):
-        assert read(tmp_path / f"{stem}_curve.png").shape == (1500, 2250, 3)
-
-
-@pytest.mark.parametrize("nc", [1, 40])  # with numbers in the cells, without
-def test_confusion_chart(tmp_path, nc):
-    confusion = ConfusionMatrix(nc)
-    confusion.matrix[:] = np.random.default_rng(0).integers(0, 9, (nc + 1, nc + 1))
-    kept = confusion.matrix.copy()
-    plots.plot_confusion_matrix(confusion, tmp_path, [f"class {i}" for i in range(nc)])
-    assert np.array_equal(confusion.matrix, kept)
-    assert read(tmp_path / "confusion_matrix.png").shape == (2250, 3000, 3)
-
-
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path):
     program = (
         "import sys, numpy as np\n"
-        "from utils.evaluation import metrics, plots\n"
+        "from utils.evaluation import charts, plots\n"
         "assert not {'matplotlib', 'PIL', 'pandas'} & set(sys.modules), 'imported too early'\n"
         f"plots.plot_labels(np.random.rand(9, 5), ['a'], {str(tmp_path)!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot would choose a backend for everybody'\n"

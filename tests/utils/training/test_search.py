@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+from utils.evaluation.charts import plot_evolution
 from utils.evaluation.metrics import fitness
-from utils.evaluation.plots import plot_evolution
 from utils.training.hyperparameters import CHOICES, load_hyp
 from utils.training.search import GAINS, LIMITS, RESULTS, _open_storage, draw_parent, mutate, search
 
