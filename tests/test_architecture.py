@@ -17,7 +17,7 @@ HOUSE = """
 models              registry
 utils               text log cli boxes files dist device archives downloads activations pickles checkpoint nms drawing
 utils               class_names page
-utils.data          machine shapes faults image_header images letterbox labels
+utils.data          machine alike shapes faults image_header images letterbox labels
 utils.data.formats  yolo coco voc labelme shards
 utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch

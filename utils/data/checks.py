@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import io
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,17 +12,15 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
+from utils.data.alike import SIDE, group_pairs, near_pairs, thumbnail
 from utils.data.dataset_yaml import SPLITS
 from utils.data.faults import Fault, FaultError
 from utils.data.formats.yolo import image_to_label_path, read_label_text, read_lines
-from utils.data.images import ORIENTATION, check_image, list_images, open_with_pillow, read_bytes, read_image
+from utils.data.images import ORIENTATION, check_image, decode_image, list_images, open_with_pillow, read_bytes
 from utils.data.machine import usable_cores
 
-THUMBNAIL = (17, 16)  # width, height of the grey image whose 16 x 16 differences are compared
-NEAR_BITS = 40  # of 256: copies that were resized or compressed again differ in 0-30, unlike photographs in 80 and more
 TINY = 3.0  # pixels at the training size
 HUGE = 0.95  # of both sides of the image
 CROWD = 300  # boxes that non-maximum suppression keeps in an image
@@ -114,6 +113,7 @@ class Finding:
     count: int
     locations: list[str]  # file:line, and what is there
     views: list[tuple[int, list[int]]] = field(default_factory=list)  # (image, its rows to mark)
+    groups: list[list[int]] = field(default_factory=list)  # images that are alike; a location is about one group
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Contents:
     splits: list[str] = field(default_factory=list)
     sizes: np.ndarray = None  # (n, 2) int: width, height in pixels; 0, 0 where unreadable
     digests: list[str] = field(default_factory=list)  # of the bytes
-    thumbnails: np.ndarray = None  # (n, 16, 17) uint8, grey
+    thumbnails: np.ndarray = None  # (n, SIDE, SIDE) uint8, grey; 0 where unreadable
     labels: np.ndarray = None  # (N, 5): class, x, y, width, height, 0-1
     owner: np.ndarray = None  # (N,) int
     lines: np.ndarray = None  # (N,) int
@@ -170,19 +170,19 @@ def _read_image(path: str) -> tuple[tuple[int, int], str, np.ndarray, list[tuple
     """Returns size, digest, thumbnail and (kind, text) of faults; (0, 0) for the size of an unreadable image."""
     digest = path  # where the file cannot be read
     try:
-        digest = hashlib.sha256(read_bytes(path)).hexdigest()
-        size, faults = check_image(path)
-        grey = cv2.cvtColor(read_image(path), cv2.COLOR_BGR2GRAY)
-        thumbnail = cv2.resize(grey, THUMBNAIL, interpolation=cv2.INTER_AREA)
+        data = read_bytes(path)
+        digest = hashlib.sha256(data).hexdigest()
+        size, faults = check_image(path, data)
+        small = thumbnail(decode_image(data, path, shrink=min(size) / SIDE))
     except (FaultError, OSError) as error:
-        return (0, 0), digest, np.zeros(THUMBNAIL[::-1], np.uint8), [("image-unreadable", str(error))]
+        return (0, 0), digest, np.zeros((SIDE, SIDE), np.uint8), [("image-unreadable", str(error))]
     found = [(OF_FAULT[fault.kind], str(fault)) for fault in faults]
-    with open(path, "rb") as file, open_with_pillow(file, path) as image:
+    with open_with_pillow(io.BytesIO(data), path) as image:
         if image.mode not in ("L", "RGB"):
             found.append(("image-odd", f"{path}: pixels of mode {image.mode}"))
         if (turn := image.getexif().get(ORIENTATION, 1)) != 1:
             found.append(("image-rotated", f"{path}: EXIF orientation {turn}"))
-    return size, digest, thumbnail, found
+    return size, digest, small, found
 
 
 def read_label_file(path: str, nc: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
@@ -200,33 +200,6 @@ def read_label_file(path: str, nc: int) -> tuple[np.ndarray, np.ndarray, list[tu
 
 
 # --- analysis of plain arrays -----------------------------------------------------------------------------------------
-
-
-def near_pairs(
-    thumbnails: np.ndarray, splits: np.ndarray, max_bits: int = NEAR_BITS, block: int | None = None
-) -> np.ndarray:
-    """Finds pairs (m, 2), i < j, of grey thumbnails (n, 16, 17) that look alike.
-
-    For each j they are the first i of its own split and the first i of another, so that a thousand frames of a fixed
-    camera are a thousand pairs and not half a million. The signs of the differences of neighbouring pixels are
-    compared, 256 bits, as a product of matrices of +1 and -1: a few lines of numpy, where the imagehash library would
-    bring scipy, and its usual 64 bits do not tell one microscope slide from another. Thumbnails without any contrast
-    are not compared.
-    """
-    n = len(thumbnails)
-    bits = np.where(np.diff(thumbnails.astype(np.int16), axis=2) > 0, 1, -1).reshape(n, -1).astype(np.float32)
-    varied = thumbnails.reshape(n, -1).std(1) >= 2
-    block = block or max(2**24 // n, 1)  # thumbnails at a time: 64 MiB of distances
-    found = [np.zeros((0, 2), int)]
-    for start in range(0, n, block):
-        rows = np.arange(start, min(start + block, n))
-        alike = (bits.shape[1] - bits[rows] @ bits.T) / 2 <= max_bits
-        alike &= (np.arange(n) < rows[:, None]) & varied & varied[rows, None]
-        same = splits == splits[rows, None]
-        for chosen in (alike & same, alike & ~same):
-            hit = chosen.any(1)
-            found.append(np.stack([chosen[hit].argmax(1), rows[hit]], 1))
-    return np.concatenate(found)
 
 
 def overlapping_pairs(boxes: np.ndarray, owner: np.ndarray, min_iou: float) -> tuple[np.ndarray, np.ndarray]:
@@ -308,19 +281,30 @@ def _from_faults(contents: Contents) -> list[Finding]:
 
 def _from_images(contents: Contents) -> list[Finding]:
     images, splits = contents.images, contents.splits
-    groups = defaultdict(list)
+    of_digest = defaultdict(list)
     for i, digest in enumerate(contents.digests):
-        groups[digest].append(i)
-    same = [(group[0], j) for group in groups.values() for j in group[1:]]
-    near = near_pairs(contents.thumbnails, np.array(splits))
-    near = [(i, j) for i, j in near.tolist() if contents.digests[i] != contents.digests[j]]
+        of_digest[digest].append(i)
+    same = [group for group in of_digest.values() if len(group) > 1]
+    near = [
+        (i, j)
+        for i, j in near_pairs(contents.thumbnails, np.array(splits)).tolist()
+        if contents.digests[i] != contents.digests[j]
+    ]
     found = _from_label_files(images)
-    for ending, pairs in (("same", same), ("near", near)):
-        for kind, crossing in (("leak", True), ("duplicate", False)):
-            chosen = [(i, j) for i, j in pairs if (splits[i] != splits[j]) == crossing]
-            texts = [f"{images[i]} ({splits[i]}) and {images[j]} ({splits[j]})" for i, j in chosen]
-            found.append(Finding(f"{kind}-{ending}", len(texts), texts, [(i, []) for pair in chosen for i in pair]))
+    for ending, groups in (("same", same), ("near", group_pairs(near))):
+        leaks = [group for group in groups if len({splits[i] for i in group}) > 1]
+        within = [[i for i in group if splits[i] == split] for group in groups for split in dict.fromkeys(splits)]
+        found.append(_of_groups(contents, f"leak-{ending}", leaks))
+        found.append(_of_groups(contents, f"duplicate-{ending}", [group for group in within if len(group) > 1]))
     return found
+
+
+def _of_groups(contents: Contents, kind: str, groups: list[list[int]]) -> Finding:
+    """Makes a finding of groups of images that are alike; it counts those that add nothing to the first split's."""
+    extra = [sum(contents.splits[i] != contents.splits[group[0]] for i in group) or len(group) - 1 for group in groups]
+    named = [[f"{contents.images[i]} ({contents.splits[i]})" for i in group] for group in groups]
+    texts = [f"{', '.join(names[:-1])} and {names[-1]}" for names in named]
+    return Finding(kind, sum(extra), texts, [(i, []) for group in groups for i in group], groups)
 
 
 def _from_label_files(images: list[str]) -> list[Finding]:

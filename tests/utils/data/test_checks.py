@@ -12,7 +12,6 @@ from utils.data.checks import (
     box_checks,
     class_checks,
     examine,
-    near_pairs,
     overlapping_pairs,
     read_contents,
 )
@@ -155,18 +154,6 @@ def test_an_image_of_two_splits_is_told_once(clean):
 
 
 # --- the analysis, on arrays ------------------------------------------------------------------------------------------
-
-
-def test_near_pairs_of_noise_and_its_copies():
-    rng = np.random.default_rng(0)
-    thumbs = rng.integers(0, 256, (40, 16, 17), dtype=np.uint8)
-    for copy_of_3 in (7, 20, 30):  # darker, flatter, noisy
-        thumbs[copy_of_3] = np.clip(thumbs[3] * 0.8 + 20 + rng.normal(0, 2, (16, 17)), 0, 255)
-    thumbs[9] = thumbs[11] = 80  # without contrast nothing can be said
-    splits = np.where(np.arange(40) < 15, "train", "val")
-    for block in (7, None):
-        pairs = near_pairs(thumbs, splits, block=block)
-        assert sorted(map(tuple, pairs.tolist())) == [(3, 7), (3, 20), (3, 30), (20, 30)]
 
 
 def test_overlapping_pairs_equal_a_slow_loop():
