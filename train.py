@@ -12,6 +12,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from utils import cli, dist
+from utils.evaluation.numbers import add_latex
 
 if TYPE_CHECKING:
     from engine.training import Measurement
@@ -160,6 +161,7 @@ def _add_records(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--save-period", type=int, default=-1, metavar="N", help="keep a checkpoint every N epochs; below 1: none"
     )
+    add_latex(group)
     # torchrun takes `--log` for a shortened option of its own, hence the second name
     group.add_argument("--log", "--loggers", default="", help="also log to these: tensorboard,wandb,mlflow")
 

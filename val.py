@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import cli
+from utils.evaluation.numbers import add_latex
 from utils.runtimes.trust import add_trust
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _add_results(group) -> None:
     group.add_argument("--save-hybrid", action="store_true", help="write labels and detections together as label files")
     group.add_argument("--save-conf", action="store_true", help="add the confidence to the label files")
     group.add_argument("--save-json", action="store_true", help="write the detections as COCO JSON")
+    add_latex(group)
 
 
 def _add_metrics(group) -> None:
@@ -124,7 +126,7 @@ def run(
 
     model:        a detector in training; it is left in eval mode. Then `data` is the mapping that `load_dataset_yaml`
                   returns, `dataloader` gives the batches, and results go to `save_dir`.
-    plots:        whether curves, the confusion matrix and sample images are written.
+    plots:        whether metrics.json, per_class.csv, curves, the confusion matrix and sample images are written.
     callbacks:    an object whose `run(name, *arguments)` is called with v6.1's on_val_start, on_val_image_end,
                   on_val_batch_end and on_val_end.
     compute_loss: (raw, targets) -> (total, items).

@@ -23,6 +23,7 @@ from utils.boxes import round_up
 from utils.evaluation.charts import plot_evolution, plot_results
 from utils.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate, log_evaluation
 from utils.evaluation.metrics import fitness
+from utils.evaluation.numbers import write_numbers
 from utils.evaluation.plots import plot_batch
 from utils.evaluation.report import mosaic_writer, write_figures
 from utils.files import increment_path, only_writer
@@ -259,6 +260,9 @@ def finish(run: Run) -> None:
         evaluation = evaluate_on_val(run, model, observers=[mosaic_writer(run.save_dir, run.names)])
         log_evaluation(evaluation)
         write_figures(evaluation, run.save_dir)
+        about = {"command": "train", "split": "val", "image_size": run.image_size, "best_epoch": run.stopper.best_epoch}
+        about |= {"epochs": run.state.epoch + 1, "settings": cli.without_secrets(vars(run.opt))}
+        write_numbers(evaluation, run.save_dir, about, latex=run.opt.latex)
         run.state.results = evaluation.results
     if (run.save_dir / "results.csv").exists():
         plot_results(run.save_dir / "results.csv")

@@ -23,6 +23,7 @@ from utils.evaluation import report as writers
 from utils.evaluation.charts import plot_study
 from utils.evaluation.errors import explain_errors, worst_images
 from utils.evaluation.evaluator import EvaluatedBatch, Evaluation, EvaluationSettings, evaluate, log_evaluation
+from utils.evaluation.numbers import write_numbers
 from utils.files import atomic_write, increment_path
 from utils.log import LOGGER
 
@@ -76,6 +77,7 @@ def validate(
     times = ", ".join(f"{ms:.1f} ms {step}" for step, ms in result.speed.items())
     LOGGER.info(f"per image at {setup.imgsz} px, batch {opt.batch_size}: {times}")
     if plots:
+        _write_numbers(opt, setup, result, measured)
         writers.write_figures(result, setup.save_dir)
         if callbacks is not None:
             callbacks.run("on_val_end")
@@ -195,6 +197,14 @@ def _returned(result: Evaluation, measured: coco.CocoMetrics | None, per_class: 
         if per_class:
             maps = np.where(np.isnan(measured.class_ap), numbers[3], measured.class_ap)
     return Results(numbers=tuple(numbers), maps=maps, milliseconds=tuple(result.speed.values()))
+
+
+def _write_numbers(opt: cli.Options, setup: Setup, result: Evaluation, measured: coco.CocoMetrics | None) -> None:
+    settings = cli.without_secrets(vars(opt))
+    if not isinstance(opt.data, str):  # the content of a YAML, in a Python call
+        settings["data"] = str(setup.data.get("path", ""))
+    about = {"command": "val", "split": setup.split, "image_size": setup.imgsz, "settings": settings}
+    write_numbers(result, setup.save_dir, about, measured and measured.statistics, opt.latex)
 
 
 # --- tables, errors, COCO ---------------------------------------------------------------------------------------------

@@ -158,7 +158,8 @@ def test_labels_and_predictions_together(command, usual, bright, variant, odd_si
 def test_files_of_validation(command, usual, world, bright, here):
     assert command("val", *usual["val"])[0] == 0
     assert set(os.listdir("out/exp")) == {
-        "confusion_matrix.png", "confusion_matrix_counts.png", "val_batch0_labels.jpg", "val_batch0_pred.jpg", *CURVES,
+        "confusion_matrix.png", "confusion_matrix_counts.png", "metrics.json", "per_class.csv",
+        "val_batch0_labels.jpg", "val_batch0_pred.jpg", *CURVES,
     }  # fmt: skip
 
 

@@ -68,6 +68,7 @@ class Evaluation:
     names: list[str]
     images: int
     labels_per_class: np.ndarray  # (nc,)
+    images_per_class: np.ndarray  # (nc,) images that have a label of the class
     boxes: Boxes
     loss: tuple[float, float, float] = (0.0, 0.0, 0.0)  # box, objectness, class: mean over batches
     speed: dict[str, float] = field(default_factory=dict)  # ms per image: pre-process, inference, NMS
@@ -83,14 +84,18 @@ class Evaluation:
         return tuple(self.metrics.map_per_class(len(self.names)).tolist())
 
     def table(self, verbose: bool = True) -> str:
-        """Returns the printed rows: one for all classes and, when verbose, one for each class that has labels."""
+        """Returns the printed rows: one for all classes and, when verbose, one for each class that has labels.
+
+        Images are those that have an object of the class (v6.1 prints the number of all images in each row).
+        """
         columns = "{:>22}{:>11}{:>11}" + "{:>11.3g}" * 4
         labels = int(self.labels_per_class.sum())
         rows = [columns.format("all", self.images, labels, *self.metrics.means())]
         if verbose and len(self.names) > 1:
             m = self.metrics
             for c, *numbers in zip(m.classes, m.p, m.r, m.ap50, m.ap.mean(1)):
-                rows.append(columns.format(self.names[c][:21], self.images, self.labels_per_class[c], *numbers))
+                counts = self.images_per_class[c], self.labels_per_class[c]
+                rows.append(columns.format(self.names[c][:21], *counts, *numbers))
         return "\n".join(rows)
 
 
@@ -237,6 +242,7 @@ class _Collector:
             names=names,
             images=len(self.paths),
             labels_per_class=np.bincount(true, minlength=nc),
+            images_per_class=np.bincount(np.unique(label_image * nc + true) % nc, minlength=nc),
             boxes=boxes,
             loss=loss,
             speed=speed,

@@ -183,7 +183,7 @@ def evaluation_of(boxes, labels, label_image, nc):
     correct = boxes.iou[:, None] >= IOU_THRESHOLDS
     metrics = ap_per_class(correct, boxes.predictions[:, 4], boxes.predictions[:, 5], labels[:, 0])
     counts = np.bincount(labels[:, 0].astype(int), minlength=nc)
-    return Evaluation(metrics, None, ["a", "b", "c"][:nc], len(boxes.paths), counts, boxes)
+    return Evaluation(metrics, None, ["a", "b", "c"][:nc], len(boxes.paths), counts, counts, boxes)
 
 
 def test_sizes_apart():
