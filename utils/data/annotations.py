@@ -23,9 +23,16 @@ from utils.data.faults import Fault
 from utils.data.formats.coco import CocoSplit
 from utils.data.formats.shards import ShardSplit, check_shard
 from utils.data.formats.voc import VocSplit
-from utils.data.formats.yolo import image_to_label_path, labels_folder, parse_labels, read_label_text, read_labels
-from utils.data.images import check_image, list_images
-from utils.data.labels import CheckedImage, Listing, Read, check_labelled_image
+from utils.data.formats.yolo import (
+    image_to_label_path,
+    labels_folder,
+    open_entry,
+    parse_labels,
+    read_label_text,
+    read_labels,
+)
+from utils.data.images import check_image
+from utils.data.labels import CheckedImage, Listing, Read, check_labelled_image, has_labels
 from utils.data.machine import usable_cores
 from utils.files import atomic_write
 from utils.log import LOGGER
@@ -33,6 +40,7 @@ from utils.log import LOGGER
 CACHE_VERSION = 2
 CACHED_ARRAYS = ("sizes", "labels", "starts", "points", "point_starts")
 FAULTS_SHOWN = 20
+MANY_MISSING = 0.2  # share of images without a label file that is told as a warning
 Entry = str | list[str] | CocoSplit | VocSplit | ShardSplit  # of a data set, as `utils.data.dataset_yaml` gives it
 
 
@@ -134,11 +142,10 @@ def scan(
 
 
 def list_pairs(entry: Entry) -> Listing:
-    """Lists the images of a dataset entry, sorted, with their label files. Raises what `list_images`, `open` raise."""
+    """Lists the images of a dataset entry, sorted, with their label files. Raises what `open_entry`, `open` raise."""
     if isinstance(entry, CocoSplit | VocSplit):
         return entry.open()
-    images = list_images(entry)
-    return Listing(images, [image_to_label_path(path) for path in images], read_labels)
+    return open_entry(entry)
 
 
 def count_images(entry: Entry) -> int:
@@ -161,7 +168,7 @@ def check_classes(annotations: Annotations, nc: int) -> None:
 
 def check_pair(image: str, label_file: str, read: Read = read_labels) -> CheckedImage:
     """Checks an image file and reads its labels. Faults are collected; only UnknownClassError is raised."""
-    labels = (lambda size: read(image, label_file, size)) if os.path.isfile(label_file) else None
+    labels = (lambda size: read(image, label_file, size)) if has_labels(label_file) else None
     return check_labelled_image(image, lambda: check_image(image), labels)
 
 
@@ -228,6 +235,11 @@ def _report(annotations: Annotations, entry: Entry, prefix: str) -> None:
     if not counts["found"]:
         example = image_to_label_path(annotations.images[0])
         LOGGER.warning(f"{prefix}{entry}: no label files found; expected for example {example}")
+    elif counts["missing"] > MANY_MISSING * counts["total"]:
+        LOGGER.warning(
+            f"{prefix}{entry}: {counts['missing']} of {counts['total']} images have no label file, so they count as "
+            "background; tools/doctor.py lists them"
+        )
 
 
 # --- cache ------------------------------------------------------------------------------------------------------------

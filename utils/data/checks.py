@@ -16,9 +16,10 @@ import numpy as np
 
 from utils.data.alike import SIDE, group_pairs, near_pairs, thumbnail
 from utils.data.dataset_yaml import SPLITS
-from utils.data.faults import Fault, FaultError
-from utils.data.formats.yolo import image_to_label_path, read_label_text, read_lines
-from utils.data.images import ORIENTATION, check_image, decode_image, list_images, open_with_pillow, read_bytes
+from utils.data.faults import FaultError
+from utils.data.formats.yolo import image_to_label_path, open_entry, read_label_text, read_lines
+from utils.data.images import ORIENTATION, check_image, decode_image, open_with_pillow, read_bytes
+from utils.data.labels import has_labels
 from utils.data.machine import usable_cores
 
 TINY = 3.0  # pixels at the training size
@@ -142,7 +143,7 @@ def read_contents(data: dict) -> Contents:
     """Reads every image and label line of the splits of a loaded data set YAML; what cannot be used becomes a fault."""
     contents = Contents(data["names"])
     for split in SPLITS:
-        images = list_images(data[split]) if data[split] else []
+        images = open_entry(data[split]).images if data[split] else []
         contents.images += images
         contents.splits += [split] * len(images)
     if not contents.images:
@@ -188,14 +189,12 @@ def _read_image(path: str) -> tuple[tuple[int, int], str, np.ndarray, list[tuple
 def read_label_file(path: str, nc: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
     """Returns the rows (n, 5) of the usable lines, their line numbers (n,), and (kind, text) of all faults."""
     nothing = np.zeros((0, 5)), np.zeros(0, int)
-    if not os.path.exists(path):
+    if not has_labels(path):
         return *nothing, [("label-missing", path)]
     try:
         found = read_lines(read_label_text(path), path, nc)
     except FaultError as error:
         return *nothing, [("label-format", str(error))]
-    except OSError as error:
-        return *nothing, [("label-format", str(Fault("format", path, f"cannot be read: {error}")))]
     return found.rows, found.lines, [(OF_FAULT[fault.kind], str(fault)) for fault in found.faults]
 
 

@@ -1,6 +1,6 @@
 """Dataset YAML: where the images are, and the names of the classes.
 
-    path: ../datasets/cells     # root; relative to the repository, else to this file's folder
+    path: ../datasets/cells     # root; relative to this file's folder, to the repository, or to the current folder
     train: images/train         # folder, or text file of image paths, or a list of those
     val: images/val
     nc: 3
@@ -81,9 +81,9 @@ def load_dataset_yaml(
         near = [path for split in splits for path in _as_list(beside[split])]
         if near != paths and not _missing(file.parent, near):
             LOGGER.info(f"{file}: {paths[0]} is taken as {file.parent / near[0]}, the other paths likewise")
-            roots, entries, paths = [file.parent.resolve()], beside, near
+            roots, entries, paths = [_without_dots(file.parent)], beside, near
             annotations = [path for path in paths if _is_json(path)]
-    root = _choose_root(roots, paths)
+    root = _choose_root(roots, paths, data)
     if "draw" in data and _missing(root, paths):
         _draw(data["draw"], root, file)
     archives = _archives(data.get("download"), file)
@@ -95,6 +95,10 @@ def load_dataset_yaml(
         data["names"] = coco_names(root / annotations[-1])  # of val, the smaller file
     nc, names = _classes(data, file)
     absolute = {split: _in_its_format(data, split, _under(root, entries[split]), root, names, file) for split in SPLITS}
+    if {"train", "val"} <= set(splits) and _files_of(absolute["train"]) == _files_of(absolute["val"]):
+        LOGGER.warning(
+            f"{file}: train and val are the same images, so the results on val are too good; keep some for val alone"
+        )
     return {**data, "path": str(root), **absolute, "nc": nc, "names": names, "channels": channels}
 
 
@@ -220,19 +224,31 @@ def _as_list(entry: Any) -> list:
 
 
 def _candidate_roots(data: dict[str, Any], file: Path) -> list[Path]:
-    """Returns where the dataset may be: `path` relative to the repository, then relative to the YAML's own folder."""
+    """Returns where the dataset may be: `path` seen from the YAML's folder, the repository and the current folder.
+
+    A YAML of the repository means the repository first, as in v6.1. A link is followed only where the dataset is not
+    seen without: labels are found by the names of folders.
+    """
     path = data.get("path", "")
     if not isinstance(path, str | None) or "\0" in (path or ""):
         raise ValueError(f"{file}: path must be the dataset's folder, got {path!r}")
     path = os.path.expanduser(path or "")  # not Path's, which raises for ~someone unknown
-    return list(dict.fromkeys((base / path).resolve() for base in (ROOT, file.parent)))
+    bases = [file.parent, ROOT, Path.cwd()]
+    if file.resolve().is_relative_to(ROOT):
+        bases = [ROOT, file.parent, Path.cwd()]
+    return list(dict.fromkeys(see(base / path) for base in bases for see in (_without_dots, Path.resolve)))
 
 
-def _choose_root(roots: list[Path], paths: list[str]) -> Path:
-    """Returns the first root that holds every path; else the first that exists; else the first."""
+def _without_dots(path: Path) -> Path:
+    return Path(os.path.abspath(path))
+
+
+def _choose_root(roots: list[Path], paths: list[str], data: dict[str, Any]) -> Path:
+    """Returns the first root that holds every path; else the first that exists; else the first, or where to make it."""
     complete = [root for root in roots if not _missing(root, paths)]
     existing = [root for root in roots if os.path.isdir(root)]
-    return (complete + existing + roots)[0]
+    new = [_without_dots(ROOT / os.path.expanduser(data.get("path") or ""))] if {"draw", "download"} & set(data) else []
+    return (complete + existing + new + roots)[0]
 
 
 def _beside(entry: str | list[str] | None, file: Path) -> str | list[str] | None:
@@ -258,12 +274,19 @@ def _under(root: Path, entry: str | list[str] | None) -> str | list[str] | None:
     return [str(root / path) for path in entry] if isinstance(entry, list) else str(root / entry)
 
 
+def _files_of(entry: Any) -> set[str]:
+    """Returns the real paths of a split."""
+    paths = entry if isinstance(entry, str | list) else entry.paths
+    return {os.path.realpath(path) for path in ([paths] if isinstance(paths, str) else paths)}
+
+
 def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries: dict[str, Any], file: Path) -> None:
     for split, entry in entries.items():
         for lost in _missing(root, _as_list(entry)):
             message = f"{file}: {split} names {lost}, which does not exist"
             if len(roots) > 1 and not Path(str(data.get("path") or "")).is_absolute():
-                message += f" (path {data.get('path')!r} was looked for in {ROOT} and in {file.parent})"
+                places = dict.fromkeys(map(_without_dots, (file.parent, ROOT, Path.cwd())))
+                message += f" (path {data.get('path')!r} was looked for in {', '.join(map(str, places))})"
             if _archives(data.get("download"), file):
                 message += "; --download data fetches the images"
             elif data.get("download"):

@@ -3,7 +3,8 @@
 import io
 import os
 import struct
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,9 +14,15 @@ from PIL import Image, ImageOps
 
 from utils.data.faults import Fault, FaultError
 from utils.data.image_header import KINDS, check_file_size, check_header, reader_of
+from utils.log import LOGGER
 from utils.text import decode_text
 
 IMAGE_SUFFIXES = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
+# of images that are not read, and so have to be told of: kinds that only some builds of OpenCV or Pillow decode
+OTHER_SUFFIXES = (
+    "arw", "avif", "cr2", "cr3", "exr", "gif", "hdr", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "nef", "pbm", "pgm",
+    "pnm", "ppm", "psd", "svg", "tga",
+)  # fmt: skip
 VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
 
 MIN_SIDE = 10  # pixels; smaller images are not trained on
@@ -40,21 +47,36 @@ def list_images(entry: str | Path | list[str | Path]) -> list[str]:
     """Returns the paths of all images of a dataset entry, sorted, each once.
 
     An entry is a folder (searched with its sub-folders; hidden names are passed over), a text file with one image path
-    per line (a leading `./` means the text file's folder, other relative paths the working directory), or a list of
-    such entries. Raises FileNotFoundError for a missing entry, ValueError where there is no image.
+    per line (see `listed_files`), or a list of such entries. All paths are absolute: the label of `images/a.jpg` is in
+    the folder labels beside images. Raises FileNotFoundError for a missing entry, ValueError where there is no image.
     """
     found: set[str] = set()
     for path in entry if isinstance(entry, list) else [entry]:
         if os.path.isdir(path):
-            found.update(_files_below(str(path)))
+            files = _files_below(str(Path(path).absolute()))
+            tell_of_other_kinds(files, path)
         elif os.path.isfile(path):
-            found.update(listed_files(Path(path)))
+            files = [str(Path(line).absolute()) for line in listed_files(Path(path))]
+            if others := [file for file in files if not is_image(file)]:
+                LOGGER.warning(
+                    f"{path}: lines that name no image file, left out: {len(others)}; the first: {others[0]}"
+                )
         else:
             raise FileNotFoundError(f"no such folder or list file of images: {path}")
+        found.update(files)
     images = sorted(path for path in found if is_image(path))
     if not images:
         raise ValueError(f"no images in {entry}; an image file ends in {', '.join(IMAGE_SUFFIXES)}")
     return images
+
+
+def tell_of_other_kinds(files: Iterable[str | Path], where: str | Path) -> None:
+    """Warns of the files of a folder that are images of a kind which is not read."""
+    counts = Counter(suffix for file in files if (suffix := os.path.splitext(file)[1][1:].lower()) in OTHER_SUFFIXES)
+    if counts:
+        kinds = ", ".join(f"{count} .{suffix}" for suffix, count in sorted(counts.items()))
+        advice = "rename .jfif to .jpg" if set(counts) <= {"jfif", "jpe"} else "save them as .jpg or .png"
+        LOGGER.warning(f"{where}: images of kinds that are not read, left out: {kinds}; {advice}")
 
 
 def is_image(path: str | Path) -> bool:
@@ -63,22 +85,42 @@ def is_image(path: str | Path) -> bool:
 
 
 def _files_below(folder: str) -> list[str]:
-    files, entered = [], set()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        # a link to a folder above would otherwise be walked for ever
+    """Returns the files of a folder and its sub-folders. A link to a folder above is not walked, for ever, again."""
+    files, waiting = [], [(folder, frozenset())]
+    while waiting:
+        parent, above = waiting.pop()
         real = os.path.realpath(parent)
-        subfolders[:] = [] if real in entered else [s for s in subfolders if not s.startswith(".")]
-        if real not in entered:
-            files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
-        entered.add(real)
+        if real in above:
+            continue
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append((entry.path, above | {real}))
+                else:
+                    files.append(entry.path)
     return files
 
 
 def listed_files(list_file: Path) -> list[str]:
-    """Returns the lines of a text file without empty ones; a leading `./` is replaced by the text file's folder."""
+    """Returns the lines of a text file without empty ones: paths, but also what else detect.py takes.
+
+    A leading `./` means the text file's folder, another relative path the current folder, as in v6.1. Where there is no
+    such file, one beside the text file, above it, or in the other of the two folders is meant.
+    """
     lines = decode_text(list_file.read_bytes(), errors="surrogateescape").splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
-    return [str(list_file.parent / line[2:]) if line.startswith("./") else line for line in lines]
+    return [_find_listed(line.strip(), list_file.parent) for line in lines if line.strip()]
+
+
+def _find_listed(line: str, folder: Path) -> str:
+    name = line.replace("\\", "/") if os.sep == "/" and not os.path.exists(line) else line
+    usual = str(folder / name[2:]) if name.startswith("./") else name
+    if os.path.isabs(name) or "://" in name or not os.path.splitext(name)[1] or os.path.isfile(usual):
+        return usual
+    # CVAT writes data/obj_train_data/a.jpg for what is in obj_train_data beside its list
+    others = [name, folder / name, folder.parent / name, folder / name.partition("/")[2]]
+    return str(next((path for path in others if os.path.isfile(path)), usual if name.startswith("./") else line))
 
 
 def check_image(path: str | Path, data: bytes | None = None) -> tuple[tuple[int, int], list[Fault]]:

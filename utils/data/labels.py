@@ -84,6 +84,30 @@ def finite_number(value: Any, rule: str, location: Location) -> float:
     return number
 
 
+def has_labels(label_file: str) -> bool:
+    """Returns whether there is a label file. One that cannot be read is there: its image does not show background."""
+    return os.path.lexists(label_file) or _broken_link(label_file) is not None
+
+
+def read_label_bytes(label_file: str | Path) -> bytes:
+    """Reads a label file. Raises FaultError where it cannot be read."""
+    try:
+        return Path(label_file).read_bytes()
+    except OSError as error:
+        link = _broken_link(str(label_file))
+        words = f"{link} is a link to {os.readlink(link)}, which does not exist" if link else error.strerror
+        raise Location(str(label_file)).error("format", f"cannot be read: {words}") from None
+
+
+def _broken_link(path: str) -> str | None:
+    """Returns the file, or the folder above it, that is a link to nothing; None if there is none."""
+    while path and not os.path.exists(path):
+        if os.path.islink(path):
+            return path
+        path = os.path.dirname(path)
+    return None
+
+
 def check_box(box: Sequence[float], location: Location) -> None:
     """Raises FaultError where a corner is not finite, or the second lies above or left of the first."""
     if not np.isfinite(box).all() or box[2] < box[0] or box[3] < box[1]:

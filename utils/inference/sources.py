@@ -8,7 +8,14 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image, listed_files, viewable
+from utils.data.images import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    is_image,
+    listed_files,
+    tell_of_other_kinds,
+    viewable,
+)
 from utils.downloads import download as fetch
 from utils.files import ROOT
 from utils.text import HIDDEN, redact
@@ -89,7 +96,9 @@ def list_sources(source: str | Path, download: bool = False) -> list[Source]:
     else:
         raise FileNotFoundError(f"--source {source}: no such file or folder")
 
-    files = [_entry(str(p)) for p in sorted(paths) if p.is_file() and (is_image(p) or _is_video(p))]
+    paths = sorted(p for p in paths if p.is_file())
+    tell_of_other_kinds([p for p in paths if not _is_video(p)], source)
+    files = [_entry(str(p)) for p in paths if is_image(p) or _is_video(p)]
     if not files:
         suffixes = f"images end in {', '.join(IMAGE_SUFFIXES)}; videos in {', '.join(VIDEO_SUFFIXES)}"
         raise FileNotFoundError(f"--source {source}: no image or video files {where}; {suffixes}")

@@ -353,3 +353,47 @@ def test_cache_places(tmp_path):
     assert cache_path(str(list_file)) == tmp_path / "train.cache"
     # several entries do not take turns in the place of the first
     assert len({cache_path(train), cache_path([train, val]), cache_path([train, str(list_file)])}) == 3
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_label_file_behind_a_broken_link_does_not_make_background(write_set, tmp_path):
+    entry = write_set({"a": PICTURE, "b": PICTURE, "sub/c": PICTURE}, {"b": "0 .5 .5 .2 .2"})
+    (tmp_path / "set/labels/a.txt").symlink_to(tmp_path / "gone.txt")
+    (tmp_path / "set/labels/sub").symlink_to(tmp_path / "gone")
+    found = scan(str(entry), use_cache=False)
+    assert [os.path.basename(path) for path in found.images] == ["b.png"] and found.counts["corrupt"] == 2
+    assert f"labels/a.txt is a link to {tmp_path}/gone.txt, which does not exist" in str(found.faults[0])
+    assert f"labels/sub is a link to {tmp_path}/gone, which does not exist" in str(found.faults[1])
+    assert list(found.counts.values()) == [3, 0, 0, 2, 3]
+
+
+def test_a_folder_in_place_of_a_label_file_is_told_of(write_set, tmp_path):
+    entry = write_set({"a": PICTURE, "b": PICTURE}, {"b": "0 .5 .5 .2 .2"})
+    (tmp_path / "set/labels/a.txt").mkdir()
+    assert "labels/a.txt: cannot be read: Is a directory" in str(scan(str(entry), use_cache=False).faults[0])
+
+
+def test_of_two_paths_to_an_image_the_one_with_labels_counts(write_set, tmp_path):
+    entry = write_set({"own": PICTURE}, {"own": "", "day2/a": "0 .5 .5 .2 .2"})
+    write_set({"a": PICTURE, "b": PICTURE}, {}, tmp_path / "pool")
+    for day in ("day1", "day2", "day3"):
+        (entry / day).symlink_to(tmp_path / "pool" / "images")
+    images = [os.path.relpath(path, entry) for path in scan(str(entry), use_cache=False).images]
+    # b has labels nowhere: three times background, as its three paths say
+    assert images == ["day1/b.png", "day2/a.png", "day2/b.png", "day3/b.png", "own.png"]
+
+
+def test_lines_from_the_current_folder_find_their_labels(write_set, tmp_path, monkeypatch):
+    write_set({"a": PICTURE, "b": PICTURE}, {"a": "0 .5 .5 .2 .2", "b": "1 .5 .5 .2 .2"})
+    monkeypatch.chdir(tmp_path / "set")
+    (tmp_path / "set" / "train.txt").write_text(f"images/a.png\n{tmp_path}/set/images/b.png\n")
+    for entry in ("train.txt", "images", str(tmp_path / "set" / "train.txt")):
+        assert scan(entry, use_cache=False).labels[:, 0].tolist() == [0, 1], entry
+
+
+def test_many_images_without_labels_are_told_of(write_set, caplog):
+    entry = write_set(dict.fromkeys("abcd", PICTURE), dict.fromkeys("abc", "0 .5 .5 .2 .2"))
+    scan(str(entry), use_cache=False)
+    assert "1 of 4 images have no label file, so they count as background" in caplog.text

@@ -89,10 +89,69 @@ def test_lists_of_paths_and_absolute_entries(dataset, tmp_path):
     assert data["train"] == [str(tmp_path / "images/train"), str(tmp_path / "images/val")]
 
 
-def test_relative_path_is_seen_from_the_repository_first(dataset, tmp_path):
-    (tmp_path / "models").mkdir()
-    text = "path: models\ntrain: SOCA.yaml\nval: .\n" + CLASSES
-    assert load_dataset_yaml(dataset(text), splits=("val",))["path"] == str(ROOT / "models")
+def test_relative_path_is_also_seen_from_the_repository(dataset):
+    text = "path: models\ntrain: SOCA.yaml\nval: hub\n" + CLASSES
+    assert load_dataset_yaml(dataset(text))["path"] == str(ROOT / "models")
+
+
+@pytest.mark.parametrize(
+    "text", ["path: .\ntrain: .\nval: data\n", "train: data/images\nval: data\n", "train: .\nval: data\n"]
+)
+def test_folders_of_the_program_are_not_taken_for_those_beside_the_yaml(dataset, tmp_path, monkeypatch, text):
+    (tmp_path / "data" / "images").mkdir(parents=True)  # as the repository has them
+    monkeypatch.chdir("/")
+    file = dataset(text + CLASSES)
+    assert load_dataset_yaml(file)["val"] == str(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset_yaml("cells.yaml")["val"] == str(tmp_path / "data")
+
+
+def test_a_yaml_of_the_repository_means_the_repository(tmp_path, monkeypatch):
+    from utils.data import dataset_yaml
+
+    monkeypatch.setattr(dataset_yaml, "ROOT", tmp_path)
+    for folder in ("data/own/images", "own/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "data" / "my.yaml").write_text("path: own\ntrain: images\nval: .\nnc: 1\n")
+    assert load_dataset_yaml(tmp_path / "data" / "my.yaml")["path"] == str(tmp_path / "own")
+
+
+def test_a_path_may_be_seen_from_the_current_folder(dataset, tmp_path, monkeypatch):
+    other = tmp_path / "somewhere" / "else"
+    other.mkdir(parents=True)
+    (other / "my.yaml").write_text("path: images\ntrain: train\nval: val\n" + CLASSES)
+    dataset("")
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset_yaml("somewhere/else/my.yaml")["path"] == str(tmp_path / "images")
+
+
+def test_a_root_that_is_a_link_keeps_its_name(dataset, tmp_path):
+    """Labels are looked for by the name of the folder images, which the folder behind a link need not have."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "images").symlink_to(tmp_path / "images")
+    data = load_dataset_yaml(dataset("path: set/images\ntrain: train\nval: val\n" + CLASSES))
+    assert data["train"] == str(tmp_path / "set/images/train")
+
+
+def test_two_dots_behind_a_link_mean_what_the_system_means(dataset, tmp_path):
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "far" / "pictures").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    data = load_dataset_yaml(dataset("path: link/..\ntrain: pictures\nval: away\n" + CLASSES))
+    assert data["path"] == str(tmp_path / "far")
+
+
+def test_the_same_images_for_train_and_val_are_told_of(dataset, tmp_path, caplog):
+    load_dataset_yaml(dataset(PLACES + CLASSES))
+    assert "same images" not in caplog.text
+    (tmp_path / "images" / "twin").symlink_to(tmp_path / "images" / "train")
+    for val in ("images/train", "images/twin", "[images/train, images/twin]"):
+        caplog.clear()
+        load_dataset_yaml(dataset(f"train: images/train\nval: {val}\n" + CLASSES))
+        assert "cells.yaml: train and val are the same images, so the results on val are too good" in caplog.text
+    caplog.clear()
+    load_dataset_yaml(dataset("train: images/train\nval: images/train\n" + CLASSES), splits=("val",))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("path", ["", "path:\n", "path: .\n", "path: images/..\n"])
@@ -158,7 +217,7 @@ def test_missing_file_is_named_and_a_near_one_offered(monkeypatch, tmp_path):
 def test_missing_images_say_where_they_were_looked_for(dataset, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         load_dataset_yaml(dataset("path: no/such/place\n" + PLACES + CLASSES))
-    assert f"'no/such/place' was looked for in {ROOT} and in {tmp_path}" in str(error.value)
+    assert f"'no/such/place' was looked for in {tmp_path}, {ROOT}" in str(error.value)
     assert "put the images there or correct 'train' or 'path'" in str(error.value)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_image, list_images, read_image
+from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_image, list_images, listed_files, read_image
 
 
 def pillow_bytes(image, kind, **options):
@@ -64,6 +64,66 @@ def test_a_byte_order_mark_is_no_part_of_a_list(folder, encoding):
     assert list_images(folder / "list.txt") == [str(folder / "b.png")]
 
 
+@pytest.mark.parametrize(
+    "line, where",
+    [
+        ("images/b.jpg", ""),  # from the folder of the list
+        ("images/b.jpg", "images"),  # from the folder above it
+        ("set/images/b.jpg", ""),  # as CVAT writes it: another name in front
+        ("./b.jpg", "images"),
+        (r"images\b.jpg", ""),
+        (r".\images\b.jpg", ""),
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_lines_of_a_list_are_looked_for(folder, line, where, inside, monkeypatch):
+    """Wherever the command is run, the image has one path, whose folder of labels can be found."""
+    list_file = folder.parent / where / "list.txt"
+    list_file.write_text(f"{line}\n{folder}/a.PNG\n")
+    monkeypatch.chdir(folder.parent if inside else "/")
+    assert [os.path.normpath(path) for path in list_images(str(list_file))] == [f"{folder}/a.PNG", f"{folder}/b.jpg"]
+
+
+def test_a_list_beside_the_images_may_be_made_elsewhere(folder, monkeypatch):
+    """`find . -name *.jpg > lists/train.txt` writes ./images/b.jpg, and v6.1 means a folder below lists by it."""
+    (folder.parent / "lists").mkdir()
+    list_file = folder.parent / "lists" / "train.txt"
+    list_file.write_text("./images/b.jpg\n")
+    monkeypatch.chdir(folder.parent)
+    assert list_images(list_file) == [f"{folder}/b.jpg"]
+    (folder.parent / "lists" / "images").mkdir()
+    (folder.parent / "lists" / "images" / "b.jpg").touch()
+    assert list_images(list_file) == [f"{folder.parent}/lists/images/b.jpg"]
+
+
+def test_a_path_from_the_current_folder_comes_first(folder, monkeypatch, tmp_path):
+    other = tmp_path / "other"
+    (other / "images").mkdir(parents=True)
+    (other / "images" / "b.jpg").touch()
+    (folder.parent / "list.txt").write_text("images/b.jpg\nimages/gone.jpg\n0\nrtsp://host/a.mp4\n")
+    monkeypatch.chdir(other)
+    lines = listed_files(folder.parent / "list.txt")
+    assert lines == ["images/b.jpg", "images/gone.jpg", "0", "rtsp://host/a.mp4"]
+    assert list_images(folder.parent / "list.txt") == [f"{other}/images/b.jpg", f"{other}/images/gone.jpg"]
+
+
+def test_images_of_other_kinds_are_told_of(folder, caplog):
+    for name in ("c.avif", "sub folder/d.AVIF", "e.heic", "f.jfif"):
+        (folder / name).touch()
+    assert len(list_images(folder)) == 3
+    assert "images of kinds that are not read, left out: 2 .avif, 1 .gif, 1 .heic, 1 .jfif; save them as" in caplog.text
+    caplog.clear()
+    (folder / "list.txt").write_text("./b.jpg\n./c.avif\n./none\n")
+    assert len(list_images(folder / "list.txt")) == 1
+    assert f"lines that name no image file, left out: 2; the first: {folder}/c.avif" in caplog.text
+    caplog.clear()
+    (folder / "new").mkdir()
+    (folder / "new" / "f.jfif").touch()
+    with pytest.raises(ValueError, match="no images in"):
+        list_images(folder / "new")
+    assert "1 .jfif; rename .jfif to .jpg" in caplog.text
+
+
 def test_entries_are_joined_and_each_image_counts_once(folder):
     assert list_images([str(folder / "sub folder"), str(folder)]) == list_images(str(folder))
 
@@ -74,6 +134,28 @@ def test_links_are_followed_but_not_in_circles(folder, tmp_path):
     (tmp_path / "elsewhere" / "z.bmp").touch()
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     assert relative(list_images(str(folder)), folder) == ["a.PNG", "b.jpg", "linked/z.bmp", "sub folder/ü.tif"]
+
+
+def test_two_links_to_a_folder_are_both_followed(folder, tmp_path):
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "z.bmp").touch()
+    for name in ("day1", "day2"):
+        (folder / name).symlink_to(tmp_path / "pool")
+    assert relative(list_images(str(folder)), folder)[2:4] == ["day1/z.bmp", "day2/z.bmp"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(folder, monkeypatch):
+    """Else its images are left out without a word."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub folder"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="sub folder"):
+        list_images(str(folder))
 
 
 def test_brackets_in_a_folder_name_are_no_pattern(tmp_path):

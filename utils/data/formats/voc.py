@@ -8,7 +8,7 @@ import os
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +28,7 @@ from utils.data.labels import (
     first_file,
     names_in_order,
     open_image,
+    read_label_bytes,
     rows_of,
     safe_name,
     write_new,
@@ -36,6 +37,7 @@ from utils.log import LOGGER
 from utils.text import decode_text, printable, xml_can_hold
 
 _DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z][\w.:-]*)["']""")
+_FLAG = re.compile(r"\s+(-1|0|1)$")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -153,9 +155,11 @@ def is_voc_path(path: str | Path) -> bool:
     return os.path.isfile(path) and "ImageSets" in path.parts[:-1] and not any(map(is_image, _listed_names(path)[:1]))
 
 
-def _listed_names(file: Path) -> list[str]:
-    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    return [line.split()[0] for line in lines if line.strip()]  # a second word says whether a class is in the image
+def _listed_names(file: Path, is_name: Callable[[str], bool] = lambda _: False) -> list[str]:
+    """Returns the names in a list. A number behind one says whether a class is in the image; it may be of a name."""
+    lines = decode_text(file.read_bytes(), errors="surrogateescape").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
+    return [name if is_name(name) else _FLAG.sub("", name) for name in names]
 
 
 def _list_file(file: Path, images: str | None) -> dict[str, str]:
@@ -165,7 +169,7 @@ def _list_file(file: Path, images: str | None) -> dict[str, str]:
     by_stem = _images_by_stem(folder)
     return {
         by_stem.get(name, str(folder / f"{name}.jpg")): str(root / "Annotations" / f"{name}.xml")
-        for name in _listed_names(file)
+        for name in _listed_names(file, by_stem.__contains__)
     }
 
 
@@ -198,7 +202,7 @@ class _VocReader:
     difficult: bool
 
     def __call__(self, image: str, label_file: str, size: Size) -> ImageLabels:
-        root = parse_xml(Path(label_file).read_bytes(), label_file)
+        root = parse_xml(read_label_bytes(label_file), label_file)
         check_size(stated_size(root), size, Location(label_file))
         nodes = [pair for pair in objects_of(root, label_file) if self.difficult or not is_difficult(pair[0])]
         for node, location in nodes:
@@ -220,7 +224,7 @@ def load(folder: Path, image_folders: Sequence[Path]) -> LabelledSplit:
     """
     images = []
     for file in sorted(folder.rglob("*.xml")):
-        root, location = parse_xml(file.read_bytes(), file), Location(str(file))
+        root, location = parse_xml(read_label_bytes(file), file), Location(str(file))
         name = (root.findtext("filename") or f"{file.stem}.jpg").strip()
         name = safe_name(name, Location(str(file), "filename"))
         name = (file.parent.relative_to(folder) / Path(name).name).as_posix()

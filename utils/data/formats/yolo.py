@@ -19,8 +19,11 @@ from utils.data.labels import (
     LabelledImage,
     LabelledObject,
     LabelledSplit,
+    Listing,
     Size,
+    has_labels,
     open_image,
+    read_label_bytes,
     write_new,
 )
 from utils.files import write_yaml
@@ -49,9 +52,9 @@ def labels_folder(path: str) -> str:
 
 
 def read_label_text(path: str) -> str:
-    """Reads the text of a label file. Raises FaultError where it is neither UTF-8 nor begins with a byte order mark."""
+    """Reads the text of a label file. Raises FaultError where that is not possible."""
     try:
-        return decode_text(Path(path).read_bytes())
+        return decode_text(read_label_bytes(path))
     except UnicodeDecodeError as error:
         raise FaultError(Fault("format", path, f"not a text file in UTF-8: {error}")) from None
 
@@ -133,6 +136,22 @@ def read_labels(image: str, label_file: str, size: Size) -> ImageLabels:
     return parse_labels(read_label_text(label_file), label_file)
 
 
+def open_entry(entry: str | list[str]) -> Listing:
+    """Lists the images of a dataset entry (see `list_images`, also for errors) with their label files.
+
+    Where links lead to an image by several paths, those without a label file are left out if another has one: the
+    image does not show background.
+    """
+    pairs = [(image, image_to_label_path(image)) for image in list_images(entry)]
+    real = {folder: os.path.realpath(folder) for folder in {os.path.dirname(image) for image, _ in pairs}}
+    if len(set(real.values())) < len(real):
+        keys = [(real[os.path.dirname(image)], os.path.basename(image)) for image, _ in pairs]
+        labelled = [has_labels(label) for _, label in pairs]
+        owned = {key for key, found in zip(keys, labelled) if found}
+        pairs = [pair for pair, key, found in zip(pairs, keys, labelled) if found or key not in owned]
+    return Listing([image for image, _ in pairs], [label for _, label in pairs], read_labels)
+
+
 def _split_lines(text: str, path: str, faults: list[Fault]) -> tuple[list[int], list[list[str]]]:
     """Returns numbers and words of the lines that are not empty; a line of blanks between others is a fault."""
     lines, rows = [], []
@@ -199,11 +218,11 @@ def load(entry: str | list[str], names: Sequence[str]) -> LabelledSplit:
     names: of the classes. Raises FaultError where a label file cannot be used.
     """
     images = []
-    for path in list_images(entry):
+    listing = open_entry(entry)
+    for path, label in zip(listing.images, listing.label_files):
         name = Path(os.path.relpath(path, _home(path, entry))).as_posix()
         image = open_image(name, (None, None), Path(path), Location(path))
-        label = image_to_label_path(path)
-        if os.path.isfile(label):
+        if has_labels(label):
             labels = parse_labels(read_label_text(label), label, len(names))
             for fault in labels.faults:
                 LOGGER.warning(str(fault))
@@ -214,7 +233,7 @@ def load(entry: str | list[str], names: Sequence[str]) -> LabelledSplit:
 
 def _home(path: str, entry: str | list[str]) -> str:
     """Returns the folder of an entry that holds the image; the image's own where a list file names it."""
-    folders = [folder for folder in ([entry] if isinstance(entry, str) else entry) if os.path.isdir(folder)]
+    folders = [os.path.abspath(f) for f in ([entry] if isinstance(entry, str) else entry) if os.path.isdir(f)]
     inside = (folder for folder in folders if path.startswith(folder.rstrip(os.sep) + os.sep))
     return next(inside, os.path.dirname(path))
 

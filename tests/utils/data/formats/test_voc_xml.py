@@ -92,6 +92,17 @@ def test_an_encoding_that_is_not_declared_names_the_file(head):
         parse_xml(f"{head}<a>細菌</a>".encode("gbk"), "dir/7.xml")
 
 
+def test_names_with_blanks_and_numbers(voc, tmp_path):
+    split = voc({"a": voc_object(), "b": voc_object("cat")})
+    for old, new in (("a", "my image"), ("b", "my image 1")):
+        (tmp_path / f"JPEGImages/{old}.png").rename(tmp_path / f"JPEGImages/{new}.png")
+        (tmp_path / f"Annotations/{old}.xml").rename(tmp_path / f"Annotations/{new}.xml")
+    for lines in ("my image\nmy image 1\n", "my image -1\r\nmy image 1  0\r\n", "\ufeffmy image  0\nmy image 1 1\n"):
+        (tmp_path / "ImageSets/Main/train.txt").write_text(lines, encoding="utf-8", newline="")
+        found = scan(split, use_cache=False)
+        assert found.labels[:, 0].tolist() == [0, 1] and found.counts["found"] == 2, lines
+
+
 def test_bad_boxes_and_sizes_are_reported(voc):
     split = voc({"a": voc_object(corners=(30, 1, 20, 5)) + voc_object(corners=(90, 1, 120, 51)), "b": ""})
     found = scan(split, use_cache=False)
