@@ -81,8 +81,9 @@ class CBAM(nn.Module):
         self.spatial = nn.Conv2d(2, 1, kernel, padding=kernel // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), keepdim=True))
-        x = torch.sigmoid(logits).type_as(x) * x
+        # beside each other, since OpenCV 5 reads no weights that two convolutions of an ONNX file share
+        both = torch.cat((x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)), 3)
+        x = torch.sigmoid(self.mlp(both).sum(3, keepdim=True)).type_as(x) * x
         logits = self.spatial(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1))
         return torch.sigmoid(logits).type_as(x) * x
 

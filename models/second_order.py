@@ -169,13 +169,14 @@ def _plain_statistic(x: torch.Tensor, coefficients: tuple[float, ...]) -> torch.
     min(max(e, 0) 1e30, 1) is 0 for an image without variance, where t is replaced by 1, and it is 1 where e is 1e-30 or
     more. Between the two s is too large. 1e30 is beyond float16, so the statistic must stay in float32.
     """
-    centred, largest_mean = _centre(x)
+    mean = x.mean(2, keepdim=True)
+    centred, largest_mean = x - mean, mean.abs().amax(1, keepdim=True)
     C, M = x.shape[1:]
-    t = (centred * centred).sum((1, 2)) / M
-    excess = (t - left_by_rounding(C, largest_mean, torch.finfo(x.dtype).eps)).clamp(min=0)
-    switch = (excess * 1e30).clamp(max=1)
+    t = (centred * centred).sum((1, 2), keepdim=True) / M
+    excess = t - left_by_rounding(C, largest_mean, torch.finfo(x.dtype).eps)
+    switch = (excess * 1e30).clamp(0, 1)
     safe = t + (1 - switch)
-    F = centred * (switch * (safe * M).rsqrt())[:, None, None]
+    F = centred * (switch * (safe * M).rsqrt())
     G = F.transpose(1, 2)
     last = torch.full_like(F[:, :, 0], 1 / C).unsqueeze(1)  # v_0
     d = 2 * ((last @ F) @ G)
@@ -185,7 +186,7 @@ def _plain_statistic(x: torch.Tensor, coefficients: tuple[float, ...]) -> torch.
         d = 4 * ((last @ F) @ G) - d
         last = d - last
         s = s + c * last
-    return (switch * safe.sqrt())[:, None] * s.squeeze(1)
+    return ((switch * safe.sqrt()) * s).squeeze(1)
 
 
 class _SecondOrderStatistic(torch.autograd.Function):

@@ -70,7 +70,8 @@ def simplified(model: "onnx.ModelProto") -> "onnx.ModelProto":
     import onnxslim
 
     before = len(model.graph.node)
-    slim = onnxslim.slim(model)
+    # an Unsqueeze of two dimensions, into which it would join those of one each, is one that OpenCV 4 does not read
+    slim = onnxslim.slim(model, skip_fusion_patterns=["EliminationUnsqueeze"])
     if slim is None:
         raise ExportError(f"onnxslim {onnxslim.__version__} returned no model")
     LOGGER.info(f"onnxslim {onnxslim.__version__}: {before} nodes became {len(slim.graph.node)}")

@@ -94,6 +94,34 @@ def test_a_graph_of_one_shape_is_one_that_old_opencv_reads(tmp_path):
             assert first == second or not np.prod(second) > 1, node
 
 
+def test_attention_is_written_so_that_opencv_4_and_5_read_it(tmp_path):
+    """OpenCV 4.8 to 4.13 read no Unsqueeze of several dimensions, and 5.0 no weights that two convolutions share."""
+    import onnx
+
+    pytest.importorskip("onnxslim")
+    cv2 = pytest.importorskip("cv2", minversion="4.8")
+    blocks = ["SOCA", "SE", "ECA", "CBAM", "CoordAttention", "SimAM", "GCT", "LSRAG"]
+    rows = [TINY["head"][0], *([-1, 1, block, []] for block in blocks)]
+    rows.append([[4, 6 + len(blocks)], 1, "Detect", ["nc", "anchors"]])
+    job = job_for(lively({**TINY, "head": rows}).fuse(), tmp_path, batch=1, simplify=True)
+    path = onnx_file.write(job.graph(job.options), job.images[0], tmp_path / "a.onnx", job.options)
+    graph = onnx.load(path).graph
+    constants = {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
+    constants |= {tensor.name: tensor for tensor in graph.initializer}
+    added = [
+        list(node.attribute[0].ints) if node.attribute else onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+        for node in graph.node
+        if node.op_type == "Unsqueeze"
+    ]
+    assert added and all(len(axes) == 1 for axes in added)
+    weights = [node.input[1] for node in graph.node if node.op_type == "Conv"]
+    assert len(weights) == len(set(weights))
+    net = cv2.dnn.readNetFromONNX(str(path))
+    net.setInput(job.images[0].numpy())
+    expected = ONNXRuntime(path)(job.images[0])[0]
+    assert np.abs(net.forward() - np.asarray(expected)).max() < 1e-2  # pixels
+
+
 def test_an_absent_simplifier_is_a_warning(model, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(onnx_file, "installed", lambda package: False)
     monkeypatch.setattr(onnx_file.LOGGER, "propagate", True)
