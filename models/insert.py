@@ -22,19 +22,35 @@ import difflib
 import re
 from copy import deepcopy
 
-from models.registry import lookup
+import yaml
+
+from models.registry import keeps_channels, lookup
 
 AFTER = "P3 (a map that goes into Detect), B3 (of the backbone), backbone, a layer number, or a module such as C3"
 
 
 def parse_attention(text: str) -> list[dict]:
-    """Reads `SOCA@P3+P4+P5` into rows of `insert:`, "" and "none" into no rows; ValueError for any other form."""
-    if text in ("", "none"):
-        return []
-    module, at, after = text.partition("@")
-    if not (module and at and after):
-        raise ValueError(f"attention must be MODULE@PLACE or MODULE@PLACE+PLACE, such as SOCA@P3+P4+P5, got {text!r}")
-    return [{"after": after, "module": module}]
+    """Reads `SOCA@P3+P4+P5` into rows of `insert:`, "" and "none" into no rows; ValueError for any other form.
+
+    `SE[8]@P3&SOCA[8]@P5` has two blocks with arguments: those of a plain row, in which a block that keeps its channels
+    is not told their number.
+    """
+    return [] if text in ("", "none") else [_inserted(part.strip(), text) for part in text.split("&")]
+
+
+def _inserted(part: str, text: str) -> dict:
+    found = re.fullmatch(r"([^@\[\]\s]+)(?:\[([\w\s.,+-]*)\])?@(\S.*)", part)
+    if not found:
+        raise ValueError(
+            "attention must be MODULE@PLACE or MODULE[ARGUMENTS]@PLACE+PLACE, such as SOCA@P3+P4+P5 or SE[8]@P5, "
+            f"several joined by &, got {text!r}"
+        )
+    module, words, after = found.groups()
+    if words is None:
+        return {"after": after, "module": module}
+    args = yaml.safe_load(f"[{words}]")
+    channels = [None] if lookup(module)[1] is keeps_channels else []
+    return {"after": after, "module": module, "args": [*channels, *args]}
 
 
 def insert_rows(d: dict, rows: list[dict], strides: list[float | None], source: str = "model") -> dict:

@@ -172,15 +172,20 @@ def test_a_base_without_rows(tmp_path):
         ("none", []),
         ("SOCA@P5", [{"after": "P5", "module": "SOCA"}]),
         ("SE@P3+P4+B5+17", [{"after": "P3+P4+B5+17", "module": "SE"}]),
+        ("SE[8]@P5", [{"after": "P5", "module": "SE", "args": [None, 8]}]),
+        ("RLNL[2, 4]@P5", [{"after": "P5", "module": "RLNL", "args": [None, 2, 4]}]),
+        ("SimAM[1.0e-3]@P5", [{"after": "P5", "module": "SimAM", "args": [None, 0.001]}]),
+        ("C3[256, False]@P3", [{"after": "P3", "module": "C3", "args": [256, False]}]),  # which gives any width
+        ("SE[]@P3 & SOCA@P5", [{"after": "P3", "module": "SE", "args": [None]}, {"after": "P5", "module": "SOCA"}]),
     ],
 )
 def test_attention_as_one_word(text, rows):
     assert parse_attention(text) == rows
 
 
-@pytest.mark.parametrize("text", ["SOCA", "@P5", "SOCA@", "P5"])
+@pytest.mark.parametrize("text", ["SOCA", "@P5", "SOCA@", "P5", "SE[8@P5", "SE[[8]]@P5", "SE@P5&", "SE[8]"])
 def test_attention_that_is_none(text):
-    with pytest.raises(ValueError, match=r"attention must be MODULE@PLACE.*such as SOCA@P3\+P4\+P5, got"):
+    with pytest.raises(ValueError, match=r"attention must be MODULE@PLACE.*such as SOCA@P3\+P4\+P5.*, got"):
         parse_attention(text)
 
 

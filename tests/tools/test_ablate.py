@@ -9,67 +9,34 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 import yaml
 from filelock import FileLock
-from small_world import TINY, write_boxes, write_yaml
+from small_world import NAMES, TINY, write_boxes, write_yaml
 
 import train
 from models.attention import Adapter
 from models.backend import load_checkpoint
 from tools import ablate, ablate_runs
-from tools.ablate_report import Ablation, as_csv, as_figure, as_html, as_markdown, paired, t_quantile, verdicts
-from utils.files import ROOT
-
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("df", "level", "t"),  # from printed tables
-    [
-        (1, 0.95, 12.706), (2, 0.95, 4.303), (3, 0.95, 3.182), (4, 0.95, 2.776), (9, 0.95, 2.262), (30, 0.95, 2.042),
-        (120, 0.95, 1.980), (1, 0.90, 6.314), (5, 0.99, 4.032), (10, 0.99, 3.169),
-    ],
-)  # fmt: skip
-def test_t_quantile(df, level, t):
-    assert t_quantile(df, level) == pytest.approx(t, abs=6e-4)
-
-
-def test_t_quantile_needs_a_degree_of_freedom():
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        t_quantile(0)
-
-
-def test_paired_by_hand():
-    """Differences 0.01, 0.02, 0.03 of the seeds that both have: mean 0.02, deviation 0.01, t 4.3027."""
-    d = paired({0: 0.51, 1: 0.62, 2: 0.73, 9: 1.0}, {0: 0.5, 1: 0.6, 2: 0.7, 5: 0.0})
-    assert d.pairs == 3
-    assert d.mean == pytest.approx(0.02)
-    assert d.reach == pytest.approx(4.30265 * 0.01 / math.sqrt(3), rel=1e-5)
-    assert d.verdict == "no difference shown: the interval contains zero"
-    assert str(d) == "+0.0200 [-0.0048, +0.0448]"
-
-
-@pytest.mark.parametrize(
-    ("differences", "verdict"),
-    [
-        ([0.03, 0.031, 0.029], "better"),
-        ([-0.03, -0.031, -0.029], "worse"),
-        ([0.03, -0.01, 0.02], "no difference shown: the interval contains zero"),
-        ([0.0, 0.0], "no difference shown: the interval contains zero"),
-        ([0.2], "one pair: no interval"),
-    ],
+from tools.ablate_report import (
+    Ablation,
+    as_csv,
+    as_figure,
+    as_html,
+    as_markdown,
+    classes_as_csv,
+    compared,
+    draw,
+    power_line,
+    verdicts,
 )
-def test_verdict(differences, verdict):
-    zeros = dict.fromkeys(range(len(differences)), 0.0)
-    assert paired(dict(enumerate(differences)), zeros).verdict == verdict
-
-
-def test_no_pairs():
-    assert paired({0: 0.5}, {1: 0.5}) is None
-
+from tools.ablate_statistics import detectable
+from utils.files import ROOT
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
@@ -86,8 +53,34 @@ def ablation() -> Ablation:
     costs = {arm: {"parameters": 1000, "flops": 2e9} for arm in ("none", "SE@P5", "plain=SE@P5")}
     costs["SE@P5"]["parameters"] = 1100
     return Ablation(
-        title="a <b> c", arms=list(costs), matched="plain=SE@P5", seeds=[0, 1], splits=["val"], results=results,
-        costs=costs, command="python it",
+        title="a <b> c", arms=list(costs), controls=["plain=SE@P5"], seeds=[0, 1], splits=["val"], results=results,
+        costs=costs, command="python it", looks=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def complete() -> Ablation:
+    """Three seeds, val and test, two blocks and two controls; SE is ahead on val, SOCA on test."""
+    means = {"none": (0.30, 0.30), "SE@P5": (0.35, 0.31), "SOCA@P5": (0.33, 0.36), "plain=SOCA@P5": (0.31, 0.30),
+             "Scale@P5": (0.32, 0.31)}  # fmt: skip
+    wobble = {"none": (0, 0, 0), "SE@P5": (0.001, -0.001, 0), "SOCA@P5": (0.01, -0.01, 0.02),
+              "plain=SOCA@P5": (0, 0.03, -0.03), "Scale@P5": (0.02, 0, -0.01)}  # fmt: skip
+    results = {}
+    for arm, (val, test) in means.items():
+        for seed, w in enumerate(wobble[arm]):
+            split = {"val": [0.5, 0.5, 0.6, val + w], "test": [0.5, 0.5, 0.6, test + w]}
+            classes = {"val": {"cat": val + w + 0.1, "dog": val + w - 0.1}}
+            results[arm, seed] = {
+                **split,
+                "classes": classes,
+                "epochs": 3,
+                "seconds": 600,
+                "device": "cpu",
+                "torch": "2",
+            }
+    return Ablation(
+        title="t", arms=list(means), controls=["plain=SOCA@P5", "Scale@P5"], seeds=[0, 1, 2], splits=["val", "test"],
+        results=results, command="python it", looks=1,
     )  # fmt: skip
 
 
@@ -102,11 +95,56 @@ def test_every_run_is_in_the_csv(ablation):
 
 def test_markdown(ablation):
     text = as_markdown(ablation)
-    assert "5 of 6 runs are done" in text
+    assert "5 of 6 runs are done: 3 arms, 2 seeds. The others take one process about 1 min." in text
     assert "| SE@P5 | 2 | 0.6000 +- 0.0000 | 0.4000 +- 0.0707 |" in text  # 0.35 and 0.45
-    assert "| SE@P5 | +0.0000 [+0.0000, +0.0000] | +0.0500 [+0.0500, +0.0500] *better* |" in text
+    assert "| SE@P5 | +0.0500 [+0.0500, +0.0500] p < 0.001 *better* |" in text.replace(
+        "+0.0000 [+0.0000, +0.0000] p 1.00 | ", ""
+    )
     assert "| SE@P5 | 1,100 (1.100) | 2.000 (1.000) | - | - | - |" in text
     assert any("plain=SE@P5 against none" in line and "one pair: no interval" in line for line in verdicts(ablation))
+    assert "test is measured in every run, and shown when all runs are done." in text
+
+
+def test_holm_counts_the_arms_of_a_column(complete):
+    """By hand: p of four arms against none, and of three against a control, where none itself is left out."""
+    val = compared(complete, "none", "val", "mAP50-95")
+    ps = {arm: c.difference.p for arm, c in val.items()}
+    assert list(ps) == ["SE@P5", "SOCA@P5", "plain=SOCA@P5", "Scale@P5"]
+    ranked = sorted(ps, key=ps.get)
+    assert ranked[0] == "SE@P5" and val["SE@P5"].p == pytest.approx(4 * ps["SE@P5"])
+    assert val[ranked[1]].p == pytest.approx(max(4 * ps["SE@P5"], 3 * ps[ranked[1]]))
+    assert list(compared(complete, "Scale@P5", "val", "mAP50-95")) == ["SE@P5", "SOCA@P5", "plain=SOCA@P5"]
+    assert val["SE@P5"].verdict == "better" and val["Scale@P5"].verdict == "no difference shown"
+
+
+def test_val_chooses_and_test_is_said_of_that_arm(complete):
+    chosen = next(line for line in verdicts(complete) if line.startswith("val chooses"))
+    assert "SE@P5: its mean mAP50-95 there, 0.3500" in chosen
+    assert "On test, for this one arm" in chosen and "against none +0.0100 [" in chosen
+    assert "against plain=SOCA@P5 +0.0100" in chosen and "against Scale@P5 -0.0033" in chosen
+    assert "test was looked at once." in verdicts(complete)
+    hidden = replace(complete, splits=["val"], looks=2)
+    assert not any("On test" in line or ", test " in line for line in verdicts(hidden))
+    assert "(it was looked at 2 times before, with other arms or seeds)" in as_markdown(hidden)
+
+
+def test_classes(complete):
+    text = as_markdown(complete)
+    assert "| class | none | SE@P5 |" in text
+    assert "| cat | 0.4000 | +0.0500 [" in text and "| dog | 0.2000 | +0.0500 [" in text
+    rows = list(csv.DictReader(classes_as_csv(complete).splitlines()))
+    assert len(rows) == 5 * 3 * 2
+    assert {"arm": "SOCA@P5", "seed": "2", "split": "val", "class": "dog", "mAP50-95": "0.25000"} in rows
+
+
+def test_power_line(complete):
+    """The spread is that of the differences, and the arms are those that Holm's first step counts."""
+    found = compared(complete, "none", "val", "mAP50-95")
+    spread = math.sqrt(sum(c.difference.deviation**2 for c in found.values()) / 4)
+    said = power_line(complete, "none")
+    assert f"standard deviation of {spread:.4f}" in said and "with 3 seeds" in said
+    assert f"difference of {detectable(3, spread, 4):.4f} is shown with a chance of 80%" in said
+    assert f"({detectable(3, spread):.4f} for a single arm)" in said
 
 
 def test_page_and_figure(ablation):
@@ -119,6 +157,25 @@ def test_page_and_figure(ablation):
     assert "http" not in page
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.03, 0.01])
+def test_tick_labels_of_the_figure_do_not_touch(complete, scale):
+    """-0.015 and -0.010 ran into each other. Drawn, and the labels of each panel compared, also with long names."""
+    results = {
+        (arm.replace("SOCA", "SOCA[8,own,half,0.1]"), seed): {**r, "val": [v * scale for v in r["val"]]}
+        for (arm, seed), r in complete.results.items()
+    }
+    arms = list(dict.fromkeys(arm for arm, _ in results))
+    costs = {arm: {"parameters": 1e6 + k * scale * 1e5, "flops": 1e9 + k * 1e7} for k, arm in enumerate(arms)}
+    figure = draw(replace(complete, arms=arms, controls=[], results=results, costs=costs))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        shown = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+        boxes = [label.get_window_extent() for label in shown]
+        assert len(boxes) >= 3
+        assert all(a.x1 + 4 < b.x0 for a, b in pairwise(boxes))
+
+
 # --- arms -------------------------------------------------------------------------------------------------------------
 
 
@@ -126,8 +183,8 @@ def test_page_and_figure(ablation):
 def test_the_plain_arm_is_as_large(arm, tmp_path):
     """As large to the last parameter where widths divide, else to the nearest hidden width of one block."""
     arms = ablate_runs.make_arms("yolov5n.yaml", f"none,SimAM@P5,{arm}", tmp_path)
-    assert [made.name for made in arms] == ["none", "SimAM@P5", arm, f"plain={arm}"]
-    named, plain = (ablate_runs.parameters(made.model()) for made in arms[2:])
+    assert [made.name for made in arms] == ["none", "SimAM@P5", arm, f"plain={arm}", f"Scale@{arm.partition('@')[2]}"]
+    named, plain = (ablate_runs.parameters(made.model()) for made in arms[2:4])
     blocks = [layer for layer in arms[3].model().model if isinstance(layer, Adapter)]
     assert len(blocks) == arm.count("P")
     assert abs(plain - named) <= (0 if arm.startswith("S") else sum(2 * block.up.out_channels + 1 for block in blocks))
@@ -143,7 +200,31 @@ def test_the_plain_arm_changes_nothing_at_first():
 
 def test_no_plain_arm_without_parameters(tmp_path):
     arms = ablate_runs.make_arms("yolov5n.yaml", "none,SimAM@P5", tmp_path)
-    assert [arm.name for arm in arms] == ["none", "SimAM@P5"]
+    assert [arm.name for arm in arms] == ["none", "SimAM@P5", "Scale@P5"]
+    assert not any(tmp_path.iterdir())
+
+
+def test_controls_that_are_named_are_not_added(tmp_path):
+    """Each stands where it was named, and the plain one is as large as the arm that it names, not as the largest."""
+    named = "none, plain=SE[8]@P5, Scale@P4+P5, SE[8]@P5, SOCA@P3+P4+P5"
+    arms = ablate_runs.make_arms("yolov5n.yaml", named, tmp_path)
+    assert [arm.name for arm in arms] == named.replace(" ", "").split(",")
+    _, plain, scale, se, _ = arms
+    assert ablate_runs.parameters(plain.model()) == ablate_runs.parameters(se.model())
+    assert ablate_runs.is_constant(scale) and not ablate_runs.is_constant(se) and not ablate_runs.is_constant(plain)
+    assert ablate_runs.make_arms("yolov5n.yaml", "none,SE@P5", tmp_path, controls=False)[1:] == [
+        ablate_runs.Arm("SE@P5", "yolov5n.yaml", "SE@P5")
+    ]
+
+
+def test_an_arm_may_be_any_insertion(tmp_path):
+    arms = ablate_runs.make_arms("yolov5n.yaml", "none,SE[4]@P3&SOCA@P5,RLNL[2, 4]@P5", tmp_path)
+    assert [arm.name for arm in arms] == [
+        "none", "SE[4]@P3&SOCA@P5", "RLNL[2,4]@P5", "plain=RLNL[2,4]@P5", "Scale@P5",
+    ]  # fmt: skip
+    names = [layer.type.rpartition(".")[2] for layer in arms[1].model().model]
+    assert [name for name in names if name in ("SE", "SOCA")] == ["SE", "SOCA"]
+    assert next(m for m in arms[2].model().modules() if hasattr(m, "theta")).theta.out_channels == 64  # of 256
 
 
 @pytest.mark.parametrize(
@@ -156,6 +237,9 @@ def test_no_plain_arm_without_parameters(tmp_path):
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--seed", "3"], "--seed cannot be passed on to train.py"),
         (["--epochs", "-1"], "--epochs must be at least 0"),
+        (["--attention", "none,plain=SimAM@P5"], "have more parameters than that arm adds"),
+        (["--attention", "none,plain=none"], "plain=none: plain layers"),
+        (["--attention", "none,SE[8@P5"], r"attention must be MODULE@PLACE"),
     ],
 )
 def test_refused_before_anything_is_trained(flags, message, tmp_path):
@@ -164,6 +248,54 @@ def test_refused_before_anything_is_trained(flags, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         ablate.main(ablate.parse_options([*usual, *flags]))
     assert not (tmp_path / "out/runs").exists()
+
+
+@pytest.fixture
+def words(tmp_path) -> list[str]:
+    """A command line of two arms and one seed, on data with a test split."""
+    data = write_boxes(tmp_path / "boxes", 1, 1)
+    file = write_yaml(tmp_path / "boxes.yaml", {**data, "test": data["val"]})
+    cfg = write_yaml(tmp_path / "tiny.yaml", TINY)
+    return ["--cfg", str(cfg), "--attention", "none,SE@P4", "--no-matched", "--data", str(file), "--seeds", "1",
+            "--out", str(tmp_path / "out"), "--weights", "", "--imgsz", "64"]  # fmt: skip
+
+
+def test_arms_must_see_the_same_images(words):
+    """A pooling after the coarsest map, of stride 16, makes it one of 64: 96 pixels would be 128 for that arm alone."""
+    words[words.index("none,SE@P4")] = "none,nn.MaxPool2d[4,4]@SPPF"
+    words[-1] = "96"
+    with pytest.raises(ValueError, match=r"96 pixels for the arm none and 128 for nn.Max.*; give a multiple of 64, so"):
+        ablate.main(ablate.parse_options(words))
+    words[-1] = "64"
+    assert ablate.check(ablate.parse_options(words)).size == 64
+
+
+def test_looks_at_test_are_counted(words, tmp_path, monkeypatch):
+    """Results of test are shown when every run is done; the same runs count once, others are another look."""
+    monkeypatch.setattr(ablate_runs, "as_figure", lambda ablation: b"\x89PNG")  # takes a second, and is tested above
+    out = tmp_path / "out"
+
+    def report(*flags: str) -> dict[tuple[str, str], str]:
+        ablate.main(ablate.parse_options([*words, "--report", *flags]))
+        rows = csv.DictReader((out / "runs.csv").read_text().splitlines())
+        return {(row["arm"], row["seed"]): row.get("test/mAP50-95", "hidden") for row in rows}
+
+    def looks() -> list[dict]:
+        return json.loads((out / "looks.json").read_text()) if (out / "looks.json").exists() else []
+
+    about = {"val": [0.1] * 4, "test": [0.2] * 4, "epochs": 1, "seconds": 1, "device": "cpu", "torch": "2"}
+    report()
+    for arm, seed in (("none", 0), ("SE@P4", 0), ("none", 1), ("SE@P4", 1)):
+        (out / "results").mkdir(exist_ok=True)
+        (out / f"results/{arm}-seed{seed}.json").write_text(json.dumps(about))
+        shown = report()
+        assert set(shown.values()) == ({"hidden"} if (arm, seed) == ("none", 0) else {"0.20000"})
+    assert looks() == [{"arms": ["none", "SE@P4"], "seeds": 1}]
+    report("--seeds", "2")
+    assert [look["seeds"] for look in looks()] == [1, 2]
+    assert "test was looked at 2 times" in (out / "table.md").read_text()
+    assert set(report("--seeds", "3").values()) == {"hidden"} and len(looks()) == 2
+    assert "it was looked at 2 times before" in (out / "table.md").read_text()
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -182,7 +314,7 @@ def test_killed_and_started_again(tmp_path, no_plots, monkeypatch):
     words += ["--out", str(out), *recipe]
     command = [sys.executable, str(ROOT / "tools/ablate.py"), *words]
 
-    done = out / "runs/SOCA@P4-seed0/result.json"
+    done = out / "runs/SOCA@P4-seed0/result.json"  # where earlier versions wrote it
     done.parent.mkdir(parents=True)
     about = {"epochs": 6, "seconds": 1, "device": "cpu", "torch": "2"}
     done.write_text(json.dumps({"val": [0.1, 0.2, 0.3, 0.4], **about}))
@@ -215,8 +347,17 @@ def test_killed_and_started_again(tmp_path, no_plots, monkeypatch):
     costs = json.loads((out / "costs.json").read_text())["costs"]
     assert all(costs[arm][key] > 0 for arm in ("none", "SOCA@P4") for key in ("memory", "step", "inference"))
 
+    result = json.loads((out / "results/none-seed0.json").read_text())
+    assert result["seed"] == 0 and result["settings"]["imgsz"] == 64 and result["hyp"] == hyp
+    assert set(result["classes"]["val"]) == set(NAMES)
+    assert str(tmp_path) not in json.dumps(result) and str(tmp_path) not in (out / "recipe.yaml").read_text()
+
     monkeypatch.setattr(ablate_runs, "do_run", None)  # which would fail
+    shutil.rmtree(out / "runs")  # what is left goes to another place
+    out = out.rename(tmp_path / "moved")
+    words[words.index("--out") + 1] = str(out)
     ablate.main(ablate.parse_options(words))
+    assert f"--out {out}" in (out / "table.md").read_text()
     with pytest.raises(ValueError, match="runs of another recipe"):
         ablate.main(ablate.parse_options([*words, "--fraction", "0.5"]))
 
@@ -224,8 +365,9 @@ def test_killed_and_started_again(tmp_path, no_plots, monkeypatch):
 def test_a_run_that_another_process_has_is_left_to_it(tmp_path):
     folder = tmp_path / "runs/none-seed0"
     folder.mkdir(parents=True)
+    plan = ablate_runs.Plan(Namespace(out=tmp_path, data="no such file", rest=[]), [], ["val"], 64, 2, 3, NAMES)
     with FileLock(folder / "lock"):
-        ablate_runs.do_run(tmp_path, ablate_runs.Arm("none", "no such file", ""), 0, "no such file", [], ["val"])
+        ablate_runs.do_run(plan, ablate_runs.Arm("none", "no such file", ""), 0)
     assert sorted(file.name for file in folder.iterdir()) == ["lock"]
 
 
