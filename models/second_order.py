@@ -165,18 +165,23 @@ def _series(F: torch.Tensor, S: torch.Tensor | None, coefficients: tuple[float, 
 def _plain_statistic(x: torch.Tensor, coefficients: tuple[float, ...]) -> torch.Tensor:
     """Returns s (N, C) for x (N, C, M) by sums, products and few functions, which every export toolchain has.
 
-    The comparisons of `_scales` are arithmetic here: with e = t minus what rounding can leave, the switch
-    min(max(e, 0) 1e30, 1) is 0 for an image without variance, where t is replaced by 1, and it is 1 where e is 1e-30 or
-    more. Between the two s is too large. 1e30 is beyond float16, so the statistic must stay in float32.
+    Xc is divided by its largest value, so that the sum q of its squares is from 1 to C M whatever the size of the map,
+    and 0 for a map of zeros. The comparisons of `_scales` are arithmetic here: with r, the q that rounding can leave of
+    constants, the switch min(max(2 (q - r), 0), 1) is 0 for an image without variance, where q is replaced by 1, and 1
+    for q from r + 1/2. No constant is large, and all of it is (N, 1, 1), since readers such as OpenCV 4 know neither
+    smaller tensors nor the minimum. s does not depend on the largest value, which so has no part in the gradient.
     """
     mean = x.mean(2, keepdim=True)
-    centred, largest_mean = x - mean, mean.abs().amax(1, keepdim=True)
+    centred = x - mean
     C, M = x.shape[1:]
-    t = (centred * centred).sum((1, 2), keepdim=True) / M
-    excess = t - left_by_rounding(C, largest_mean, torch.finfo(x.dtype).eps)
-    switch = (excess * 1e30).clamp(0, 1)
-    safe = t + (1 - switch)
-    F = centred * (switch * (safe * M).rsqrt())
+    size = centred.detach().abs().amax((1, 2), keepdim=True) + 1e-30
+    F = centred / size
+    q = (F * F).sum((1, 2), keepdim=True)
+    largest_mean = mean.detach().abs().amax((1, 2), keepdim=True)
+    r = M * left_by_rounding(C, largest_mean / size, torch.finfo(x.dtype).eps)
+    switch = 1 - (1 - (2 * (q - r)).relu()).relu()
+    q = q + (1 - switch)
+    F = F * (switch * q.rsqrt())
     G = F.transpose(1, 2)
     last = torch.full_like(F[:, :, 0], 1 / C).unsqueeze(1)  # v_0
     d = 2 * ((last @ F) @ G)
@@ -186,7 +191,7 @@ def _plain_statistic(x: torch.Tensor, coefficients: tuple[float, ...]) -> torch.
         d = 4 * ((last @ F) @ G) - d
         last = d - last
         s = s + c * last
-    return ((switch * safe.sqrt()) * s).squeeze(1)
+    return (switch * size * (q / M).sqrt() * s).squeeze(1)
 
 
 class _SecondOrderStatistic(torch.autograd.Function):

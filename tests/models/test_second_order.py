@@ -461,16 +461,62 @@ class Statistic(torch.nn.Module):
         return second_order_statistic(x)
 
 
-@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
+def runs_as_eager(run, shape: tuple[int, ...], tolerance: float = 1e-5) -> None:
+    """Wherever float32 holds the squares, and exactly 0 where there is no variance; alone and in a batch."""
+    x = make("white", shape)
+    still = (0.1 * (1 + torch.arange(shape[1]) / 7))[:, None, None].expand(shape)  # which float32 cannot represent
+    single = torch.zeros(shape)
+    single[:, 1, 2, 2] = 1
+    quiet, loud = (torch.cat([10.0**k * x[:1], 10.0**-k * still[:1]]) for k in (-17, 16))
+    for inputs in (x, make("correlated", shape), make("offset", shape), torch.zeros(shape), still, single, quiet, loud):
+        for s, eager in zip(run(inputs), second_order_statistic(inputs), strict=True):
+            assert near(s, eager, tolerance) if eager.any() else not s.any()
+
+
+TRACING = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:.*deprecated:FutureWarning", "ignore::torch.jit.TracerWarning"
+)
+
+
+@TRACING
 @pytest.mark.parametrize("shape", [(2, 48, 5, 5), (2, 16, 9, 9)], ids=str)
 def test_traced(shape):
-    x = make("white", shape)
-    traced = torch.jit.trace(Statistic(), x)
-    still = (0.1 * (1 + torch.arange(shape[1]) / 7))[:, None, None].expand(shape)  # which float32 cannot represent
-    mixed = torch.cat([1e-6 * x, 1e4 * x, still])
-    for inputs in (x, make("correlated", shape), torch.zeros(shape), still, mixed):
-        for s, eager in zip(traced(inputs), second_order_statistic(inputs), strict=True):
-            assert near(s, eager, 1e-5) if eager.any() else not s.any()
+    runs_as_eager(torch.jit.trace(Statistic(), make("white", shape)), shape)
+
+
+@TRACING
+@pytest.mark.parametrize("half", [None, False, True])
+def test_in_files(half, tmp_path):
+    """ONNX Runtime, and OpenVINO with its constants in float32 and in float16, where the series has 4 digits."""
+    runtime = pytest.importorskip("onnxruntime" if half is None else "openvino")
+    shape, path = (2, 16, 9, 9), tmp_path / "s.onnx"
+    torch.onnx.export(Statistic(), (make("white", shape),), path, dynamo=False, opset_version=17)
+    if half is None:
+        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        run = lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])  # noqa: E731
+    else:
+        runtime.save_model(runtime.convert_model(path), tmp_path / "s.xml", compress_to_fp16=half)
+        exact = {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = runtime.Core().compile_model(tmp_path / "s.xml", "CPU", exact)
+        run = lambda x: torch.from_numpy(compiled(x.numpy())[0].copy())  # noqa: E731
+    runs_as_eager(run, shape, 1e-4 if half else 1e-5)
+
+
+@TRACING
+def test_what_a_graph_holds(tmp_path):
+    """No constant beyond float16, but for the smallest size, which may become 0 there; and nothing that OpenCV 4.8 cannot
+    compute where a network has several SOCAs.
+    """
+    onnx = pytest.importorskip("onnx")
+    torch.onnx.export(Statistic(), (make("white", (2, 16, 9, 9)),), tmp_path / "s.onnx", dynamo=False, opset_version=17)
+    graph = onnx.load(tmp_path / "s.onnx").graph
+    assert not {"Clip", "Where", "Greater"} & {node.op_type for node in graph.node}
+    constants = [a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute] + [
+        *graph.initializer
+    ]
+    numbers = np.concatenate([onnx.numpy_helper.to_array(t).ravel() for t in constants if t.data_type == 1])
+    assert len(numbers) > 30
+    assert np.abs(numbers).max() <= 100
 
 
 def test_exported_for_any_size():
