@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import random
+import signal
 import socket
 import sys
 import zlib
@@ -54,6 +55,12 @@ def pytest_fixture_setup(fixturedef, request):
 def pytest_runtest_call(item):
     """A test draws the same random numbers alone, among others, and in any order."""
     seed(item.nodeid)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_arrive():
+    """A shell starts what it runs in the background with SIGINT ignored; the suite passes there too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
