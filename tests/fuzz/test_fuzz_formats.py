@@ -173,7 +173,7 @@ def test_coco(folder, data):
         folder,
         file,
         lambda: check_split(coco.load(file, [folder / "JPEGImages"])),
-        lambda: coco.coco_names(file),
+        lambda: coco.coco_names([file]),
         read,
         annotated,
     )

@@ -37,7 +37,7 @@ from utils.data.machine import usable_cores
 from utils.files import atomic_write
 from utils.log import LOGGER
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 CACHED_ARRAYS = ("sizes", "labels", "starts", "points", "point_starts")
 FAULTS_SHOWN = 20
 MANY_MISSING = 0.2  # share of images without a label file that is told as a warning

@@ -74,8 +74,6 @@ KINDS = {
         "they are trained as background", "label them; an empty file says that the image shows no object"),
     "label-orphan": Kind(HINT, "label files without an image",
         "they are not used", "restore the image, or delete them"),
-    "label-mixed": Kind(HINT, "boxes in a file of polygons",
-        "their four numbers are read as two corners", "write the box as a polygon of four corners"),
     "box-outside": Kind(HINT, "boxes that reach out of the image by more than a pixel",
         "they are clipped, their centre stays", "clip them"),
     "box-conflict": Kind(HINT, "pairs of boxes of two classes (IoU 0.9 or more)",
@@ -102,7 +100,6 @@ OF_FAULT = {
     "format": "label-format",
     "class": "label-class",
     "range": "label-range",
-    "mixed": "label-mixed",
 }
 
 

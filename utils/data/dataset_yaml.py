@@ -92,7 +92,10 @@ def load_dataset_yaml(
     _check_present(data, roots, root, {split: entries[split] for split in splits}, file)
 
     if data.get("names") is None and annotations:
-        data["names"] = coco_names(root / annotations[-1])  # of val, the smaller file
+        # those of train and val, whichever is asked for, so that a class has one number
+        known = [path for split in ("train", "val") for path in _as_list(entries[split]) if path and _is_json(path)]
+        present = [path for path in dict.fromkeys([*known, *annotations]) if os.path.isfile(root / path)]
+        data["names"] = coco_names([root / path for path in present])
     nc, names = _classes(data, file)
     absolute = {split: _in_its_format(data, split, _under(root, entries[split]), root, names, file) for split in SPLITS}
     if {"train", "val"} <= set(splits) and _files_of(absolute["train"]) == _files_of(absolute["val"]):

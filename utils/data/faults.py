@@ -10,7 +10,6 @@ FAULT_KINDS = (
     "format",  # labels that cannot be read
     "class",  # a class that does not exist
     "range",  # a number that is out of its range
-    "mixed",  # a box among polygons
     "outline",  # a polygon of fewer than three corners
     "box",  # a box without area, or outside its image
     "cut",  # a box that reaches over the edge of its image

@@ -26,7 +26,8 @@ OTHER_SUFFIXES = (
 VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
 
 MIN_SIDE = 10  # pixels; smaller images are not trained on
-ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 turn the image on its side
+ORIENTATION = 0x0112  # EXIF tag
+SIDEWAYS = (5, 6, 7, 8)  # its values that turn the image on its side
 
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
@@ -183,8 +184,14 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
         width, height = image.tag_v2[256], image.tag_v2[257]
     elif "exif" not in image.info:
         return width, height  # not asked by getexif, which would decode the pixels of a png
-    sideways = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+    sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
     return (height, width) if sideways else (width, height)
+
+
+def is_turned(path: str | Path) -> bool:
+    """Returns whether the EXIF data of an image file turn it on its side."""
+    with open(path, "rb") as file:
+        return open_with_pillow(file, path).getexif().get(ORIENTATION) in SIDEWAYS
 
 
 def _exif_without_orientation(image: Image.Image) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from utils.data.faults import Fault, FaultError, Location, UnknownClassError
-from utils.data.images import check_image
+from utils.data.images import check_image, is_turned
 from utils.text import decode_text
 
 MAX_OVERHANG = 1.0  # pixels by which a box may reach over the edge of its image unreported: annotation tools round
@@ -61,7 +61,8 @@ def open_image(name: str, stated: tuple[Any, Any], source: Path | None, location
     """
     if source is not None:
         real, _ = check_image(source)
-        if all(stated) and tuple(stated) != real:
+        stated = _sides(stated)
+        if all(stated) and stated != real:
             raise location.error(
                 "size", f"size {stated[0]} x {stated[1]} but {source} has {real[0]} x {real[1]} pixels"
             )
@@ -176,7 +177,9 @@ class ImageLabels:
     """The labels of one image as training wants them."""
 
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))  # class, x, y, width, height, 0-1
-    polygons: list[np.ndarray] = field(default_factory=list)  # (k, 2) corners 0-1, one for each row; [] for all boxes
+    polygons: list[np.ndarray] = field(
+        default_factory=list
+    )  # (k, 2) corners 0-1 of each row, 0 of a box; [] for all boxes
     faults: list[Fault] = field(default_factory=list)  # that leave the image usable
 
 
@@ -239,12 +242,21 @@ def normalise_boxes(
     return np.concatenate([centre, extent], 1) / limit, useful, faults
 
 
-def check_size(stated: tuple[Any, Any], size: Size, location: Location) -> None:
+def check_size(stated: tuple[Any, Any], size: Size, image: str | Path, location: Location) -> None:
     """Raises FaultError where boxes in pixels were drawn on an image of another size, and so are worthless."""
-    if all(stated) and tuple(stated) != size:
-        turned = "; it is turned by its EXIF data" if tuple(stated)[::-1] == size else ""
-        words = f"says {stated[0]} x {stated[1]} pixels, but the image has {size[0]} x {size[1]}{turned}"
+    stated = _sides(stated)
+    if all(stated) and stated != size:
+        words = f"says {stated[0]} x {stated[1]} pixels, but the image has {size[0]} x {size[1]}"
+        if stated[::-1] == size:
+            words += "; it is turned by its EXIF data" if is_turned(image) else "; width and height are exchanged"
         raise location.error("size", words)
+
+
+def _sides(stated: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Returns width and height as a file states them; text and 640.0 as whole numbers, where they are."""
+    whole = [int(side) if isinstance(side, str) and side.strip().isdecimal() else side for side in stated]
+    width, height = (int(side) if isinstance(side, float) and side.is_integer() else side for side in whole)
+    return width, height
 
 
 # --- one image with its labels, checked -------------------------------------------------------------------------------

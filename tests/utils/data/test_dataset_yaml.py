@@ -363,6 +363,11 @@ def test_coco_in_a_yaml(coco, tmp_path, write_yaml):
     assert load_dataset_yaml(write_yaml(places + "nc: 3\n"))["train"].images == str(tmp_path)
     with pytest.raises(ValueError, match="nc is 2 but names has 3 entries"):
         load_dataset_yaml(write_yaml(places + "nc: 2\n"))
+    file = tmp_path / "instances.json"
+    (tmp_path / "val.json").write_text(file.read_text().replace('{"id": 3, "name": "cat"}, ', ""))
+    file = write_yaml("train: instances.json\nval: val.json\nimages: images\n")
+    for splits in (("train", "val"), ("val",)):  # classes that only train has keep their numbers
+        assert load_dataset_yaml(file, splits)["names"] == ["unused", "cat", "dog"]
     coco(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}])
     with pytest.raises(ValueError, match="several categories are called 'a'; give the names"):
         load_dataset_yaml(write_yaml(places))

@@ -45,10 +45,11 @@ class CocoFile:
     """The content of a COCO JSON, whose records are known to refer to each other."""
 
     file: str
-    images: dict[int | str, dict]  # by id
+    images: dict[int | str, dict]  # by id; an id that is written as text is the number, if it is one
     categories: dict[int | str, str]  # id -> name
     annotations: dict[int | str, list[dict]]  # of each image, crowds included
     strays: list[Fault] = field(default_factory=list)  # annotations of images that are not listed
+    written: dict[tuple[str, int | str], int | str] = field(default_factory=dict)  # ids in the form that the file has
 
     def locate(self, annotation: dict) -> Location:
         """Returns where an annotation stands in the file."""
@@ -59,10 +60,14 @@ def read_file(file: str | Path) -> CocoFile:
     """Reads a COCO JSON. Raises FaultError, naming the file and the record, where it is not COCO's."""
     content = _read_records(file)
     file = str(file)
+    written: dict[tuple[str, int | str], int | str] = {}
     for key, names in (("images", ("id",)), ("categories", ("id",)), ("annotations", ("image_id", "category_id"))):
         for i, record in enumerate(content[key]):
             for name in names:
-                _value(record, name, int | str, Location(file, f"{key}[{i}]"))
+                plain = _identifier(record, name, Location(file, f"{key}[{i}]"))
+                if key != "annotations":
+                    written.setdefault((key, plain), record[name])
+                record[name] = plain
     for key in ("images", "categories"):
         if twice := [k for k, count in Counter(record["id"] for record in content[key]).items() if count > 1]:
             raise Location(file).error("format", f"several {key} have the id {twice[0]!r}")
@@ -71,6 +76,7 @@ def read_file(file: str | Path) -> CocoFile:
         {image["id"]: image for image in content["images"]},
         {c["id"]: _value(c, "name", str, Location(file, f"category {c['id']}")) for c in content["categories"]},
         defaultdict(list),
+        written=written,
     )
     for annotation in content["annotations"]:
         if annotation["category_id"] not in read.categories:
@@ -104,7 +110,7 @@ def object_of(annotation: dict, name: str, location: Location) -> tuple[Labelled
         box = (x, y, x + width, y + height)
     else:
         box = hull(np.concatenate(polygons))
-    return LabelledObject(name, box, polygons, bool(annotation.get("iscrowd"))), faults
+    return LabelledObject(name, box, polygons, is_crowd(annotation)), faults
 
 
 def _read_records(file: str | Path) -> dict[str, list[dict]]:
@@ -122,6 +128,21 @@ def _value(record: dict, key: str, kind: Any, location: Location) -> Any:
     if not isinstance(value, kind):
         raise location.error("format", f"{key!r} must be {TYPES[kind]}, got {value!r:.80}")
     return value
+
+
+def _identifier(record: dict, key: str, location: Location) -> int | str:
+    """Returns an id. Tools write 7 as "7" or 7.0 too, and not the same in images and annotations."""
+    value = record.get(key)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    value = _value(record, key, int | str, location)
+    plain = isinstance(value, str) and value.isascii() and value.isdecimal() and str(int(value[:18])) == value
+    return int(value) if plain else value
+
+
+def is_crowd(annotation: dict) -> bool:
+    """Returns whether an annotation is of a crowd; some tools write iscrowd as text."""
+    return str(annotation.get("iscrowd") or 0).strip().lower() not in ("0", "0.0", "false", "no", "none", "")
 
 
 def _numbers(values: Any) -> np.ndarray | None:
@@ -193,10 +214,11 @@ class CocoSplit:
         for file in self.files:
             content = read_file(file)
             self._check_names(content)
-            categories = {**{name: key for key, name in content.categories.items()}, **categories}
+            numbers = {name: content.written["categories", key] for key, name in content.categories.items()}
+            categories = {**numbers, **categories}
             for key, image in content.images.items():
                 path = os.path.join(self.images, _value(image, "file_name", str, Location(file, f"image {key}")))
-                ids[path] = key
+                ids[path] = content.written["images", key]
                 for annotation in content.annotations[key]:
                     boxes.append(self._metric_box(annotation, path, content))
         free = 1 + max((key for key in categories.values() if isinstance(key, int)), default=0)
@@ -208,8 +230,9 @@ class CocoSplit:
         box = np.array(annotation["bbox"], float) if "bbox" in annotation else np.array([x1, y1, x2 - x1, y2 - y1])
         stated = _numbers([annotation.get("area")])
         area = float(box[2] * box[3]) if stated is None else float(stated[0])
-        crowd = bool(annotation.get("iscrowd"))
-        return CocoBox(path, annotation["image_id"], self.names.index(name), box, area, crowd)
+        crowd = is_crowd(annotation)
+        image_id = content.written["images", annotation["image_id"]]
+        return CocoBox(path, image_id, self.names.index(name), box, area, crowd)
 
     def _check_names(self, content: CocoFile) -> None:
         """Raises UnknownClassError for the first annotation of a class that is not among the names."""
@@ -225,7 +248,7 @@ class CocoSplit:
 
 
 def _report(content: CocoFile) -> None:
-    crowds = sum(bool(a.get("iscrowd")) for annotations in content.annotations.values() for a in annotations)
+    crowds = sum(is_crowd(a) for annotations in content.annotations.values() for a in annotations)
     if crowds:
         LOGGER.info(f"{content.file}: crowd boxes left out: {crowds}")
     if content.strays:
@@ -242,10 +265,11 @@ class _CocoReader:
 
     def __call__(self, image: str, label_file: str, size: Size) -> ImageLabels:
         content, record = self.annotated[image]
-        check_size((record.get("width"), record.get("height")), size, Location(content.file, f"image {record['id']}"))
+        stated, location = (record.get("width"), record.get("height")), Location(content.file, f"image {record['id']}")
+        check_size(stated, size, image, location)
         objects, locations, faults = [], [], []
         for annotation in content.annotations.get(record["id"], ()):
-            if annotation.get("iscrowd"):
+            if is_crowd(annotation):
                 continue
             location = content.locate(annotation)
             item, odd = object_of(annotation, content.categories[annotation["category_id"]], location)
@@ -257,15 +281,24 @@ class _CocoReader:
         return labels
 
 
-def coco_names(file: str | Path) -> list[str]:
-    """Returns the names of a COCO JSON's categories in the order of their ids."""
-    categories = read_file(file).categories
-    names = [categories[key] for key in sorted(categories, key=lambda key: (isinstance(key, str), key))]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"{file}: several categories are called {twice[0]!r}; give the names in the data set YAML")
-    if not names:
-        raise ValueError(f"{file}: there are no categories; give the names in the data set YAML")
-    return names
+def coco_names(files: Sequence[str | Path]) -> list[str]:
+    """Returns the names of the categories of all files, each once, in the order of their ids.
+
+    Where an id has different names in two files, that of the later file comes behind all others.
+    """
+    names: dict[int | str, str] = {}
+    behind: list[str] = []
+    for file in files:
+        categories = read_file(file).categories
+        if twice := [name for name, count in Counter(categories.values()).items() if count > 1]:
+            raise ValueError(f"{file}: several categories are called {twice[0]!r}; give the names in the data set YAML")
+        for key, name in categories.items():
+            if name not in (*names.values(), *behind) and names.setdefault(key, name) != name:
+                behind.append(name)
+    ordered = [names[key] for key in sorted(names, key=lambda key: (isinstance(key, str), key))] + behind
+    if not ordered:
+        raise ValueError(f"{', '.join(map(str, files))}: there are no categories; give the names in the data set YAML")
+    return ordered
 
 
 # --- conversion -------------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def object_of(node: ET.Element, location: Location) -> LabelledObject:
 
 def is_difficult(node: ET.Element) -> bool:
     """Returns True for an object that is marked as difficult."""
-    return (node.findtext("difficult") or "0").strip() == "1"
+    return (node.findtext("difficult") or "0").strip().lower() in ("1", "true", "yes")
 
 
 def stated_size(root: ET.Element) -> tuple[int | None, int | None]:
@@ -203,7 +203,7 @@ class _VocReader:
 
     def __call__(self, image: str, label_file: str, size: Size) -> ImageLabels:
         root = parse_xml(read_label_bytes(label_file), label_file)
-        check_size(stated_size(root), size, Location(label_file))
+        check_size(stated_size(root), size, image, Location(label_file))
         nodes = [pair for pair in objects_of(root, label_file) if self.difficult or not is_difficult(pair[0])]
         for node, location in nodes:
             if _name(node) not in self.names:

@@ -2,6 +2,8 @@
 
 class x y width height              centre form, each 0-1
 class x1 y1 x2 y2 x3 y3 ...         polygon; its box is the smallest that holds every corner
+
+A file may hold both. (v6.1 takes a box beside polygons for two corners, and so makes another box of it.)
 """
 
 import os
@@ -68,20 +70,17 @@ class LabelLines:
 
     lines: np.ndarray  # (n,) the line of each row, from 1
     rows: np.ndarray  # (n, 5) float32: class, x, y, width, height
-    polygons: list[np.ndarray]  # (k, 2) float32 corners 0-1, one for each row; [] where the file holds boxes
+    polygons: list[np.ndarray]  # (k, 2) float32 corners 0-1, one for each row, k = 0 for a box; [] for boxes alone
     faults: list[Fault]  # in the order of their lines
 
     @property
     def error(self) -> Fault | None:
         """Returns the first fault for which training cannot use the file."""
-        return next((fault for fault in self.faults if fault.kind != "mixed"), None)
+        return next(iter(self.faults), None)
 
 
 def read_lines(text: str, path: str | Path, nc: int | None = None) -> LabelLines:
     """Reads the text of one label file, line by line.
-
-    A file is read as polygons if any line has 7 numbers, or more than 8; a line of 5 is then a polygon of two corners,
-    as in v6.1.
 
     Args:
         path: only for messages.
@@ -93,19 +92,20 @@ def read_lines(text: str, path: str | Path, nc: int | None = None) -> LabelLines
     kept, numbers = [], []
     for line, row in zip(lines, words):
         try:
-            _check_length(row, as_polygons, Location(path, line=line), faults)
+            _check_length(row, as_polygons, Location(path, line=line))
             numbers.append(_parse_row(row, Location(path, line=line)))
             kept.append(line)
         except FaultError as error:
             faults.append(error.fault)
-    polygons = [row[1:].reshape(-1, 2) for row in numbers] if as_polygons else []
-    rows = np.zeros((0, 5), np.float32)
-    if polygons:
+    outlined = [i for i, row in enumerate(numbers) if len(row) > 5]
+    polygons = [row[1:].reshape(-1, 2) if len(row) > 5 else np.zeros((0, 2), np.float32) for row in numbers]
+    rows = np.array([row[:5] for row in numbers], np.float32).reshape(-1, 5)
+    if outlined:
         from utils.boxes import polygons_to_boxes  # brings torch, which commands that only list images do without
 
-        rows = np.column_stack([np.array([row[0] for row in numbers]), polygons_to_boxes(polygons)])
-    elif numbers:
-        rows = np.stack(numbers)
+        rows[outlined, 1:] = polygons_to_boxes([polygons[i] for i in outlined])
+    else:
+        polygons = []
     fits = _check_values(rows, kept, path, nc, faults)
     faults.sort(key=lambda fault: fault.line)
     polygons = [polygon for polygon, good in zip(polygons, fits) if good]
@@ -165,8 +165,8 @@ def _split_lines(text: str, path: str, faults: list[Fault]) -> tuple[list[int], 
     return lines, rows
 
 
-def _check_length(row: list[str], as_polygons: bool, location: Location, faults: list[Fault]) -> None:
-    """Raises FaultError for a line of the wrong number of words; one of a box among polygons is a fault only."""
+def _check_length(row: list[str], as_polygons: bool, location: Location) -> None:
+    """Raises FaultError for a line of the wrong number of words."""
     if not as_polygons and len(row) != 5:
         raise location.error(
             "format",
@@ -175,8 +175,6 @@ def _check_length(row: list[str], as_polygons: bool, location: Location, faults:
         )
     if as_polygons and (len(row) < 5 or len(row) % 2 == 0):
         raise location.error("format", f"a polygon is a class and pairs x y, but the line has {len(row)} numbers")
-    if as_polygons and len(row) == 5:
-        faults.append(location.fault("mixed", "5 numbers in a file of polygons are read as two corners, not as a box"))
 
 
 def _parse_row(words: list[str], location: Location) -> np.ndarray:
@@ -243,7 +241,7 @@ def objects_of(labels: ImageLabels, names: Sequence[str], size: Size) -> list[La
     objects = []
     for i, row in enumerate(labels.rows.astype(float)):
         centre, half = row[1:3] * size, row[3:] * size / 2
-        parts = [labels.polygons[i].astype(float) * size] if labels.polygons else []
+        parts = [labels.polygons[i].astype(float) * size] if labels.polygons and len(labels.polygons[i]) else []
         box = (*(centre - half).tolist(), *(centre + half).tolist())
         objects.append(LabelledObject(names[int(row[0])], box, parts))
     return objects

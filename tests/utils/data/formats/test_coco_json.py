@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 from label_files import NAMES
+from PIL import Image
 
 from utils.data.annotations import cache_path, scan
-from utils.data.formats.coco import CocoSplit
+from utils.data.formats.coco import CocoSplit, coco_names
 
 
 def test_coco_by_hand(coco, caplog):
@@ -117,9 +118,7 @@ def test_an_image_of_another_size_is_left_out(coco):
     other = {"id": 12, "file_name": "b.png"}  # which says no size
     found = scan(coco({"bbox": [1, 2, 3, 4], "image_id": 12}, images=[record, other]), use_cache=False)
     assert [path[-5:] for path in found.images] == ["b.png"] and len(found.labels) == 1
-    assert "image 11: says 50 x 100 pixels, but the image has 100 x 50; it is turned by its EXIF" in str(
-        found.faults[0]
-    )
+    assert "image 11: says 50 x 100 pixels, but the image has 100 x 50; width and height are" in str(found.faults[0])
 
 
 def test_several_files_with_their_own_category_numbers(coco, tmp_path):
@@ -183,3 +182,70 @@ def test_cache_of_a_coco_split(coco, tmp_path, monkeypatch):
     other = CocoSplit(split.files, split.images, NAMES[::-1])  # other numbers for the same file
     assert scan(other).labels[:, 0].tolist() == [0] and first.labels[:, 0].tolist() == [1]
     assert scan(coco({"bbox": [10, 10, 20, 30]})).labels[0, 4] == pytest.approx(0.6)
+
+
+# --- as other tools write it ------------------------------------------------------------------------------------------
+
+BOX = {"bbox": [10, 10, 20, 10]}
+IMAGES = [{"id": 11, "file_name": "a.png"}, {"id": 12, "file_name": "b.png"}]
+
+
+@pytest.mark.parametrize(
+    "image, image_id", [(11, "11"), ("11", 11), ("11", "11"), (11.0, 11), (11, 11.0), (11, "11.5")]
+)
+def test_ids_may_be_written_as_text(coco, image, image_id):
+    split = coco({**BOX, "image_id": image_id, "category_id": "7"}, images=[{**IMAGES[0], "id": image}, IMAGES[1]])
+    fits = image_id != "11.5"
+    assert len(scan(split, use_cache=False).labels) == fits
+    ids, categories, boxes = split.annotated()
+    assert [ids[path] for path in sorted(ids)] == [image, 12] and categories == [3, 7]  # as the file has them
+    assert [box.image_id for box in boxes] == [image] * fits
+
+
+def test_ids_that_are_no_numbers_stay_text(coco):
+    images = [{"id": name, "file_name": f"{file}.png"} for name, file in (("007", "a"), ("７", "b"))]
+    found = scan(coco({**BOX, "image_id": "007"}, {**BOX, "image_id": "７"}, images=images), use_cache=False)
+    assert found.starts.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="several images have the id 7"):
+        scan(coco(images=[{"id": value, "file_name": "a.png"} for value in (7, "7")]), use_cache=False)
+
+
+@pytest.mark.parametrize("crowd", [0, "0", False, "false", None, 0.0, "0.0", "", 1, "1", True, "true", 1.0])
+def test_a_crowd_may_be_written_as_text(coco, crowd):
+    found = scan(coco({**BOX, "iscrowd": crowd}), use_cache=False)
+    assert len(found.labels) == (crowd not in (1, "1", "true"))
+
+
+@pytest.mark.parametrize("width, height", [("100", "50"), (100.0, 50.0), (None, None), ("", ""), (" 100 ", 50)])
+def test_sides_may_be_written_as_text(coco, width, height):
+    images = [{**IMAGES[0], "width": width, "height": height}]
+    assert len(scan(coco(BOX, images=images), use_cache=False).labels) == 1
+
+
+def test_sides_that_are_exchanged_are_not_blamed_on_exif(coco, tmp_path):
+    images = [{**IMAGES[0], "width": "50", "height": 100}]
+    with pytest.raises(ValueError, match=r"50 x 100 pixels, but the image has 100 x 50; width and height are exch"):
+        scan(coco(BOX, images=images), use_cache=False)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(tmp_path / "images" / "a.png").transpose(Image.Transpose.ROTATE_90).save(
+        tmp_path / "images" / "a.png", exif=exif
+    )
+    with pytest.raises(ValueError, match=r"but the image has 100 x 50; it is turned by its EXIF data"):
+        scan(coco(BOX, images=images), use_cache=False)
+
+
+def test_names_are_those_of_all_files(tmp_path):
+    def write(name, *categories):
+        content = {"images": [], "annotations": [], "categories": [{"id": i, "name": n} for i, n in categories]}
+        (tmp_path / name).write_text(json.dumps(content))
+        return tmp_path / name
+
+    train = write("train.json", ("2", "dog"), (1, "cat"), (9, "owl"))
+    val = write("val.json", (1, "cat"), (4, "elk"), (9, "bat"), (3, "dog"))
+    assert coco_names([train]) == ["cat", "dog", "owl"]
+    assert coco_names([train, val]) == ["cat", "dog", "elk", "owl", "bat"]
+    with pytest.raises(ValueError, match="several categories are called 'cat'"):
+        coco_names([write("twice.json", (1, "cat"), (2, "cat"))])
+    with pytest.raises(ValueError, match=r"none.json: there are no categories"):
+        coco_names([write("none.json")])

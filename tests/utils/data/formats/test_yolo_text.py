@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from utils.data.annotations import check_pair
-from utils.data.formats.yolo import image_to_label_path, parse_labels, read_lines
+from utils.data.formats.yolo import image_to_label_path, objects_of, parse_labels, read_lines
 
 PICTURE = np.full((48, 64, 3), 90, np.uint8)
 KINDS = ("missing", "found", "empty", "corrupt")
@@ -17,6 +17,7 @@ DEPARTURES = {
     "triangle_alone": True,  # three corners make a polygon
     "seven_columns": True,  # and so do any other six numbers after the class
     "bom": True,  # a byte order mark is no part of the text
+    "polygon_and_box": True,  # the box stays that box
     "duplicate_polygons": True,  # equal polygons are kept once, as equal boxes are
 }
 
@@ -101,11 +102,14 @@ def test_class_beyond_nc_names_file_line_and_range():
         parse_labels("2 .5 .5 .2 .2\n3 .5 .5 .2 .2", "a.txt", nc=3)
 
 
-def test_box_line_among_polygons_is_remarked():
-    found = parse_labels("0 .1 .1 .5 .2 .6 .7 .2 .6\n0 .5 .5 .2 .2", "a.txt")
-    np.testing.assert_allclose(found.rows[1], [0, 0.35, 0.35, 0.3, 0.3], rtol=1e-6)  # the box between two corners
-    words = "a.txt:2: 5 numbers in a file of polygons are read as two corners, not as a box"
-    assert list(map(str, found.faults)) == [words]
+def test_a_box_among_polygons_stays_that_box():
+    text = "0 .1 .1 .5 .2 .6 .7 .2 .6\n1 .5 .5 .2 .3\n0 .2 .2 .4 .2 .3 .5\n1 .5 .5 .2 .3\n"
+    found = parse_labels(text, "a.txt")
+    expected = [[0, 0.3, 0.35, 0.2, 0.3], [0, 0.35, 0.4, 0.5, 0.6], [1, 0.5, 0.5, 0.2, 0.3]]  # sorted, each once
+    np.testing.assert_allclose(found.rows, expected, rtol=1e-6)
+    assert [len(polygon) for polygon in found.polygons] == [3, 4, 0] and found.rows.dtype == np.float32
+    boxes = [(item.name, len(item.polygons)) for item in objects_of(found, ["a", "b"], (100, 50))]
+    assert boxes == [("a", 1), ("a", 1), ("b", 0)]
 
 
 def test_label_file_that_is_no_text(tmp_path, write_image):
