@@ -504,8 +504,8 @@ def test_in_files(half, tmp_path):
 
 @TRACING
 def test_what_a_graph_holds(tmp_path):
-    """No constant beyond float16, but for the smallest size, which may become 0 there; and nothing that OpenCV 4.8 cannot
-    compute where a network has several SOCAs.
+    """No constant beyond float16, but for the smallest size, which may become 0 there; and nothing that OpenCV 4.8
+    computes wrong where a network has several SOCAs.
     """
     onnx = pytest.importorskip("onnx")
     torch.onnx.export(Statistic(), (make("white", (2, 16, 9, 9)),), tmp_path / "s.onnx", dynamo=False, opset_version=17)

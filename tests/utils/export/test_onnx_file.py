@@ -108,8 +108,9 @@ def test_attention_is_written_so_that_opencv_4_and_5_read_it(tmp_path):
     graph = onnx.load(path).graph
     constants = {n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant"}
     constants |= {tensor.name: tensor for tensor in graph.initializer}
+    read = onnx.numpy_helper.to_array
     added = [
-        list(node.attribute[0].ints) if node.attribute else onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+        list(node.attribute[0].ints) if node.attribute else read(constants[node.input[1]]).tolist()
         for node in graph.node
         if node.op_type == "Unsqueeze"
     ]
