@@ -87,9 +87,9 @@ def _add_metrics(group) -> None:
         "(default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
-        "--report", nargs="+", default=[], choices=("sizes", "errors"),
+        "--report", nargs="+", default=[], choices=("sizes", "errors", "page"),
         help="sizes: metrics of small, medium and large objects. errors: how much mAP each kind of error costs, and "
-        "drawings of the images with the most errors",
+        "drawings of the images with the most errors. page: report.html, all of the run on one page",
     )  # fmt: skip
     group.add_argument(
         "--report-images",

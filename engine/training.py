@@ -26,6 +26,7 @@ from utils.evaluation.metrics import fitness
 from utils.evaluation.numbers import write_numbers
 from utils.evaluation.plots import plot_batch
 from utils.evaluation.report import mosaic_writer, write_figures
+from utils.evaluation.run_page import About, write_run_page
 from utils.files import increment_path, only_writer
 from utils.log import LOGGER
 from utils.training.guard import first_not_finite, weights_not_finite
@@ -253,6 +254,7 @@ def validate_average(run: Run, epoch: int) -> Evaluation:
 def finish(run: Run) -> None:
     """Strips the checkpoints, measures the best one with images and a row per class, and draws the curves."""
     last, best = (run.save_dir / "weights" / name for name in ("last.pt", "best.pt"))
+    evaluation = None
     if best.exists():
         checkpoint.strip(best, read=load_checkpoint)
         model = load_model(best, run.device).to(memory_format=torch.channels_last)
@@ -271,12 +273,36 @@ def finish(run: Run) -> None:
         content = load_checkpoint(last)
         content["training"]["state"]["finished"] = True
         checkpoint.save(last, {**checkpoint.stripped(content), "training": content["training"]})
+    if evaluation and run.opt.evolve is None:  # of the trainings of a search only the numbers are asked for
+        write_page(run, evaluation)
     names = [f"best/{name.partition('/')[2]}" for name in COLUMNS[4:8]]
     run.loggers.log_images(sorted([*run.save_dir.glob("*.png"), *run.save_dir.glob("*.jpg")]), max(run.state.epoch, 0))
     run.loggers.finish({"best/epoch": run.stopper.best_epoch, **dict(zip(names, run.state.results))})
     epochs = run.state.epoch + 1
     duration = clock(run.pace.seconds_so_far())
     LOGGER.info(f"{epochs} epoch{'s' * (epochs != 1)} in {duration}; results in {run.save_dir}")
+
+
+def write_page(run: Run, evaluation: Evaluation) -> None:
+    """Writes report.html: the run on one page."""
+    opt, dataset = run.opt, run.train_loader.dataset
+    options = cli.without_secrets(vars(opt))
+    given, model = getattr(opt, "given", options), getattr(run.model, "yaml_file", "a model")
+    epochs, names = run.state.epoch + 1, ", ".join(run.names)
+    data = {
+        "data set": options["data"],
+        "training images": f"{len(dataset):,}, with {len(dataset.labels):,} objects",
+        "val images": f"{evaluation.images:,}, with {evaluation.labels_per_class.sum():,} objects",
+        "classes": f"{len(run.names)}: {names}",
+    }
+    about = About(
+        title=f"Training {run.save_dir.name}: {model} on {Path(options['data']).name}",
+        given={name: value for name, value in options.items() if name in given}, options=options, data=data,
+        hyp=run.hyp, facts={f"best epoch of {epochs}": str(run.stopper.best_epoch),
+                            "on " + str(run.device): clock(run.pace.seconds_so_far()),
+                            "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}"},
+    )  # fmt: skip
+    write_run_page(run.save_dir, about, evaluation)
 
 
 # --- many trainings ---------------------------------------------------------------------------------------------------

@@ -81,6 +81,8 @@ def validate(
         writers.write_figures(result, setup.save_dir)
         if callbacks is not None:
             callbacks.run("on_val_end")
+    if "page" in opt.report:
+        _write_page(opt, setup, result)
     LOGGER.info(f"results in {setup.save_dir}")
     return _returned(result, measured, opt.metrics == "coco")
 
@@ -199,10 +201,28 @@ def _returned(result: Evaluation, measured: coco.CocoMetrics | None, per_class: 
     return Results(numbers=tuple(numbers), maps=maps, milliseconds=tuple(result.speed.values()))
 
 
-def _write_numbers(opt: cli.Options, setup: Setup, result: Evaluation, measured: coco.CocoMetrics | None) -> None:
+def _settings_shown(opt: cli.Options, setup: Setup) -> dict[str, Any]:
+    """Returns the options as they may be stored; `data` as text, which is the content of a YAML in a Python call."""
     settings = cli.without_secrets(vars(opt))
-    if not isinstance(opt.data, str):  # the content of a YAML, in a Python call
-        settings["data"] = str(setup.data.get("path", ""))
+    return settings if isinstance(opt.data, str) else {**settings, "data": str(setup.data.get("path", ""))}
+
+
+def _write_page(opt: cli.Options, setup: Setup, result: Evaluation) -> None:
+    from utils.evaluation.run_page import About, write_run_page
+
+    options = _settings_shown(opt, setup)
+    data = {"data set": options["data"], "split": setup.split, "images": f"{result.images:,}"}
+    data |= {"objects": f"{result.labels_per_class.sum():,}", "classes": len(result.names)}
+    about = About(
+        title=f"Validation {setup.save_dir.name}: {setup.stem or 'a model'} on {Path(options['data']).name}",
+        given={name: value for name, value in options.items() if name in opt.given}, options=options, data=data,
+        facts={f"ms per image: {step}": f"{ms:.1f}" for step, ms in result.speed.items()},
+    )  # fmt: skip
+    LOGGER.info(f"page of the run: {write_run_page(setup.save_dir, about, result)}")
+
+
+def _write_numbers(opt: cli.Options, setup: Setup, result: Evaluation, measured: coco.CocoMetrics | None) -> None:
+    settings = _settings_shown(opt, setup)
     about = {"command": "val", "split": setup.split, "image_size": setup.imgsz, "settings": settings}
     write_numbers(result, setup.save_dir, about, measured and measured.statistics, opt.latex)
 

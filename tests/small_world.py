@@ -1,6 +1,7 @@
 """Images of a red and a white box, their labels, and models small enough to be trained in a moment."""
 
 import errno
+from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -183,3 +184,18 @@ CURVES = {"F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png"}  # only 
 
 def random_images(B: int = 1) -> torch.Tensor:
     return torch.rand(B, 3, H, W, generator=torch.Generator().manual_seed(2))
+
+
+class PageReader(HTMLParser):
+    """The tags of a page, the attributes of each, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data

@@ -180,7 +180,7 @@ def test_a_full_disk_during_training(command, usual, here, monkeypatch):
 RUN_FILES = [
     "F1_curve.png", "PR_curve.png", "P_curve.png", "R_curve.png", "anchors.yaml", "confusion_matrix.png",
     "confusion_matrix_counts.png", "hyp.yaml", "labels.jpg", "labels_correlogram.jpg", "metrics.json", "opt.yaml",
-    "per_class.csv", "results.csv", "results.png", "train_batch0.jpg",
+    "per_class.csv", "report.html", "results.csv", "results.png", "train_batch0.jpg",
     "train_batch1.jpg", "train_batch2.jpg", "val_batch0_labels.jpg", "val_batch0_pred.jpg", "weights",
 ]  # fmt: skip
 

@@ -1,13 +1,20 @@
-"""Writes an HTML page that needs no other file. Every function takes plain text, escapes it, and returns HTML."""
+"""Writes an HTML page that needs no other file. Every function takes plain text, escapes it, and returns HTML.
+
+Text from elsewhere may be anything: what steers a terminal or a browser, and bytes that are no UTF-8, are shown.
+"""
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-escape = html.escape
+from utils.text import printable
+
+MOST_BYTES = 90_000  # of a photograph on a page
+MOST_TEXT = 300  # characters of a value in a table of settings
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1180px;padding:0 1em;color:#222}
@@ -18,8 +25,18 @@ td,th{padding:3px 16px 3px 0;border-bottom:1px solid #ddd;text-align:right;white
 .left1 tr>:nth-child(-n+1),.left2 tr>:nth-child(-n+2){text-align:left}em{font-weight:600;font-style:normal}
 figure{margin:.4em 0}figure img{width:100%;display:block;border:1px solid #ccc;box-sizing:border-box}
 figcaption{font-size:12px;overflow-wrap:anywhere}li{font-size:14px;overflow-wrap:anywhere}ul{padding-left:1.4em}
+summary{cursor:pointer;margin:.6em 0}.facts{display:flex;flex-wrap:wrap;gap:.4em 2.2em;margin:.8em 0}
+.facts p{margin:0}.facts em{font-size:22px;display:block}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:10px}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:4px 10px;margin:0 0 1em}
+.wide{overflow-x:auto}.wide img{min-width:680px}
 pre{background:#f4f4f4;padding:.7em;white-space:pre-wrap;overflow-wrap:anywhere}
 """
+
+
+def escape(text: str) -> str:
+    """Returns text as HTML that shows it."""
+    return html.escape(printable(text))
 
 
 def page(title: str, body: Iterable[str], style: str = "") -> str:
@@ -68,6 +85,33 @@ def preformatted(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
+def mapping(heads: tuple[str, str], content: Mapping[str, object]) -> str:
+    """Returns a table of names and values, long values cut."""
+    shown = (
+        (name, text if len(text := str(value)) <= MOST_TEXT else f"{text[:MOST_TEXT]} ...")
+        for name, value in content.items()
+    )
+    return table(heads, shown, left=2)
+
+
+def details(summary: str, parts: Iterable[str]) -> str:
+    """Returns parts that are hidden until the reader opens them."""
+    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
+
+
+def files(folder: Path, most: int = 200) -> str:
+    """Returns a table of the files in a folder and below it, with their sizes."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    rows = [(path.relative_to(folder).as_posix(), size(path.stat().st_size)) for path in found[:most]]
+    more = paragraph(f"... and {len(found) - most} more.", note=True) if len(found) > most else ""
+    return table(("file", "size"), rows) + more
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes as a reader takes it in."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
+
+
 def group(name: str, parts: Iterable[str]) -> str:
     """Returns parts in an element of the CSS class `name`, which says how they are arranged."""
     return f"<div class={name}>{''.join(parts)}</div>"
@@ -83,3 +127,26 @@ def figure(image: np.ndarray | bytes, caption: str, kind: str = "jpg") -> str:
     data, words = base64.b64encode(image).decode(), escape(caption)
     source = f"data:image/{'jpeg' if kind == 'jpg' else kind};base64,{data}"
     return f"<figure><img alt='{words}' src='{source}'><figcaption>{words}</figcaption></figure>"
+
+
+def photo(image: np.ndarray, caption: str, side: int = 640, most: int = MOST_BYTES) -> str:
+    """Returns a figure of a BGR image, its longer side at most `side` pixels and its file at most `most` bytes."""
+    image = shrunk(image, side)
+    for quality in (85, 70, 50, 30):
+        data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))[1].tobytes()
+        if len(data) <= most:
+            return figure(data, caption)
+    return photo(image, caption, max(image.shape[:2]) * 3 // 4, most)
+
+
+def chart(file: Path, caption: str, width: int = 1000) -> str:
+    """Returns a figure of a chart in a PNG file, at most `width` pixels wide."""
+    image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
+    wide = cv2.resize(image, (width, round(image.shape[0] * width / image.shape[1])), interpolation=cv2.INTER_AREA)
+    return figure(wide if image.shape[1] > width else image, caption, "png")
+
+
+def shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    """Returns an image whose longer side is at most `side` pixels."""
+    scale = side / max(image.shape[:2])
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image

@@ -53,7 +53,7 @@ def share(images: torch.Tensor, targets: torch.Tensor, rank: int) -> tuple[torch
 def draw_nothing() -> None:
     """Leaves out the figures, which take longer than such a small training."""
     setup.plot_labels = lambda *_, **__: None
-    training.plot_batch = training.plot_results = training.write_figures = lambda *_, **__: None
+    training.plot_batch = training.plot_results = training.write_figures = training.write_page = lambda *_, **__: None
     training.mosaic_writer = lambda *_: lambda *_, **__: None
 
 

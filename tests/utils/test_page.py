@@ -2,29 +2,15 @@
 
 import base64
 import re
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
+import pytest
+from small_world import PageReader as Read
 
 from utils import page
 
 NASTY = "<script>alert('a&b')</script>\""
-
-
-class Read(HTMLParser):
-    """The tags of a page, the attributes of each, and its text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_text_is_escaped_everywhere():
@@ -57,3 +43,31 @@ def test_a_page_fits_a_phone_and_needs_no_other_file():
     assert ("em", {}) in tags and ("div", {"class": "row"}) in tags and ("p", {"class": "note"}) in tags
     assert not any(key in attributes for _, attributes in tags for key in ("src", "href"))
     assert "@import" not in text and "url(" not in text
+
+
+def test_settings_are_cut_and_shown_as_they_are():
+    read = Read(page.mapping(("a", "b"), {NASTY: "x" * 5000, "steers \x1b[2J\udce9": None}))
+    assert (
+        NASTY in read.text
+        and "x" * page.MOST_TEXT + " ..." in read.text
+        and "x" * (page.MOST_TEXT + 1) not in read.text
+    )
+    assert r"steers \x1b[2J\udce9" in read.text and read.text.encode()
+
+
+@pytest.mark.parametrize("shape", [(2000, 1500, 3), (40, 3000, 3)])
+def test_a_photo_has_its_maximum_of_bytes_whatever_it_shows(shape):
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    data = base64.b64decode(re.search("base64,([^']*)'", page.photo(noise, "a", 640, 30_000))[1])
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert len(data) <= 30_000 and max(decoded.shape) <= 640
+    assert decoded.shape[0] / decoded.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.15)
+
+
+def test_files_of_a_folder_are_listed_with_their_sizes(tmp_path):
+    (tmp_path / "weights").mkdir()
+    for name, count in (("weights/best.pt", 3_700_000), ("a <b>.txt", 120), (".hidden", 5)):
+        (tmp_path / name).write_bytes(bytes(count))
+    text = Read(page.files(tmp_path)).text.split("\n")
+    assert text[1:] == ["a <b>.txt0.1 kB", "weights/best.pt3.7 MB"]
+    assert "... and 1 more." in page.files(tmp_path, most=1)

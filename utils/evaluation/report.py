@@ -35,6 +35,7 @@ ERROR_COLOURS = {  # BGR; Okabe and Ito's colours, which the colour-blind can te
     BOTH: (0, 94, 213), DUPLICATE: (233, 180, 86),
     BACKGROUND: (66, 228, 240), MISSED: (178, 114, 0),
 }  # fmt: skip
+KIND_NAMES = {CORRECT: "correct", **{kind: name for kind, (name, _) in ERROR_KINDS.items()}}
 ERROR_SIDE, LEGEND = 1280, 28  # pixels: longer side of the drawings, height of the strip below them
 
 
@@ -126,16 +127,23 @@ def draw_errors(folder: Path, boxes: Boxes, errors: Errors, images: Sequence[int
     for position, (i, stem) in enumerate(zip(images, stems), 1):
         if Path(boxes.paths[i]).is_file():
             folder.mkdir(exist_ok=True)
-            drawn = _draw_errors(read_image(boxes.paths[i]), i, boxes, errors, names)
+            drawn = drawn_errors(read_image(boxes.paths[i]), i, boxes, errors, names)
             files.append(write_image(folder / f"{position:02d}_{stem}.jpg", drawn))
     return files
 
 
-def _draw_errors(image: np.ndarray, number: int, boxes: Boxes, errors: Errors, names: Sequence[str]) -> np.ndarray:
-    scale = ERROR_SIDE / max(image.shape[:2])
+def drawn_errors(
+    image: np.ndarray, number: int, boxes: Boxes, errors: Errors, names: Sequence[str], side: int = ERROR_SIDE,
+    legend: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """Returns image `number` of an evaluation with its errors drawn, its longer side `side` pixels; BGR.
+
+    legend: add a strip at the bottom that explains the colours.
+    """
+    scale = side / max(image.shape[:2])
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     height = image.shape[0]
-    image = cv2.copyMakeBorder(image, 0, LEGEND, 0, 0, cv2.BORDER_CONSTANT)
+    image = cv2.copyMakeBorder(image, 0, LEGEND * legend, 0, 0, cv2.BORDER_CONSTANT)
     shown = np.flatnonzero((boxes.image == number) & (boxes.predictions[:, 4] > errors.confidence))
     missed = np.flatnonzero((boxes.label_image == number) & errors.missed)
     kinds = [*errors.kind[shown].tolist(), *[MISSED] * len(missed)]
@@ -151,9 +159,8 @@ def _draw_errors(image: np.ndarray, number: int, boxes: Boxes, errors: Errors, n
         annotator.line_width = 1 if kinds[k] == CORRECT else 3
         annotator.rectangle(corners[k], colours[k])
     annotator.captions([corners[k] for k in wrong], [texts[k] for k in wrong], [colours[k] for k in wrong])
-    legend = {CORRECT: "correct", **{kind: name for kind, (name, _) in ERROR_KINDS.items()}}
-    for column, (kind, name) in enumerate(legend.items()):
-        at = (column * image.shape[1] // len(legend), height + 4)
+    for column, (kind, name) in enumerate(KIND_NAMES.items() if legend else ()):
+        at = (column * image.shape[1] // len(KIND_NAMES), height + 4)
         annotator.text(at, name, txt_color=(0, 0, 0) if sum(ERROR_COLOURS[kind]) > 350 else (255, 255, 255),
                        color=ERROR_COLOURS[kind])  # fmt: skip
     return annotator.result()
