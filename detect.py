@@ -114,7 +114,7 @@ def _add_reading(group) -> None:
     group.add_argument(
         "--line-thickness",
         type=cli.whole(0),
-        help="line width of boxes in pixels (default: 3; more in images above 1000 pixels, less below 400)",
+        help="line width of boxes in pixels (default: 3; more where image and objects are large, less in small images)",
     )
     group.add_argument("--hide-labels", action="store_true", help="draw boxes without text")
     group.add_argument("--hide-conf", action="store_true", help="draw class names without confidence")

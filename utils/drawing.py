@@ -29,6 +29,7 @@ PALETTE = (
     "69FF87 9678FF 960069 FF005A 4B3CB4 FFB4D2 87C387 C3A54B A5004B 870F87"
 ).split()
 MIN_SCALE = 0.4  # minimum scale of OpenCV's font, at which it can still be read
+MAX_HIDDEN = 0.25  # of a caption, below others; one that would be hidden more is left out, for nobody could read it
 BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (128, 128, 128)
 
 
@@ -136,10 +137,20 @@ def _warn_missing_characters() -> None:
 # --- boxes on an image ------------------------------------------------------------------------------------------------
 
 
-def automatic_line_width(shape: tuple[int, int], usual: int = 2) -> int:
-    """Returns the line width in pixels for an image (height, width): `usual`, more if it is large, less if small."""
+def automatic_line_width(shape: tuple[int, int], usual: int = 2, reach: float = math.inf) -> int:
+    """Returns the line width in pixels for an image (height, width): `usual`, more if it is large, less if small.
+
+    reach: the usual side of the boxes in pixels: in a large image of small objects lines stay thin.
+    """
     side = sum(shape[:2]) / 2
-    return max(round(side * 0.003), min(usual, 1 + int(side // 200)))
+    return max(min(round(side * 0.003), int(min(reach, 2**15) / 40)), min(usual, 1 + int(side // 200)))
+
+
+def usual_side(boxes: np.ndarray) -> float:
+    """Returns the median of the mean sides (n,) of xyxy boxes (n, 4) in pixels, infinity without a box."""
+    if not len(boxes):
+        return math.inf
+    return float(np.median(np.sqrt(np.abs((boxes[:, 2:4] - boxes[:, :2]).prod(1)))))
 
 
 class Annotator:
@@ -151,6 +162,7 @@ class Annotator:
     pil:        draw with Pillow from the start. OpenCV is faster but draws ASCII only; from the first other character
                 on the image is drawn with Pillow.
     example:    the text to expect, such as all class names joined, by which the font is chosen.
+    reach:      the usual side of the boxes in pixels, to which line and text are scaled where they are not given.
 
     Raises ValueError for an image of another shape or type.
     """
@@ -162,12 +174,14 @@ class Annotator:
         font_size: int | None = None,
         pil: bool = False,
         example: str = "abc",
+        reach: float = math.inf,
     ):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"image must be uint8 with shape (H, W, 3), got {image.dtype} {image.shape}")
         self.height, self.width = image.shape[:2]
-        self.line_width = line_width or automatic_line_width((self.height, self.width))
-        self.font_size = font_size or max(round((self.height + self.width) / 2 * 0.035), 10)
+        self.line_width = line_width or automatic_line_width((self.height, self.width), reach=reach)
+        self.font_size = font_size or max(round(min((self.height + self.width) / 2 * 0.035, reach / 3)), 10)
+        self.reach = reach
         self._array = np.array(image, order="C")
         self._image = self._draw = self._font = None  # of Pillow, once it draws
         self._characters = visible(example)  # that the font must have
@@ -198,9 +212,18 @@ class Annotator:
         y = y1 - height if y1 >= height else y1
         self._strip(x1, y, text, width, height, color, txt_color)
 
-    def captions(self, boxes: Sequence[Sequence[float]], texts: Sequence[str], fills: Sequence[Colour]) -> None:
-        """Draws texts on strips above, below or inside xyxy boxes, wherever they hide the least of earlier texts."""
-        taken, placed = np.zeros((0, 4)), []
+    def captions(
+        self,
+        boxes: Sequence[Sequence[float]],
+        texts: Sequence[str],
+        fills: Sequence[Colour],
+        taken: Sequence[Sequence[float]] = (),
+    ) -> None:
+        """Draws texts on strips above, below or inside xyxy boxes, wherever they are hidden the least by earlier texts.
+
+        One that would be hidden by more than MAX_HIDDEN of its area is left out. taken: xyxy areas of other texts.
+        """
+        taken, placed = np.array(taken, float).reshape(-1, 4), []
         for box, text, color in zip(boxes, texts, fills):
             x1, y1, _, y2 = self._corners(box)
             text, width, height = self._fit(text)
@@ -211,15 +234,19 @@ class Annotator:
             high = np.minimum(strips[:, None, 2:], taken[None, :, 2:])
             hidden = (high - low).clip(0).prod(2).sum(1)  # pixels of earlier texts
             best = int(hidden.argmin())
+            if hidden[best] > MAX_HIDDEN * width * height:
+                continue
             taken = np.concatenate([taken, strips[best : best + 1]])
             placed.append((x, heights[best], text, width, height, color, None))
         for strip in reversed(placed):
             self._strip(*strip)
 
-    def text(self, xy: tuple[float, float], text: str, txt_color: Colour = WHITE, color: Colour = BLACK) -> None:
-        """Draws text on a filled strip whose upper left corner is at xy in pixels."""
+    def text(
+        self, xy: tuple[float, float], text: str, txt_color: Colour = WHITE, color: Colour = BLACK
+    ) -> tuple[int, int, int, int]:
+        """Draws text on a filled strip whose upper left corner is at xy in pixels; returns where the strip is, xyxy."""
         text, width, height = self._fit(text)
-        self._strip(int(xy[0]), int(xy[1]), text, width, height, color, txt_color)
+        return self._strip(int(xy[0]), int(xy[1]), text, width, height, color, txt_color)
 
     def result(self) -> np.ndarray:
         """Returns the annotated image, uint8 (H, W, 3)."""
@@ -267,28 +294,32 @@ class Annotator:
 
     def _stroke(self) -> tuple[float, int]:
         """Returns font scale and thickness for OpenCV."""
-        scale = max(min(self.line_width / 3, (self.height + self.width) / 1600), MIN_SCALE)
+        scale = max(min(self.line_width / 3, (self.height + self.width) / 1600, self.reach / 60), MIN_SCALE)
         return scale, max(self.line_width - 1, 1) if scale > 0.6 else 1
 
     def _strip(
         self, x: int, y: int, text: str, width: int, height: int, color: Colour, txt_color: Colour | None
-    ) -> None:
+    ) -> tuple[int, int, int, int]:
         x, y = max(min(x, self.width - width), 0), max(min(y, self.height - height), 0)
         txt_color = txt_color or _readable_on(color)
         indent = 1 + self.line_width // 2
         if self._draw:
             self._draw.rectangle([x, y, x + width - 1, y + height - 1], fill=color)
             self._draw.text((x + indent, y), text, fill=txt_color, font=self._font)
-            return
+            return x, y, x + width, y + height
         scale, thickness = self._stroke()
         cv2.rectangle(self._array, (x, y), (x + width - 1, y + height - 1), color, cv2.FILLED)
         origin = x + indent, y + self._ascent_descent()[0]
         cv2.putText(self._array, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, txt_color, thickness, cv2.LINE_AA)
+        return x, y, x + width, y + height
 
 
 def _readable_on(color: Colour) -> Colour:
+    """Returns black or white, whichever has more contrast with a colour (WCAG 2.1, relative luminance)."""
+    linear = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in color]
     # equal weights of red and blue, so that the channel order does not matter
-    return BLACK if 0.2 * color[0] + 0.6 * color[1] + 0.2 * color[2] > 150 else WHITE
+    luminance = 0.14 * linear[0] + 0.72 * linear[1] + 0.14 * linear[2]
+    return BLACK if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else WHITE
 
 
 def draw_boxes(
@@ -299,15 +330,19 @@ def draw_boxes(
     hide_labels: bool = False,
     hide_conf: bool = False,
     bgr: bool = True,
+    usual: int = 2,
 ) -> np.ndarray:
     """Returns a copy of an image (H, W, 3) uint8 with boxes, the most confident on top, and captions above all boxes.
 
     boxes: (n, 6 or 7): x1, y1, x2, y2 in pixels, confidence, class, and the track number if any, 0 for none; the most
         confident first.
     bgr:   the channel order of the image; False for RGB.
+    usual: line width in pixels for an image of usual size, where line_width is None and the image and the boxes decide.
     """
     letters = "".join(class_name(names, i) for i in range(len(names))) + "#.0123456789"
-    annotator = Annotator(image, line_width, example=letters)
+    reach = math.inf if line_width else usual_side(boxes[:, :4].numpy())
+    width = line_width or automatic_line_width(image.shape, usual, reach)
+    annotator = Annotator(image, width, example=letters, reach=reach)
     rows = boxes[:, :6].tolist()
     fills = [colors(int(row[5]), bgr=bgr) for row in rows]
     for row, color in reversed(list(zip(rows, fills))):

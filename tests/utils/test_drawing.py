@@ -168,10 +168,22 @@ def test_odd_boxes_do_not_break_the_image(box, pil):
     assert annotator.result().shape == (100, 120, 3)
 
 
+def contrast(first, second):
+    """Contrast ratio of two RGB colours as WCAG 2.1 defines it, 1 to 21."""
+
+    def luminance(colour):
+        linear = [v / 255 / 12.92 if v / 255 <= 0.04045 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in colour]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    low, high = sorted(map(luminance, (first, second)))
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_text_contrasts_with_its_strip():
     for i in range(20):
         for bgr in (False, True):
             assert drawing._readable_on(drawing.colors(i, bgr)) == drawing._readable_on(drawing.colors(i))
+        assert contrast(drawing.colors(i), drawing._readable_on(drawing.colors(i))) > 3.8
     assert drawing._readable_on((255, 255, 0)) == (0, 0, 0) and drawing._readable_on((80, 0, 130)) == (255, 255, 255)
 
 
@@ -210,6 +222,31 @@ def test_captions_keep_off_each_other():
         rows = ((drawn == drawing.colors(c)).all(2).sum(1) > 20).nonzero()[0]
         strips.append(rows[(rows != 100) & (rows != 160)])
     assert strips[0].max() < 100 and strips[1].min() > 160 and 100 < strips[2].min() <= strips[2].max() < 160
+
+
+def test_a_caption_that_others_hide_is_left_out():
+    """Of nine boxes in one place, three have room: above, below, inside."""
+    boxes = torch.tensor([[100.0, 100, 220, 160, 0.9 - 0.01 * i, i] for i in range(9)])
+    names = [f"class {i}" for i in range(9)]
+    drawn = drawing.draw_boxes(np.full((300, 300, 3), 128, np.uint8), boxes, names, 1, bgr=False)
+    filled = [((drawn == drawing.colors(i)).all(2).sum(1) > 20).sum() for i in range(9)]
+    assert all(rows > 8 for rows in filled[:3]) and not any(rows > 2 for rows in filled[3:])
+
+
+def test_lines_and_text_fit_the_objects():
+    """In an image of 3000 pixels text is as large as objects of 100 pixels allow, not as the image would."""
+
+    def text_height(side):
+        corner = torch.tensor([[1000.0, 1000, 1000 + side, 1000 + side, 0.9, 0]])
+        drawn = drawing.draw_boxes(np.zeros((3000, 3000, 3), np.uint8), corner, ["word"], bgr=False)
+        return ((drawn == drawing.colors(0)).all(2).sum(1) > 20)[:999].sum()
+
+    assert text_height(100) < 50 < text_height(1000)
+    assert drawing.automatic_line_width((3000, 3000), 3) == 9
+    assert drawing.automatic_line_width((3000, 3000), 3, reach=100) == 3  # the usual one
+    assert drawing.automatic_line_width((3000, 3000), 3, reach=200) == 5
+    assert drawing.usual_side(np.array([[0, 0, 10, 40], [5, 5, 6, 6], [9, 9, 0, 0.0]])) == pytest.approx(9)
+    assert drawing.usual_side(np.zeros((0, 4))) == np.inf
 
 
 def test_the_most_confident_is_on_top():

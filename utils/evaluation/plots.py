@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+CENTRED_BOXES = 1000  # of labels.jpg
+
+
 # --- mosaics of batches -----------------------------------------------------------------------------------------------
 
 
@@ -112,11 +115,9 @@ def _annotate_tile(
     boxes = xywhn_to_xyxy(rows[:, 1:5], tile.shape[1], tile.shape[0])
     for box, row in zip(boxes, rows):
         annotator.rectangle(box, colors(row[0]))
-    # captions after all outlines, so that no line crosses them; the most confident on top
-    for box, row, label in reversed(list(zip(boxes, rows, labels))):
-        annotator.caption(box, label, colors(row[0]))
-    if title:
-        annotator.text((1, tile.shape[0]), title)  # at the bottom, where captions are rare
+    # texts after all outlines, so that no line crosses them; the title at the bottom, where captions are rare
+    taken = [annotator.text((1, tile.shape[0]), title)] if title else []
+    annotator.captions(boxes, labels, [colors(row[0]) for row in rows], taken)
     return annotator.result()
 
 
@@ -179,8 +180,11 @@ def plot_labels(labels: np.ndarray, names: Names | None, save_dir: str | Path) -
     figure = new_figure(8, 8)
     (classes, boxes), (positions, sizes) = figure.subplots(2, 2)
     _class_histogram(classes, labels[:, 0].astype(int), names)
-    boxes.imshow(_centred_boxes(labels[:1000]), extent=(0, 1, 1, 0))
-    boxes.set(title=f"{min(len(labels), 1000)} boxes on one centre", xticks=[], yticks=[])
+    # drawn by lot: where a data set is sorted, the first boxes are all of one class
+    sample = labels[np.random.default_rng(0).permutation(len(labels))[:CENTRED_BOXES]]
+    boxes.imshow(_centred_boxes(sample), extent=(0, 1, 1, 0))
+    drawn_by_lot = f"{len(sample)} random boxes" if len(labels) > len(sample) else f"{len(labels)} boxes"
+    boxes.set(title=f"{drawn_by_lot} on one centre", xticks=[], yticks=[])
     _density(positions, labels[:, 1], labels[:, 2])
     positions.set(xlabel="x", ylabel="y", title="centres")
     positions.invert_yaxis()  # as in the image: y points down

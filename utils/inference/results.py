@@ -17,7 +17,7 @@ import torch
 
 from utils import dist
 from utils.boxes import xyxy_to_xywh
-from utils.drawing import automatic_line_width, draw_boxes, write_image
+from utils.drawing import draw_boxes, write_image
 from utils.inference.ledger import Ledger
 from utils.inference.outputs import (
     CropNames,
@@ -181,8 +181,9 @@ class ResultWriter:
                 if cropped.size:
                     self._write_crop(self.names[int(box[5])], self.stems[frame.source], cropped)
         if options.images or options.view:
-            width = options.line_thickness or automatic_line_width(shape, usual=3)
-            drawn = draw_boxes(frame.shown, boxes, self.names, width, options.hide_labels, options.hide_conf)
+            drawn = draw_boxes(
+                frame.shown, boxes, self.names, options.line_thickness, options.hide_labels, options.hide_conf, usual=3
+            )
             if options.images:
                 self._write_drawn(frame, source, drawn)
             if options.view:

@@ -114,6 +114,16 @@ def test_only_confident_predictions_are_drawn(tmp_path):
 # --- charts -----------------------------------------------------------------------------------------------------------
 
 
+def test_boxes_of_sorted_labels_are_drawn_by_lot(tmp_path, monkeypatch):
+    sorted_labels = np.full((5000, 5), 0.5)
+    sorted_labels[:, 0] = np.repeat(np.arange(5), 1000)
+    seen, draw = [], plots._centred_boxes
+    monkeypatch.setattr(plots, "_centred_boxes", lambda labels: seen.append(labels) or draw(labels))
+    plots.plot_labels(sorted_labels, None, tmp_path)
+    counts = np.bincount(seen[0][:, 0].astype(int), minlength=5)
+    assert counts.sum() == 1000 and counts.min() > 150
+
+
 @pytest.mark.parametrize(
     ("n", "names"),
     [
