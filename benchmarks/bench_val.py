@@ -71,8 +71,8 @@ def stages_of_a_run(weights: str, data: str, augment: bool, threads: int | None)
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder, stages.watch(
         load=(validation, "Backend"), network=(Backend, "forward"), NMS=(evaluator, "non_max_suppression"),
-        mosaics=(report, "plot_batch"), matching=(evaluator._Collector, "add"), AP=(evaluator, "ap_per_class"),
-        figures=(report, "write_figures"),
+        mosaics=(report.MosaicWriter, "__call__"), matching=(evaluator._Collector, "add"),
+        AP=(evaluator, "ap_per_class"), figures=(report, "write_figures"),
     ):  # fmt: skip
         (_, _, map50, ap, *_), _, _ = val.run(
             data, weights, batch_size=8, device="cpu", project=folder, augment=augment, workers=2

@@ -25,7 +25,7 @@ from utils.evaluation.evaluator import Evaluation, EvaluationSettings, evaluate,
 from utils.evaluation.metrics import fitness
 from utils.evaluation.numbers import write_numbers
 from utils.evaluation.plots import plot_batch
-from utils.evaluation.report import mosaic_writer, write_figures
+from utils.evaluation.report import MosaicWriter, write_figures
 from utils.evaluation.run_page import About, write_run_page
 from utils.files import increment_path, only_writer
 from utils.log import LOGGER
@@ -259,7 +259,7 @@ def finish(run: Run) -> None:
         checkpoint.strip(best, read=load_checkpoint)
         model = load_model(best, run.device).to(memory_format=torch.channels_last)
         LOGGER.info(f"\nvalidating {best}")
-        evaluation = evaluate_on_val(run, model, observers=[mosaic_writer(run.save_dir, run.names)])
+        evaluation = evaluate_on_val(run, model, observers=[MosaicWriter(run.save_dir, run.names, run.val_loader)])
         log_evaluation(evaluation)
         write_figures(evaluation, run.save_dir)
         about = {"command": "train", "split": "val", "image_size": run.image_size, "best_epoch": run.stopper.best_epoch}

@@ -169,7 +169,7 @@ def _channels(model: Backend, data: dict, weights: list[Path], data_file: str) -
 
 
 def _observers(opt: cli.Options, setup: Setup, plots: bool, callbacks: Any) -> list[Callable]:
-    observers = [writers.mosaic_writer(setup.save_dir, setup.names)] if plots else []
+    observers = [writers.MosaicWriter(setup.save_dir, setup.names, setup.loader)] if plots else []
     if opt.save_txt or opt.save_hybrid:
         folder = setup.save_dir / "labels"
         folder.mkdir(exist_ok=True)

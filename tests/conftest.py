@@ -193,4 +193,4 @@ def no_plots(monkeypatch):
     monkeypatch.setattr(setup, "plot_labels", lambda *_, **__: None)
     for name in ("plot_batch", "plot_results", "write_figures", "write_page"):
         monkeypatch.setattr(training, name, lambda *_, **__: None)
-    monkeypatch.setattr(training, "mosaic_writer", lambda *_: lambda *_, **__: None)
+    monkeypatch.setattr(training, "MosaicWriter", lambda *_: lambda *_, **__: None)

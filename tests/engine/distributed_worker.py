@@ -54,7 +54,7 @@ def draw_nothing() -> None:
     """Leaves out the figures, which take longer than such a small training."""
     setup.plot_labels = lambda *_, **__: None
     training.plot_batch = training.plot_results = training.write_figures = training.write_page = lambda *_, **__: None
-    training.mosaic_writer = lambda *_: lambda *_, **__: None
+    training.MosaicWriter = lambda *_: lambda *_, **__: None
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 CENTRED_BOXES = 1000  # of labels.jpg
+MOSAIC_IMAGES = 16
 
 
 # --- mosaics of batches -----------------------------------------------------------------------------------------------
@@ -54,7 +55,7 @@ def plot_batch(
     names: Names | None = None,
     image_paths: Sequence[str | Path] | None = None,
     conf_thres: float = 0.25,
-    max_images: int = 16,
+    max_images: int = MOSAIC_IMAGES,
     max_side: int = 1920,
     min_tile: int = 320,
 ) -> None:

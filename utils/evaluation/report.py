@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from utils.data.images import read_image
+from utils.data.letterbox import GREY
 from utils.drawing import Annotator, class_name, write_image
 from utils.evaluation.charts import plot_confusion_matrix, plot_curves
 from utils.evaluation.coco import AREAS, CocoMetrics, Truth
@@ -23,7 +26,7 @@ from utils.evaluation.errors import (
 )
 from utils.evaluation.evaluator import Boxes, EvaluatedBatch, Evaluation
 from utils.evaluation.metrics import ap_by_area
-from utils.evaluation.plots import detections_to_targets, plot_batch
+from utils.evaluation.plots import MOSAIC_IMAGES, detections_to_targets, plot_batch
 from utils.inference.outputs import result_stems, write_labels
 
 COCO_AND_V61 = (
@@ -89,17 +92,60 @@ def _coco_numbers(coco: CocoMetrics, area: int, classes: slice = slice(None)) ->
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def mosaic_writer(save_dir: Path, names: list[str], batches: int = 3) -> Callable[[EvaluatedBatch], None]:
-    """Returns an observer that writes mosaics of the labels and the predictions of the first batches."""
+class MosaicWriter:
+    """An observer that writes mosaics of labels and of predictions, val_batch0_labels.jpg, val_batch0_pred.jpg and on.
 
-    def write(batch: EvaluatedBatch) -> None:
-        if batch.number < batches:
-            stem = save_dir / f"val_batch{batch.number}"
-            plot_batch(batch.images, batch.targets, f"{stem}_labels.jpg", names, batch.paths)
-            predictions = detections_to_targets(batch.detections, batch.images.shape[2:])
-            plot_batch(batch.images, predictions, f"{stem}_pred.jpg", names, batch.paths)
+    Each shows images from all over the split, where v6.1 shows the first batches: those of a data set that is sorted
+    are all of one class. There are as many as v6.1 writes: three, or as many as there are batches.
 
-    return write
+    loader: of the pass, with its length, in batches, and the length of its dataset, in images.
+    """
+
+    def __init__(self, save_dir: Path, names: list[str], loader: Any):
+        images, batches = len(loader.dataset), len(loader)
+        self.save_dir, self.names, self.mosaics, self.last = save_dir, names, min(3, batches), batches - 1
+        count = min(images, MOSAIC_IMAGES * self.mosaics)
+        self.positions = np.linspace(0, images - 1, count).round().astype(int)
+        self.seen, self.kept = 0, []  # kept: image, labels, predictions, path
+
+    def __call__(self, batch: EvaluatedBatch) -> None:
+        """Keeps the chosen images of a batch; after the last one writes the files."""
+        for i in self.positions[(self.positions >= self.seen) & (self.positions < self.seen + len(batch.paths))]:
+            i = int(i) - self.seen
+            labels = batch.targets[batch.targets[:, 0] == i].cpu() * torch.tensor([0, 1, 1, 1, 1, 1])
+            predictions = detections_to_targets(batch.detections[i : i + 1], batch.images.shape[2:])
+            self.kept.append((batch.images[i].cpu(), labels, predictions, batch.paths[i]))
+        self.seen += len(batch.paths)
+        if batch.number == self.last:
+            for number in range(self.mosaics):
+                self._write(self.save_dir / f"val_batch{number}", self.kept[number :: self.mosaics])
+
+    def _write(self, stem: Path, chosen: list[tuple]) -> None:
+        if chosen:
+            images, labels, predictions, paths = map(list, zip(*chosen))
+            for kind, targets in (("labels", labels), ("pred", predictions)):
+                plot_batch(*join_images(images, targets), f"{stem}_{kind}.jpg", self.names, paths)
+
+
+def join_images(images: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Joins images (C, h, w) of several sizes into a batch (B, C, H, W), in the middle of grey, for `plot_batch`.
+
+    targets: of each image (t, 6 or 7): 0, class, x, y, w, h, 0-1 of the image, and a confidence if any; returned as
+        rows (T, 6 or 7) of the batch, 0-1 of its sides.
+    """
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    batch = images[0].new_full((len(images), len(images[0]), height, width), GREY)
+    rows = []
+    for i, (image, target) in enumerate(zip(images, targets)):
+        h, w = image.shape[1:]
+        top, left = (height - h) // 2, (width - w) // 2
+        batch[i, :, top : top + h, left : left + w] = image
+        row = target.clone()
+        row[:, 0] = i
+        row[:, 2:6] = row[:, 2:6] * torch.tensor([w, h, w, h]) + torch.tensor([left, top, 0, 0])
+        row[:, 2:6] /= torch.tensor([width, height, width, height])
+        rows.append(row)
+    return batch, torch.cat(rows)
 
 
 def text_writer(folder: Path, files: Sequence[str], save_conf: bool) -> Callable[[EvaluatedBatch], None]:
