@@ -128,6 +128,9 @@ def _add_results(group) -> None:
         "--save-json", action="store_true", help="write all detections to predictions.json, as COCO does"
     )
     group.add_argument("--save-csv", action="store_true", help="write all detections to predictions.csv")
+    group.add_argument(
+        "--report", action="store_true", help="write report.html: classes, counts and images of the run on one page"
+    )
     group.add_argument("--nosave", action="store_true", help="write no images and videos")
     group.add_argument(
         "--visualize", action="store_true", help="write the feature maps of every layer, and the gates of SOCA layers"

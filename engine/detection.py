@@ -23,13 +23,14 @@ from utils.files import check_own_files, increment_path
 from utils.inference.detector import Detector
 from utils.inference.features import FeatureRecorder, stage_name, write_gate
 from utils.inference.frames import read_batches
+from utils.inference.gallery import Gallery
 from utils.inference.ledger import Ledger
 from utils.inference.outputs import summary
 from utils.inference.results import ResultOptions, ResultWriter, has_display
 from utils.inference.sources import IMAGE, STREAM, Frame, Source, list_sources
 from utils.inference.tracking import Tracking
 from utils.log import LOGGER
-from utils.text import printable
+from utils.text import printable, redact
 
 # What the results of a run depend on: the ledger records these options, and a resumed run takes these alone from it,
 # since its folder may come from anywhere. What is fetched, changed and trusted, and the device, says the command.
@@ -56,6 +57,8 @@ def detect(opt: cli.Options, parser: argparse.ArgumentParser) -> Path:
     streams, shared = sources[0].kind == STREAM, dist.world_size() > 1
     if shared or opt.resume:
         _check_shared(sources, opt.track)
+        if opt.report:
+            raise ValueError("--report shows what one process did from beginning to end; leave it out here")
     if opt.view_img and not has_display():
         raise ValueError("--view-img: no window can be opened here; leave the option out, results go to a folder")
     tracking = Tracking(opt.conf_thres) if opt.track else None
@@ -72,10 +75,15 @@ def detect(opt: cli.Options, parser: argparse.ArgumentParser) -> Path:
         save_dir = ledger.folder if ledger else increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)
         if not ledger and len(sources) > 1 and _can_be_resumed(sources, opt.track):
             ledger = Ledger.begin(save_dir, sources, _recorded(opt), alone=True)
-        with ResultWriter(
-            save_dir, sources, detector.model.names, _result_options(opt, streams), ledger, unreadable
-        ) as results:
-            _detect_batches(first, batches, detector, results, tracking, opt.visualize, len(todo))
+        gallery = Gallery(detector.model.names) if opt.report else None
+        try:
+            with ResultWriter(
+                save_dir, sources, detector.model.names, _result_options(opt, streams), ledger, unreadable
+            ) as results:
+                _detect_batches(first, batches, detector, results, tracking, opt.visualize, len(todo), gallery)
+        finally:  # Ctrl-C is the usual end of a stream
+            if gallery and gallery.frames:
+                _write_page(gallery, save_dir, opt)
     if opt.update and dist.is_main():
         for file in opt.weights:
             checkpoint.strip(find_weights(file, opt.download), read=load_checkpoint)
@@ -130,6 +138,7 @@ def _detect_batches(
     tracking: Tracking | None,
     visualize: bool,
     files: int,
+    gallery: Gallery | None = None,
 ) -> None:
     """Hands the detections of each frame to the results, until there are no more frames or q was pressed.
 
@@ -147,7 +156,10 @@ def _detect_batches(
                     counts = summary(boxes, results.names)
                     title = _title(frame, results.sources)
                     LOGGER.info(f"{title}: {shape[0]}x{shape[1]} {counts}, {detector.seconds:.3f} s")
-                    results.add(frame, tracking(frame, boxes) if tracking else boxes)
+                    boxes = tracking(frame, boxes) if tracking else boxes
+                    results.add(frame, boxes)
+                    if gallery:
+                        gallery.add(_name(frame, results.sources), frame.shown, boxes)
                     advance(frame)
                 batch = next(batches, None)
     finally:
@@ -163,6 +175,20 @@ def _title(frame: Frame, sources: list[Source]) -> str:
     if frame.number is None:
         return text
     return f"{text} ({frame.number}/{frame.count})" if frame.count else f"{text} ({frame.number})"
+
+
+def _name(frame: Frame, sources: list[Source]) -> str:
+    """Returns the name of a frame on a page: `film.mp4, frame 7`, without folders and secrets."""
+    name = Path(redact(sources[frame.source].title)).name
+    return name if frame.number is None else f"{name}, frame {frame.number}"
+
+
+def _write_page(gallery: Gallery, folder: Path, opt: cli.Options) -> None:
+    options = cli.without_secrets(vars(opt))
+    given = {name: value for name, value in options.items() if name in opt.given}
+    weights = ", ".join(Path(file).name for file in options["weights"])
+    file = gallery.write(folder, f"Detection {folder.name}: {weights} on {options['source']}", given, options)
+    LOGGER.info(f"page of the run: {file}")
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ utils.training      loggers search
 utils.runtimes      environments trust metadata
 utils.runtimes      base torchscript program onnx_file openvino_model tensorrt_engine ncnn_model
 utils.runtimes      coreml_model executorch_program litert_model tensorflow_server tensorflow_model web_model table
-utils.inference     outputs sources videos streams frames detector tracking features ledger results
+utils.inference     outputs sources videos streams frames detector tracking features ledger gallery results
 utils.export        formats graph images torchscript program quantise onnx_nms onnx_file openvino_model ncnn_model
 utils.export        executorch_program coreml_model litert_model edge_tpu saved_model tensorflow_worker graph_def
 utils.export        web_model tensorrt_engine proof exporter

@@ -8,7 +8,19 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from small_world import BOXES, BROKEN, NAMES, BrightBoxes, H, W, boxes_image, labels_in, tree, write_set
+from small_world import (
+    BOXES,
+    BROKEN,
+    NAMES,
+    BrightBoxes,
+    H,
+    PageReader,
+    W,
+    boxes_image,
+    labels_in,
+    tree,
+    write_set,
+)
 
 import train
 
@@ -240,3 +252,11 @@ def test_labels_and_confidences_are_drawn_unless_hidden(command, usual, bright, 
         file = folder / "a shot.png"
         drawn.append((cv2.imdecode(np.fromfile(file, np.uint8), 1) != shot).any(2).sum() if file.exists() else 0)
     assert drawn[0] > drawn[1] > drawn[2] > drawn[3] == 0  # changed pixels
+
+
+def test_the_page_of_a_run(detected, world, refused):
+    out = detected(world.images, report=True)
+    page = PageReader((out / "report.html").read_text(encoding="utf-8"))
+    assert [tag for tag, _ in page.tags].count("img") == 4 and "4images or frames8detections0without any" in page.text
+    assert "weiß440.7500.750" in page.text and "0000.png: 2" in page.text
+    refused("detect", "--report", "--resume", "new folder", says="--report shows what one process did")

@@ -13,6 +13,7 @@ import numpy as np
 
 from utils.text import printable
 
+REPORT = "report.html"  # the page of a run, in its folder
 MOST_BYTES = 90_000  # of a photograph on a page
 MOST_TEXT = 300  # characters of a value in a table of settings
 

@@ -21,7 +21,6 @@ from utils.evaluation.plots import figure_bytes
 from utils.evaluation.report import ERROR_COLOURS, KIND_NAMES, drawn_errors
 from utils.files import atomic_write
 
-NAME = "report.html"
 WORST, PAIRS, SIDE = 6, 6, 640  # images with the most errors, images beside their labels, pixels of their longer side
 MOST_CLASSES = 150  # rows of the table
 STYLE = """
@@ -67,9 +66,9 @@ def write_run_page(folder: Path, about: About, result: Evaluation) -> Path:
         page.files(folder),
         page.paragraph(f"Written {time.strftime('%Y-%m-%d %H:%M')} with torch {torch.__version__}.", note=True),
     ]
-    with atomic_write(folder / NAME, "w") as file:
+    with atomic_write(folder / page.REPORT, "w") as file:
         file.write(page.page(about.title, parts, STYLE))
-    return folder / NAME
+    return folder / page.REPORT
 
 
 def _facts(about: About, result: Evaluation) -> str:
