@@ -4,18 +4,17 @@ model = torch.hub.load("path/to/this/folder", "custom", path="best.pt", source="
 model(["street.jpg", image]).print()
 """
 
-import contextlib as _contextlib
-import logging as _logging
-from collections.abc import Callable as _Callable
-
 # modules, not names: torch.hub offers whatever can be called in this file as a model
-from models import autoshape as _autoshape
-from models import backend as _backend
-from models import common as _common
-from models import transfer as _transfer
-from models import yolo as _yolo
-from utils import device as _device
-from utils import log as _log
+import contextlib as _contextlib
+import importlib.machinery as _machinery
+import importlib.util as _importlib
+import logging as _logging
+import os as _os
+import sys as _sys
+from collections.abc import Callable as _Callable
+from pathlib import Path as _Path
+
+_ROOT = _Path(__file__).resolve().parent
 
 dependencies = ["torch", "torchvision", "numpy", "cv2", "yaml", "PIL"]  # checked by torch.hub
 
@@ -35,10 +34,15 @@ def custom(path="path/to/model.pt", autoshape=True, verbose=True, device=None, t
 
     Raises FileNotFoundError where there is no such file.
     """
+    _share_names()
+    from models.autoshape import AutoShape
+    from models.backend import find_weights
+    from models.common import DetectMultiBackend
+
     with _quiet(not (verbose if _verbose is None else _verbose)):
-        paths = [_backend.find_weights(p) for p in (path if isinstance(path, list | tuple) else [path])]
-        model = _common.DetectMultiBackend(paths, _select(device), trust=trust)
-    return _autoshape.AutoShape(model) if autoshape else model
+        paths = [find_weights(p) for p in (path if isinstance(path, list | tuple) else [path])]
+        model = DetectMultiBackend(paths, _select(device), trust=trust)
+    return AutoShape(model) if autoshape else model
 
 
 def _entry(name: str, cfg: str, weights: str, about: str) -> _Callable:
@@ -46,19 +50,25 @@ def _entry(name: str, cfg: str, weights: str, about: str) -> _Callable:
         pretrained=True, channels=3, classes=80, autoshape=True, verbose=True, device=None, download=False,
         _verbose=None,
     ):  # fmt: skip
+        _share_names()
+        from models import backend, transfer
+        from models.autoshape import AutoShape
+        from models.common import DetectMultiBackend
+        from models.yolo import Model
+
         with _quiet(not (verbose if _verbose is None else _verbose)):
-            file = _backend.find_weights(weights, download) if pretrained else None
+            file = backend.find_weights(weights, download) if pretrained else None
             if file and (channels, classes) == (3, 80) and cfg == weights.replace(".pt", ".yaml"):
-                model = _common.DetectMultiBackend(file, _select(device))
+                model = DetectMultiBackend(file, _select(device))
             else:
-                model = _yolo.Model(cfg, channels, classes)
+                model = Model(cfg, channels, classes)
                 if file:
-                    source = _backend.load_model(file, fuse=False)
-                    _transfer.transfer(source, model)
+                    source = backend.load_model(file, fuse=False)
+                    transfer.transfer(source, model)
                     if len(source.names) == len(model.names):
                         model.names = source.names
                 model.to(_select(device))
-        return _autoshape.AutoShape(model) if autoshape else model
+        return AutoShape(model) if autoshape else model
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"""{about}
@@ -79,18 +89,67 @@ def _entry(name: str, cfg: str, weights: str, about: str) -> _Callable:
 
 
 def _select(device):
-    return _device.select_device("" if device is None else device)
+    from utils.device import select_device
+
+    return select_device("" if device is None else device)
 
 
 @_contextlib.contextmanager
 def _quiet(on: bool):
-    level = _log.LOGGER.level
+    from utils.log import LOGGER
+
+    level = LOGGER.level
     if on:
-        _log.LOGGER.setLevel(_logging.WARNING)
+        LOGGER.setLevel(_logging.WARNING)
     try:
         yield
     finally:
-        _log.LOGGER.setLevel(level)
+        LOGGER.setLevel(level)
+
+
+def _share_names() -> None:
+    """Lets a program with a module `utils` or `models` of its own have both: the detector's files are found in it too.
+
+    One that lies in the program's folder and is not imported yet is imported here, since the name would be taken.
+    Raises ImportError where one that is imported already has a name of the detector's: then only one of them can be.
+    """
+    for room in ("utils", "models", "engine"):
+        own, early = _sys.modules.get(room), False
+        if own is None:
+            own, early = _own_module(room), True
+        if own is None or _is_ours(getattr(own, "__file__", None) or ""):
+            continue
+        folders = list(getattr(own, "__path__", []))
+        shared = {*vars(own), *(_Path(entry).stem for folder in folders for entry in _os.listdir(folder))}
+        shared &= {p.stem for p in (_ROOT / room).iterdir() if not p.name.startswith("_")}
+        if not shared:
+            own.__path__ = [*folders, str(_ROOT / room)]
+        elif early:
+            del _sys.modules[room]
+        else:
+            raise ImportError(
+                f"the detector and this program both have a module `{room}` ({own.__file__}) with the names "
+                f"{', '.join(sorted(shared))}; rename the program's, or load the detector in a process of its own"
+            )
+
+
+def _is_ours(file: str) -> bool:
+    return _Path(file).resolve().is_relative_to(_ROOT)
+
+
+def _own_module(name: str):
+    """Imports the module of this name that the program has beside itself, not installed; None where it has none."""
+    folders = [folder for folder in _sys.path if not _is_ours(folder) and "-packages" not in folder]
+    spec = _machinery.PathFinder.find_spec(name, folders)
+    if spec is None or not spec.origin or _is_ours(spec.origin):
+        return None
+    module = _sys.modules[name] = _importlib.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception:  # what the program does not import need not be importable
+        del _sys.modules[name]
+        return None
+    return module
 
 
 def _official(name: str) -> _Callable:

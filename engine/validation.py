@@ -118,7 +118,7 @@ def _load_setup(opt: cli.Options) -> Setup:
     rect = model.fixed is None and opt.task != "benchmark"  # else frames of one size, with the padding of a square
     data = load_dataset_yaml(opt.data, (split,), cli.fetches(opt.download, "data"), opt.download_to)
     names = ["item"] if opt.single_cls else data["names"]
-    _check_classes(model, names, weights, opt.single_cls, opt.data)
+    _check_classes(model, names, weights, opt)
     options = LoaderOptions(
         image_size=imgsz if rect else max(np.atleast_1d(imgsz).tolist()), batch_size=opt.batch_size,
         stride=model.stride, single_cls=opt.single_cls, pad=0.5 if rect and opt.task != "speed" else 0.0, rect=rect,
@@ -143,14 +143,16 @@ def _of_training(opt: cli.Options, model: torch.nn.Module, loader: Iterable, sav
     )  # fmt: skip
 
 
-def _check_classes(model: Backend, names: list[str], weights: list[Path], single_cls: bool, data_file: str) -> None:
-    nc = len(model.names)
-    if nc != len(names) and not single_cls:
-        raise ValueError(
-            f"{weights[0]} has {nc} class{'es' * (nc != 1)}, but {data_file} has {len(names)}; validate with the data "
-            "set that the weights were trained on"
-        )
-    if not single_cls and (words := difference(model.names, names, weights[0], data_file)):
+def _check_classes(model: Backend, names: list[str], weights: list[Path], opt: cli.Options) -> None:
+    nc, data_file = len(model.names), opt.data
+    if nc != len(names) and not opt.single_cls:
+        if "data" in opt.given:
+            fix = "; validate with the data set that the weights were trained on"
+        else:
+            fix = ", the data set where none is given; name the data set that the weights were trained on: --data FILE"
+            fix += " (official weights: --data data/coco.yaml)" if nc == 80 else ""
+        raise ValueError(f"{weights[0]} has {nc} class{'es' * (nc != 1)}, but {data_file} has {len(names)}{fix}")
+    if not opt.single_cls and (words := difference(model.names, names, weights[0], data_file)):
         LOGGER.warning(
             f"the classes are named {words}; classes are compared by number, "
             "so the metrics are wrong unless both names mean the same"

@@ -220,6 +220,44 @@ def test_a_program_with_a_module_utils_of_its_own_is_told(here, own):
     assert f"put {ROOT} first on sys.path" in reason
 
 
+OWN = {"utils.py": "x = 1", "utils/__init__.py": "x = 1", "utils/mine.py": "y = 2", "models.py": "z = 3"}
+HUB = "import torch\nmodel = torch.hub.load(sys.argv[1], 'custom', path='tiny.pt', source='local', device='cpu')\n"
+USES = "assert len(model('in/a.png', size=96).xyxy[0])\nmodel('in/a.png', size=96).save(save_dir='out')\n"
+
+
+@pytest.mark.parametrize("package", [False, True])
+@pytest.mark.parametrize("first", ["own", "hub"])
+def test_the_hub_beside_modules_utils_and_models_of_the_program(here, package, first):
+    for name, text in OWN.items():
+        if name == "models.py" or package == ("/" in name):
+            (here / name).parent.mkdir(exist_ok=True)
+            (here / name).write_text(text)
+    own = "import utils, models\nassert (utils.x, models.z) == (1, 3)\n"
+    own += "from utils.mine import y\nassert y == 2\n" if package else ""
+    program = "import sys\n" + (own + HUB + USES if first == "own" else HUB + own + USES)
+    ended = run(program, here, ROOT, path=here)
+    assert ended.returncode == 0, ended.stderr
+    assert (here / "out/a.png").is_file() or (here / "out/a.jpg").is_file()
+
+
+def test_the_hub_beside_a_module_of_the_same_names(here):
+    """The detector works where it is loaded first; otherwise the error says which names both have."""
+    (here / "utils").mkdir()
+    for name in ("__init__", "boxes"):
+        (here / f"utils/{name}.py").write_text("")
+    ended = run("import sys, utils\n" + HUB, here, ROOT, path=here)
+    assert ended.returncode == 1
+    reason = ended.stderr.splitlines()[-1]
+    assert f"both have a module `utils` ({here / 'utils/__init__.py'}) with the names boxes" in reason
+    assert run("import sys\n" + HUB + USES, here, ROOT, path=here).returncode == 0
+
+
+def test_a_broken_module_that_the_program_does_not_import_is_left_alone(here):
+    (here / "utils.py").write_text("raise SystemError('not meant to be imported')")
+    ended = run("import sys\n" + HUB + USES, here, ROOT, path=here)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_notebooks_begin_as_with_v61(here):
     ended = run("import torch, utils\ndisplay = utils.notebook_init()\nprint(display is None or display.Image)", here)
     assert ended.returncode == 0 and "torch" in ended.stderr, ended.stderr

@@ -21,6 +21,7 @@ from small_world import (
     boxes_image,
     label_text,
     labels_in,
+    lively,
     write_set,
     write_yaml,
 )
@@ -28,6 +29,7 @@ from small_world import (
 import val
 from engine import validation
 from models.backend import load_checkpoint
+from utils import checkpoint
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.loader import create_dataloader
 from utils.data.options import LoaderOptions
@@ -87,6 +89,16 @@ def test_every_kind_of_image_is_validated_in_upright(kinds, command, usual, brig
 def test_weights_of_another_data_set(refused, variant):
     data = variant(nc=3, names=["a", "b", "c"])
     refused("val", "--data", data, says=["best.pt has 2 classes, but", "data variant.yaml has 3"])
+
+
+def test_the_default_data_set_is_said_to_be_one(command, here):
+    """v6.1's own command, `val.py --weights yolov5n.pt`, has weights of 80 classes and a data set of four."""
+    model = lively(nc=80)
+    model.names = [str(i) for i in range(80)]
+    checkpoint.save(here / "coco.pt", checkpoint.pack(model))
+    code, err = command("val", "--weights", here / "coco.pt", "--imgsz", SIZE, "--device", "cpu", "--workers", 0)
+    assert code == 1 and "but data/shapes.yaml has 4, the data set where none is given; name the data set" in err
+    assert "--data FILE (official weights: --data data/coco.yaml)" in err and not (here / "runs").exists()
 
 
 def test_names_of_weights_and_data_set_are_compared(command, usual, variant, world, bright):

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli
-from utils.export.formats import ExportError, Format, choose_formats
+from utils.export.formats import Format, choose_formats
 from utils.log import LOGGER
 
 if TYPE_CHECKING:
@@ -115,9 +115,11 @@ def measure(row: Row, kind: Format | None, weights: Path, opt: cli.Options) -> N
         )  # fmt: skip
         row.megabytes = row.megabytes or megabytes(file)
         row.file = file
-    except ExportError as error:
+    except Exception as error:  # of toolchains, which raise whatever they like; all other formats are measured still
+        if kind is None:  # the detector itself or the data set: no format would do better
+            raise
         LOGGER.warning(f"{row.name} {row.precision}: {error}")
-        row.reason = str(error)
+        row.reason = str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def race(rows: Sequence[Row], shape: tuple[int, ...], opt: cli.Options) -> None:

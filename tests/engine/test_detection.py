@@ -23,6 +23,7 @@ from engine import detection
 from models.backend import load_checkpoint
 from models.yolo import Model
 from utils import checkpoint
+from utils.inference.sources import VIDEO, list_sources
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -91,6 +92,19 @@ def test_a_video_cut_short_keeps_its_frames(detected, here, capsys):
     out = detected(here)
     frames, _ = read_video(out / "clip.mp4")
     assert 5 < len(frames) < 30 and (out / "a.png").is_file()
+
+
+def test_a_webm_video(detected, here):
+    frames = moving(6)
+    writer = cv2.VideoWriter(str(here / "clip.webm"), cv2.VideoWriter_fourcc(*"VP80"), 10, frames[0].shape[1::-1])
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no WebM")
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    assert [source.kind for source in list_sources(str(here))] == [VIDEO]
+    out = detected(str(here / "clip.webm"), save_txt=True)
+    assert len(list((out / "labels").iterdir())) == len(read_video(out / "clip.mp4")[0]) == 6
 
 
 def test_what_was_done_before_ctrl_c_is_whole(detected, here, monkeypatch):

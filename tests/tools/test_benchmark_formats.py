@@ -52,7 +52,10 @@ def test_small_differences_of_map_are_drawn_small():
         assert high - low == pytest.approx(span) and (low + high) / 2 == pytest.approx(sum(maps) / 2)
 
 
-def test_a_run(here, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [ExportError("no half today"), ValueError("no half today"), RuntimeError("no half today\n  at line 7")]
+)
+def test_a_run(here, monkeypatch, error):
     model = lively(nc=2)
     model.names = ["red", "weiß"]
     checkpoint.save(here / "best.pt", checkpoint.pack(model))
@@ -61,7 +64,7 @@ def test_a_run(here, monkeypatch):
 
     def fails_in_half(**options):
         if options["half"]:
-            raise ExportError("no half today")
+            raise error
         return real(**options)
 
     monkeypatch.setattr(export, "run", fails_in_half)
@@ -74,4 +77,6 @@ def test_a_run(here, monkeypatch):
     assert rows[0].map == pytest.approx(rows[1].map, abs=1e-4) and min(r.milliseconds for r in rows[:2]) > 0
     assert len((here / "out/exp/benchmark.csv").read_text().splitlines()) == 4
     assert np.ptp(cv2.imread(str(here / "out/exp/benchmark.png"))) > 200
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml"):  # not a fault of a format
+        benchmark_formats.run(weights="best.pt", data="gone.yaml", **options)
     assert (here / "out/exp/float32/best.onnx").is_file() and not (here / "best.onnx").exists()

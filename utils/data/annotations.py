@@ -163,7 +163,7 @@ def check_classes(annotations: Annotations, nc: int) -> None:
     label_file = image_to_label_path(image)
     if os.path.isfile(label_file):
         parse_labels(read_label_text(label_file), label_file, nc)  # raises, naming the line
-    raise ValueError(f"{image}: class {classes[row]:g} but there are {nc} classes")
+    raise ValueError(f"{image}: class {int(classes[row])} but there are {nc} classes")
 
 
 def check_pair(image: str, label_file: str, read: Read = read_labels) -> CheckedImage:

@@ -40,7 +40,7 @@ from utils.data.formats.coco import CocoSplit, coco_names
 from utils.data.formats.shards import ShardSplit
 from utils.data.formats.voc import VocSplit, is_voc_path
 from utils.downloads import KNOWN_SETS, Archive, download_dataset
-from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, ROOT, find_file, read_yaml
+from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, ROOT, find_file, read_yaml, with_numbers
 from utils.log import LOGGER
 
 MAX_SHARDS = 1_000_000
@@ -125,7 +125,7 @@ def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
     if nc is None and names is None:
         raise ValueError(f"{file}: keys 'nc' and 'names' are missing; give the number of classes and their names")
     if nc is not None:
-        _whole(nc, "nc", "classes", MAX_CLASSES, file)
+        nc = _whole(nc, "nc", "classes", MAX_CLASSES, file)
     names = [f"class{i}" for i in range(nc)] if names is None else _list_of_names(names, file)
     if nc is not None and len(names) != nc:
         raise ValueError(f"{file}: nc is {nc} but names has {len(names)} entries; they must agree")
@@ -133,6 +133,7 @@ def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
 
 
 def _whole(value: Any, key: str, what: str, maximum: int, file: Path) -> int:
+    value = with_numbers(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
         raise ValueError(f"{file}: {key} must be a whole number of {what}, 1 to {maximum}, got {value!r:.80}")
     return value

@@ -23,7 +23,7 @@ OTHER_SUFFIXES = (
     "arw", "avif", "cr2", "cr3", "exr", "gif", "hdr", "heic", "heif", "jfif", "jp2", "jpe", "jxl", "nef", "pbm", "pgm",
     "pnm", "ppm", "psd", "svg", "tga",
 )  # fmt: skip
-VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "wmv")
+VIDEO_SUFFIXES = ("asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv")
 
 MIN_SIDE = 10  # pixels; smaller images are not trained on
 ORIENTATION = 0x0112  # EXIF tag

@@ -14,10 +14,10 @@ def usable_cores() -> int:
     for folder in _control_groups():
         if match := _find(folder / "cpu.max", r"^(\d+) (\d+)"):
             cores = min(cores, int(match[1]) // int(match[2]))
-    # version 1 of control groups
-    quota, period = (_number(CGROUP / f"cpu/cpu.cfs_{name}_us", r"^(\d+)") for name in ("quota", "period"))
-    if quota and period:
-        cores = min(cores, quota // period)
+    for folder in _control_groups("cpu"):
+        quota, period = (_number(folder / f"cpu.cfs_{name}_us", r"^(\d+)") for name in ("quota", "period"))
+        if quota and period:
+            cores = min(cores, quota // period)
     return max(cores, 1)
 
 
@@ -28,7 +28,9 @@ def free_memory() -> int | None:
         return None
     free *= 1024
     groups = [(folder / "memory.max", folder / "memory.stat", "") for folder in _control_groups()]
-    groups.append((CGROUP / "memory/memory.limit_in_bytes", CGROUP / "memory/memory.stat", "total_"))  # version 1
+    groups += [
+        (folder / "memory.limit_in_bytes", folder / "memory.stat", "total_") for folder in _control_groups("memory")
+    ]
     for limit_file, used_file, prefix in groups:
         limit = _number(limit_file, r"^(\d+)")
         names = ("rss", "shmem") if prefix else ("anon", "shmem")
@@ -38,11 +40,16 @@ def free_memory() -> int | None:
     return free
 
 
-def _control_groups() -> Iterator[Path]:
-    """Returns the folders of this process's control group (version 2) and of its parents; the limit of each counts."""
-    match = _find(PROC / "self/cgroup", r"^0::/(.*)$")
-    folder = CGROUP / (match[1] if match else "")
-    while folder.is_relative_to(CGROUP):
+def _control_groups(controller: str = "") -> Iterator[Path]:
+    """Returns the folders of this process's control group and of its parents; the limit of each counts.
+
+    controller: cpu or memory, for the groups of version 1, which has a tree for each; by default those of version 2.
+    """
+    listed = rf"\d+:(?:[^:]*,)?{controller}(?:,[^:]*)?" if controller else "0:"
+    match = _find(PROC / "self/cgroup", rf"^{listed}:/(.*)$")
+    top = CGROUP / controller
+    folder = top / (match[1] if match else "")
+    while folder.is_relative_to(top):
         yield folder
         folder = folder.parent
 

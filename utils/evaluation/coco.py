@@ -18,7 +18,7 @@ from utils.data.dataset import DetectionDataset
 from utils.data.formats.coco import CocoBox, CocoSplit
 from utils.evaluation.evaluator import Boxes
 from utils.files import atomic_write
-from utils.inference.outputs import result_stems
+from utils.inference.outputs import number_stems, result_stems
 
 # COCO numbers its 80 classes up to 90, with gaps
 COCO_CATEGORIES = [
@@ -60,9 +60,8 @@ class CocoMetrics:
 def image_ids(files: Sequence[str]) -> dict[str, int | str]:
     """Returns a unique COCO id for each image of a data set without ids: the number that its file name is, as in v6.1,
     else its file name, preceded by its folder's where several files share it."""
-    stems = [Path(file).stem for file in files]
-    ids = [int(stem) if stem.isdecimal() else stem for stem in stems]
-    return dict(zip(files, ids if len(set(ids)) == len(ids) else result_stems(files)))
+    ids = number_stems([Path(file).stem for file in files])
+    return dict(zip(files, result_stems(files) if ids is None else ids))
 
 
 def truth_of(dataset: DetectionDataset, entry, names: Sequence[str], single_cls: bool = False) -> Truth:

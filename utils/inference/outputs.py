@@ -44,6 +44,12 @@ def result_stems(files: Sequence[str | Path]) -> list[str]:
     return stems
 
 
+def number_stems(stems: Sequence[str]) -> list[int | str] | None:
+    """Returns COCO's ids of files of these stems, numbers where they are some; None where two would have the same."""
+    ids = [int(stem) if stem.isascii() and stem.isdecimal() else stem for stem in stems]
+    return ids if len(set(ids)) == len(ids) else None
+
+
 def _apart_from_frames(files: list[Path]) -> list[Path]:
     numbered = {stem.rpartition("_")[0].lower() for f in files if (stem := f.stem).rpartition("_")[2].isdecimal()}
     return [

@@ -23,6 +23,7 @@ from utils.inference.outputs import (
     CropNames,
     crop,
     crop_folder,
+    number_stems,
     result_stems,
     write_crop,
     write_labels,
@@ -76,6 +77,7 @@ class ResultWriter:
         self.folder, self.sources, self.names, self.options = folder, sources, names, options
         self.ledger, self.unreadable = ledger, unreadable
         self.stems = result_stems([source.result for source in sources])
+        self._ids = number_stems(self.stems) or self.stems
         self.crop_names = CropNames(self.stems)
         self.videos: dict[int, VideoFile] = {}
         self.tables = [] if ledger else self._open_tables(lambda name: folder / name)
@@ -150,7 +152,7 @@ class ResultWriter:
         try:
             for source, number, boxes in self.ledger.rows(len(self.names)) if tables else ():
                 for table in tables:
-                    table.add(self.sources[source].title, self._stem(source, number), number, boxes, self.names)
+                    table.add(self.sources[source].title, self._id(source, number), number, boxes, self.names)
         finally:
             for table in tables:
                 table.close()
@@ -164,11 +166,14 @@ class ResultWriter:
     def _stem(self, source: int, number: int | None) -> str:
         return self.stems[source] + ("" if number is None else f"_{number}")
 
+    def _id(self, source: int, number: int | None) -> int | str:
+        return self._ids[source] if number is None else self._stem(source, number)
+
     def _write(self, frame: Frame, boxes: torch.Tensor) -> None:
         options, source, shape = self.options, self.sources[frame.source], frame.image.shape[:2]
         self._begin(frame.source)
         for table in self.tables:
-            table.add(source.title, self.stem(frame), frame.number, boxes, self.names)
+            table.add(source.title, self._id(frame.source, frame.number), frame.number, boxes, self.names)
         if self.ledger and (options.json or options.csv) and len(boxes):
             self.ledger.record(frame.source, frame.number, boxes)
         # whole pixels, as in the images and label files of v6.1
@@ -298,13 +303,15 @@ class JsonTable:
         )  # which is how JSON writes a surrogate
         self._separator = "[\n"
 
-    def add(self, title: str, stem: str, number: int | None, boxes: torch.Tensor, names: Sequence[str]) -> None:
+    def add(
+        self, title: str, image_id: int | str, number: int | None, boxes: torch.Tensor, names: Sequence[str]
+    ) -> None:
         """Adds detections (n, 6 or 7) in pixels of their image."""
         corner_and_size = xyxy_to_xywh(boxes[:, :4].double())
         corner_and_size[:, :2] -= corner_and_size[:, 2:] / 2
         for box, (confidence, c, *track) in zip(corner_and_size.tolist(), boxes[:, 4:].tolist()):
             row = {
-                "image_id": int(stem) if stem.isascii() and stem.isdecimal() else stem,
+                "image_id": image_id,
                 "category_id": int(c),
                 "bbox": [round(v, 3) for v in box],
                 "score": round(confidence, 5),
@@ -332,7 +339,9 @@ class CsvTable:
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerow(self.COLUMNS)
 
-    def add(self, title: str, stem: str, number: int | None, boxes: torch.Tensor, names: Sequence[str]) -> None:
+    def add(
+        self, title: str, image_id: int | str, number: int | None, boxes: torch.Tensor, names: Sequence[str]
+    ) -> None:
         """Adds detections (n, 6 or 7) in pixels of their image."""
         for row in boxes.tolist():
             box, (confidence, c), track = row[:4], row[4:6], [int(v) or "" for v in row[6:]] or [""]

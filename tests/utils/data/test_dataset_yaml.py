@@ -37,6 +37,7 @@ CLASSES = "nc: 2\nnames: [red, white]\n"
     "text, names",
     [
         ("nc: 2\nnames: [red, white]\n", ["red", "white"]),
+        ("nc: 2e0\nnames: [red, white]\n", ["red", "white"]),  # text for YAML 1.1
         ("nc: 2\nnames: {0: red, 1: white}\n", ["red", "white"]),
         ("nc: 2\nnames: {1: white, 0: red}\n", ["red", "white"]),  # in any order
         ("nc: 2\n", ["class0", "class1"]),  # no names

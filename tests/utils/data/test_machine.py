@@ -24,6 +24,9 @@ def limits(tmp_path, monkeypatch):
 
 
 INSIDE = {"proc/self/cgroup": "0::/a/b\n"}
+OLD = {
+    "proc/self/cgroup": "12:memory:/job/b\n11:cpuset:/x\n4:cpu,cpuacct:/job/a\n1:name=systemd:/y\n0::/z\n"
+}  # version 1
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,8 @@ INSIDE = {"proc/self/cgroup": "0::/a/b\n"}
         ({**INSIDE, "cgroup/a/b/cpu.max": "max 100000\n", "cgroup/a/cpu.max": "800000 100000\n"}, 8),  # of a parent
         ({**INSIDE, "cgroup/a/b/cpu.max": "200000 100000\n", "cgroup/a/cpu.max": "800000 100000\n"}, 2),
         ({"cgroup/cpu/cpu.cfs_quota_us": "400000\n", "cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 4),  # version 1
+        ({**OLD, "cgroup/cpu/job/a/cpu.cfs_quota_us": "250000\n", "cgroup/cpu/job/a/cpu.cfs_period_us": "100000\n"}, 2),
+        ({**OLD, "cgroup/cpu/job/cpu.cfs_quota_us": "500000\n", "cgroup/cpu/job/cpu.cfs_period_us": "100000\n"}, 5),
         ({"cgroup/cpu/cpu.cfs_quota_us": "-1\n", "cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 64),
     ],
 )
@@ -72,6 +77,16 @@ GIB = 2**30
                 "cgroup/memory/memory.stat": f"rss 1\ntotal_rss {GIB}\ntotal_shmem 0\n",
             },
             5 * GIB,
+        ),
+        (
+            {
+                **OLD,
+                "cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "cgroup/memory/memory.stat": "total_rss 0\ntotal_shmem 0\n",
+                "cgroup/memory/job/b/memory.limit_in_bytes": f"{3 * GIB}\n",
+                "cgroup/memory/job/b/memory.stat": f"total_rss {GIB}\ntotal_shmem 0\n",
+            },
+            2 * GIB,
         ),
     ],
 )  # fmt: skip

@@ -49,6 +49,13 @@ def test_json_and_csv_of_images(detected, here):
     assert table[1]["file"] == "0042.png" and table[1]["name"] == "red" and table[1]["frame"] == ""
 
 
+def test_ids_of_one_number_are_kept_apart(detected, here):
+    for name in ("1", "0001"):
+        cv2.imencode(".png", boxes_image(*BOXES))[1].tofile(here / f"{name}.png")
+    rows = json.loads((detected("*.png", save_json=True) / "predictions.json").read_text(encoding="utf-8"))
+    assert {(row["image_id"], row["file"]) for row in rows} == {("1", "1.png"), ("0001", "0001.png")}
+
+
 def test_tables_without_a_box(detected, here):
     cv2.imencode(".png", boxes_image(None, None))[1].tofile(here / "none.png")
     out = detected("none.png", save_json=True, save_csv=True)

@@ -203,8 +203,13 @@ def _check_values(rows: np.ndarray, lines: list[int], path: str, nc: int | None,
         limit = f"0 to {nc - 1}" if nc is not None else "0, 1, 2 ..."
         rule = f"class must be a whole number, {limit}" if column == 0 else f"{COLUMNS[column]} must lie in 0-1"
         kind = "range" if column else "class"
-        faults.append(Fault(kind, path, f"{rule}, got {rows[i, column]:g}", lines[i]))
+        faults.append(Fault(kind, path, f"{rule}, got {_digits(rows[i, column])}", lines[i]))
     return fits.all(1)
+
+
+def _digits(value: np.float32) -> str:
+    """Returns as many digits as tell the value from others, so that 1.0000001 is not shown as 1."""
+    return str(value).removesuffix(".0")
 
 
 # --- conversion -------------------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ def test_departures_from_the_recorded_reader():
         ("16777217 .5 .5 .2 .2", r"a.txt:1: class must be a whole number below 2\*\*24, got 16777217"),
         ("1.00000001 .5 .5 .2 .2", "a.txt:1: class must be a whole number .* got 1.00000001"),
         ("nan .5 .5 .2 .2", "a.txt:1: class must be a whole number, .* got nan"),
+        ("0 1.0000001 .5 .1 .1", "a.txt:1: x must lie in 0-1, got 1.0000001"),  # not 1
         ("0 .5 -.5 .2 .2", "a.txt:1: y must lie in 0-1, got -0.5"),
         ("0 .5 .5 1.2 .2", "a.txt:1: width must lie in 0-1, got 1.2"),
         ("0 .5 .5 .2 nan", "a.txt:1: height must lie in 0-1, got nan"),
