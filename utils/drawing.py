@@ -205,6 +205,15 @@ class Annotator:
         else:
             cv2.rectangle(self._array, (x1, y1), (x2, y2), color, self.line_width)
 
+    def ring(self, box: Sequence[float], color: Colour, radius: int = 14) -> None:
+        """Draws a ring of that many pixels around the middle of an xyxy box."""
+        x1, y1, x2, y2 = self._corners(box)
+        x, y = (x1 + x2) // 2, (y1 + y2) // 2
+        if self._draw:
+            self._draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=color, width=self.line_width)
+        else:
+            cv2.circle(self._array, (x, y), radius, color, self.line_width)
+
     def caption(self, box: Sequence[float], text: str, color: Colour = GREY, txt_color: Colour | None = None) -> None:
         """Draws text on a filled strip at the top of an xyxy box, by default black or white, the more readable one."""
         x1, y1 = self._corners(box)[:2]
@@ -352,6 +361,42 @@ def draw_boxes(
         scores = ["" if hide_conf else f" {row[4]:.2f}" for row in rows]
         texts = [class_name(names, int(row[5])) + track + score for row, track, score in zip(rows, tracks, scores)]
         annotator.captions([row[:4] for row in rows], texts, fills)
+    return annotator.result()
+
+
+def draw_labels(
+    image: np.ndarray,
+    labels: np.ndarray,
+    names: Names,
+    side: int = 560,
+    thick: Sequence[int] = (),
+    fills: Sequence[Colour] | None = None,
+) -> np.ndarray:
+    """Returns a BGR image (h, w, 3) uint8, its longer side resized to `side` pixels, with boxes and their classes.
+
+    It is resized first, so that lines and text are as fine in a small image as in a large one.
+
+    labels: (n, 5): class, x, y, w, h, 0-1 of the image.
+    thick:  rows whose lines are thick, with a ring round a box that is too small to see; their captions come first.
+    fills:  BGR colour of each row; None for those of the classes.
+    """
+    scale = side / max(image.shape[:2])
+    size = [max(round(length * scale), 1) for length in image.shape[1::-1]]
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    half = labels[:, 3:5] / 2
+    boxes = np.concatenate([labels[:, 1:3] - half, labels[:, 1:3] + half], 1) * [*size, *size]
+    fills = [colors(int(label), bgr=True) for label in labels[:, 0]] if fills is None else fills
+    texts = [class_name(names, int(label), 24) for label in labels[:, 0]]
+    annotator = Annotator(image, 1, example="".join(texts), reach=usual_side(boxes))
+    chosen = set(thick)
+    order = [row for row in range(len(boxes)) if row not in chosen] + list(thick)
+    for row in order:
+        annotator.line_width = 3 if row in chosen else 1
+        annotator.rectangle(boxes[row], fills[row])
+        if row in chosen and (boxes[row, 2:] - boxes[row, :2]).min() < 8:
+            annotator.ring(boxes[row], fills[row])
+    annotator.line_width = 2
+    annotator.captions(*([column[row] for row in order[::-1]] for column in (boxes, texts, fills)))
     return annotator.result()
 
 

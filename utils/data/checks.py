@@ -60,7 +60,7 @@ KINDS = {
     "class-absent": Kind(FAULT, "classes without a box in train",
         "they cannot be learned", "add examples, or remove them from names"),
     "leak-near": Kind(HINT, "images that look like one of another split",
-        "the results on val and test are too good", "look at the pairs; keep frames of one scene in one split"),
+        "the results on val and test are too good", "look at the groups; keep frames of one scene in one split"),
     "image-rotated": Kind(HINT, "images that EXIF data turns",
         "boxes drawn by a tool that ignores EXIF are in the wrong position",
         "look at the boxes here; save the images upright"),
@@ -131,6 +131,14 @@ class Contents:
     owner: np.ndarray = None  # (N,) int
     lines: np.ndarray = None  # (N,) int
     faults: list[tuple[str, str, int]] = field(default_factory=list)  # kind of finding, text with its file, image
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """What a split has of each class: numbers (nc,) of boxes and of images with one."""
+
+    boxes: np.ndarray
+    images: np.ndarray
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -234,6 +242,18 @@ def box_checks(labels: np.ndarray, sizes: np.ndarray, image_size: int) -> dict[s
 def sides_at(labels: np.ndarray, sizes: np.ndarray, image_size: int) -> np.ndarray:
     """Returns sides (N, 2) of boxes in pixels, once the longer side of their images is image_size."""
     return labels[:, 3:] * sizes * image_size / sizes.max(1, keepdims=True)
+
+
+def count_classes(contents: Contents) -> dict[str, ClassCount]:
+    """Counts the boxes of each class in each split, and the images with one."""
+    nc, split_of = len(contents.names), np.array(contents.splits)[contents.owner]
+    classes = contents.labels[:, 0].astype(int)
+    counts = {}
+    for split in dict.fromkeys(contents.splits):
+        here = split_of == split
+        once = np.unique(np.stack([contents.owner[here], classes[here]], 1), axis=0)
+        counts[split] = ClassCount(*(np.bincount(of, minlength=nc) for of in (classes[here], once[:, 1])))
+    return counts
 
 
 def class_checks(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -359,9 +379,7 @@ def _of_rows(contents: Contents, kind: str, rows: np.ndarray, describe: Callable
 
 
 def _from_classes(contents: Contents) -> list[Finding]:
-    split_of = np.array(contents.splits)[contents.owner]
-    classes, nc = contents.labels[:, 0].astype(int), len(contents.names)
-    counts = {split: np.bincount(classes[split_of == split], minlength=nc) for split in dict.fromkeys(contents.splits)}
+    counts = {split: count.boxes for split, count in count_classes(contents).items()}
     found = []
     for kind, numbers in class_checks(counts).items() if "train" in counts else ():
         texts = [
