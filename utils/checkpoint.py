@@ -8,6 +8,7 @@ v6.1's keys, whole or not at all.
 import errno
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from utils.device import is_out_of_memory
 from utils.files import atomic_write, megabytes
 from utils.log import LOGGER
 from utils.pickles import Refused, StandIn, plain
-from utils.text import printable
+from utils.text import is_utf8, printable
 
 # v6.1's keys, in its order; `training` is this project's, the state that a resumed run needs (engine/run.py)
 KEYS = ("epoch", "best_fitness", "model", "ema", "updates", "optimizer", "wandb_id", "date")
@@ -85,10 +86,16 @@ def _read(path: Path, names: set[str]) -> Any:
         torch.serialization.clear_safe_globals()
         try:
             with torch.serialization.safe_globals(stand_ins):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                with _as_torch_opens(path) as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
         finally:
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(others)
+
+
+def _as_torch_opens(path: Path) -> AbstractContextManager:
+    """Returns a context that gives the path, or the open file where torch would not find it: its name is not UTF-8."""
+    return nullcontext(str(path)) if is_utf8(str(path)) else open(path, "rb")
 
 
 # --- the archive ------------------------------------------------------------------------------------------------------
@@ -124,7 +131,9 @@ def _open(path: Path) -> tuple[bytes, dict[str, int]]:
             raise Refused("its numbers are not in little-endian order; save it again on an ordinary machine")
         content = archive.read(names["data.pkl"])
     # two readers of zip files can be made to see different members: torch's has to see the pickle that is checked
-    if torch.PyTorchFileReader(str(path)).get_record("data.pkl") != content:
+    with _as_torch_opens(path) as file:
+        same = torch.PyTorchFileReader(file).get_record("data.pkl") == content
+    if not same:
         raise Refused("two programs that read its archive would see different content")
     return content, {name[5:]: member.file_size for name, member in names.items() if name.startswith("data/")}
 

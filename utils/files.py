@@ -287,10 +287,11 @@ def atomic_write(path: str | Path, mode: str = "wb", sync: bool = True) -> Itera
     sync: waits until the file is on the disk, so that it survives a power cut.
     """
     path = Path(path)
-    encoding = None if "b" in mode else "utf-8"
+    # names of files need not be UTF-8: what cannot be encoded is written as \\udcff
+    text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, mode, encoding=encoding) as file:
+        with os.fdopen(handle, mode, **text) as file:
             yield file
             file.flush()
             if sync:

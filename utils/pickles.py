@@ -191,7 +191,9 @@ class _Walk:
 
     def _text(self, text: str) -> None:
         if not text.isascii():
-            text.encode()  # half of a surrogate pair is a UnicodeEncodeError here rather than where it is printed
+            # half of a surrogate pair is a UnicodeEncodeError here rather than where it is printed; but for those that
+            # stand for the bytes of a file name that is not UTF-8
+            text.encode(errors="surrogateescape")
         self.stack.append(text)
 
     def _put(self, number: int) -> None:

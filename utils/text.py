@@ -37,6 +37,11 @@ def decode_text(data: bytes, encoding: str = "utf-8", errors: str = "strict") ->
     return data.decode(marked or encoding, errors)
 
 
+def is_utf8(text: str) -> bool:
+    """Returns whether text can be written as UTF-8. A path cannot where the name of a file has other bytes in it."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 # --- for a terminal ---------------------------------------------------------------------------------------------------
 
 

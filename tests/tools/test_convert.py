@@ -3,6 +3,7 @@ hold them. Wrong files are refused by file and row, and nothing of the user's is
 """
 
 import json
+import os
 import subprocess
 import sys
 from itertools import product
@@ -63,6 +64,19 @@ def assert_same(a, b, tolerance, outlines):
                 assert len(item.polygons) == len(twin.polygons)
                 for polygon, copy in zip(item.polygons, twin.polygons):
                     np.testing.assert_allclose(polygon, copy, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_that_are_not_utf8(tmp_path, kind):
+    name = os.fsdecode(b"\xd6\xd0.png")  # as unpacked from an archive of a Chinese Windows
+    Image.new("RGB", (64, 48), (90, 60, 30)).save(tmp_path / name)
+    item = LabelledObject("cat", (1.0, 2.0, 30.0, 40.0))
+    labels = LabelledSplit(["cat"], [LabelledImage(name, 64, 48, [item], tmp_path / name)])
+    convert({"train": labels}, kind, tmp_path / "one")
+    if kind != "voc":  # where the name in the XML is only for the reader
+        assert_same(labels, read(tmp_path / "one" / SOURCES[kind].format("train"), "train", []), 1e-3, False)
+    if kind != "shards":
+        assert [file.name for file in (tmp_path / "one").rglob("*.png")] == [name]
 
 
 @pytest.mark.parametrize("first, second", list(product(KINDS, KINDS)))

@@ -44,6 +44,16 @@ read = load_checkpoint
 # --- there and back ---------------------------------------------------------------------------------------------------
 
 
+def test_a_path_that_is_not_utf8(model, tmp_path):
+    """Neither in the name of the file nor in the options that it holds; torch opens no such path."""
+    name = os.fsdecode(b"\xd6\xd0.pt")  # as unpacked from an archive of a Chinese Windows
+    save(tmp_path / name, pack(model, training={"opt": {"data": name}}))
+    back = read(tmp_path / name)
+    assert back["training"]["opt"]["data"] == name
+    assert all(torch.equal(v, back["model"].state_dict()[k]) for k, v in model.half().state_dict().items())
+    model.float()
+
+
 def test_there_and_back(model, tmp_path):
     path = tmp_path / "a.pt"
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)

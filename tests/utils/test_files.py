@@ -1,8 +1,10 @@
 """Names that come from files stay below their folder; YAML is read in the encoding that its mark says."""
 
+import os
+
 import pytest
 
-from utils.files import below, read_yaml
+from utils.files import atomic_write, below, read_yaml, write_yaml
 
 
 @pytest.mark.parametrize("name", ["a.bin", "sub/a.bin", "./a", "a..b", ".../a", "link/inside"])
@@ -28,3 +30,12 @@ def test_names_that_lead_elsewhere(tmp_path, name):
 def test_yaml_of_an_editor_of_windows(tmp_path, encoding):
     (tmp_path / "a.yaml").write_bytes("names:\r\n- 細\r\nnc: 1\r\ntext: |\r\n  a\r\n  b\r\n".encode(encoding))
     assert read_yaml(tmp_path / "a.yaml") == {"names": ["細"], "nc": 1, "text": "a\nb\n"}
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path):
+    name = os.fsdecode(b"\xe9.jpg")
+    with atomic_write(tmp_path / name, "w") as file:
+        file.write(f"細 {name}")
+    assert (tmp_path / name).read_bytes() == "細 \\udce9.jpg".encode()
+    write_yaml(tmp_path / "a.yaml", {"path": name, "weights": tmp_path / name})
+    assert read_yaml(tmp_path / "a.yaml") == {"path": name, "weights": str(tmp_path / name)}

@@ -3,13 +3,14 @@
 import csv
 import io
 import logging
+import os
 from xml.etree import ElementTree
 
 import pytest
 
 from utils import cli
 from utils.log import LOGGER
-from utils.text import csv_field, decode_text, file_name, printable, redact, xml_can_hold
+from utils.text import csv_field, decode_text, file_name, is_utf8, printable, redact, xml_can_hold
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,12 @@ def test_a_byte_order_mark_is_not_part_of_the_text(text):
     assert decode_text(b"a\xff", errors="surrogateescape") == "a\udcff"
     with pytest.raises(UnicodeDecodeError):
         decode_text(b"a\xff")
+
+
+def test_names_that_are_not_utf8_are_known():
+    assert all(map(is_utf8, ["", "a", "細 \U0001f34e", "\ufeff"]))
+    for name in (b"a\xff", b"\xe9.jpg", b"\xd6\xd0"):  # the last in GBK
+        assert not is_utf8(os.fsdecode(name))
 
 
 SECRETS = [

@@ -165,7 +165,7 @@ def _text_lines(file: Path) -> list[str]:
 def write_new(file: Path, text: str) -> None:
     """Writes a text file that must not exist, with its folders."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "x", encoding="utf-8", newline="\n") as stream:
+    with open(file, "x", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
         stream.write(text)
 
 

@@ -22,6 +22,7 @@ from utils.log import LOGGER
 from utils.runtimes.base import Metadata
 from utils.runtimes.table import runtime_for
 from utils.runtimes.trust import note
+from utils.text import is_utf8
 
 
 @dataclass(kw_only=True)
@@ -77,6 +78,8 @@ def prepare(detector: nn.Module, weights: Path, opt: Options, device: torch.devi
 
     Raises ValueError for a detector whose names and classes differ, and for a data set that does not fit it.
     """
+    if not is_utf8(str(weights.absolute())):
+        raise ValueError(f"{weights}: no toolchain writes to a path that is not UTF-8; copy the weights elsewhere")
     nc = detector.model[-1].nc
     if nc != len(detector.names):
         raise ValueError(f"{weights}: the detector has {nc} classes, but its list of names has {len(detector.names)}")
