@@ -16,6 +16,7 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # silences the profiler
@@ -24,13 +25,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench_soca import UsualSOCA
 
-from models.attention import CBAM, ECA, GCT, LSRAG, RLNL, Adapter, CoordAttention, SimAM
-from models.common import SE, SOCA
+from models.common import SOCA
 from models.insert import parse_attention
+from models.registry import keeps_channels, registered
 from models.yolo import Model
 from tools.costs import PairedTimer, machine, peak_bytes, training_step
 
-BLOCKS = {block.__name__: block for block in (SE, ECA, CBAM, CoordAttention, SimAM, GCT, Adapter, SOCA, RLNL, LSRAG)}
+BLOCKS = {block.__name__: block for block in registered(planned_by=keeps_channels)}
+BLOCKS["SOCA, other form"] = partial(SOCA, unit="own", start="half", rate=0.1)
 MAPS = {"P2": (64, 160), "P3": (128, 80), "P4": (256, 40), "P5": (512, 20)}  # channels and side, yolov5s at 640 px
 DETECTORS = ("none", "SE@C3", "SOCA@P5", "SOCA@C3")
 LIMIT = 2.0  # GiB of centring matrices; above it the usual way is left out

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.gates import MOMENTUM, UNITS, ChannelGate, checked
+from models.gates import MOMENTUM, UNITS, ChannelGate, checked, wide
 from models.registry import (
     contracts,
     convolves,
@@ -381,7 +381,7 @@ class SOCA(ChannelGate):
         if self.unit == "means":
             s = second_order_statistic(x)
         else:  # in float32, so that small means keep their digits in half precision
-            s = self.in_unit(second_order_statistic(x if x.dtype == torch.float64 else x.float())).to(x.dtype)
+            s = self.in_unit(second_order_statistic(wide(x))).to(x.dtype)
         return s[:, :, None, None]
 
     def in_unit(self, s: torch.Tensor) -> torch.Tensor:

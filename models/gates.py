@@ -44,6 +44,11 @@ class RatedConv(nn.Conv2d):
         return self.gain * super().forward(x)
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """Returns x in float32, or float64 as it is: the sum of squares of a map overflows in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def checked(word: str, words: tuple[str, ...], what: str) -> str:
     """Returns the word; ValueError where it is none of the words."""
     if word not in words:
@@ -105,8 +110,19 @@ def convert_gate(source: nn.Sequential, target: nn.Sequential, unit: float = 1.0
     return doubled[0] / doubled[1]
 
 
-class ChannelGate(nn.Module):
-    """Multiplies each channel by a gate between 0 and 1, or 0 and 2, that the small network makes of a statistic.
+class Gated(nn.Module):
+    """Multiplies a map by the gate that a subclass defines."""
+
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the weight of each channel (N, C, 1, 1)."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gate(x).type_as(x) * x
+
+
+class ChannelGate(Gated):
+    """Has a gate between 0 and 1, or 0 and 2, that the small network makes of a statistic.
 
     A subclass defines `statistic`. The network is the attribute `conv_du`, whose output is the gate itself.
     """
@@ -130,9 +146,6 @@ class ChannelGate(nn.Module):
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the weight of each channel (N, C, 1, 1)."""
         return self.conv_du(self.statistic(x))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.gate(x).type_as(x) * x
 
     def start_as_identity(self) -> None:
         """Opens the gate of every channel, for a new block among trained layers."""

@@ -248,6 +248,12 @@ _ELSEWHERE = {
     "nonlocal": "RLNL",
     "nonlocalca": "RLNL",
     "regionnonlocal": "RLNL",
+    "globalsecondorderpooling": "GSoP",
+    "stylebasedrecalibration": "SRM",
+    "momentchannel": "MCA",
+    "frequencychannel": "FCA",
+    "multispectral": "FCA",
+    "multispectralchannel": "FCA",
 }
 _ENDINGS = ("attention", "attn", "att", "layer", "block", "module", "net", "2d")
 

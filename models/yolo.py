@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import attention, common, experimental  # noqa: F401  model YAMLs name their blocks
+from models import attention, channel_attention, common, experimental  # noqa: F401  model YAMLs name their blocks
 from models.architecture import check_all_used, check_arguments, layer_strides, parse_model, plain_yaml
 from models.common import Conv
 from models.insert import insert_rows

@@ -30,7 +30,7 @@ utils.export        formats graph images torchscript program quantise onnx_nms o
 utils.export        executorch_program coreml_model litert_model edge_tpu saved_model tensorflow_worker graph_def
 utils.export        web_model tensorrt_engine proof exporter
 utils.evaluation    metrics plots charts evaluator coco errors numbers report run_page
-models              insert second_order gates common attention attention_view experimental
+models              insert second_order gates common attention channel_attention attention_view experimental
 models              architecture yolo rebuild transfer backend autoshape
 engine              run setup validation training detection
 .                   hubconf train val detect export

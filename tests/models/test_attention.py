@@ -9,9 +9,10 @@ import torch
 from test_registry import small
 from torch import nn
 
-from models import attention
+from models import attention, channel_attention
 from models.attention import CBAM, ECA, GCT, LSRAG, NLRG, RLNL, Adapter, CoordAttention, Scale, SimAM
 from models.backend import load_checkpoint
+from models.channel_attention import FCA, MCA, SRM
 from models.common import SE, SOCA
 from models.registry import keeps_channels, registered
 from models.yolo import Model
@@ -20,7 +21,7 @@ from utils.training.optimizer import parameter_groups
 
 KEEPING = registered(planned_by=keeps_channels)
 FORMS = [partial(SOCA, unit="sums", start="half"), partial(SOCA, unit="own", rate=0.1), partial(SE, start="half")]
-FORMS += [partial(Scale, start="half")]
+FORMS += [partial(MCA, moment="S"), partial(Scale, start="half")]
 BLOCKS = [*KEEPING, *FORMS, NLRG]
 OPENING = [block for block in BLOCKS if hasattr(getattr(block, "func", block), "start_as_identity")]
 
@@ -308,7 +309,7 @@ def test_other_types(block, dtype):
     assert near(y, built(x).detach().double().numpy(), 16 * torch.finfo(dtype).eps + 1e-5)
 
 
-@pytest.mark.parametrize("block", [ECA, CBAM, CoordAttention, SimAM, GCT, SE, SOCA])
+@pytest.mark.parametrize("block", [ECA, CBAM, CoordAttention, SimAM, GCT, SE, SOCA, SRM, MCA, FCA])
 def test_loud_maps_in_half_precision(block):
     """Values whose squares and sums overflow in half precision."""
     built, x = build(block).half(), (1000 * image(2, 24, 20, 20)).half()
@@ -424,9 +425,10 @@ def test_nlrg_is_a_stage():
     assert model.fuse().eval()(torch.rand(1, 3, 64, 64))[0].isfinite().all()
 
 
-def test_every_block_of_the_file_is_registered():
-    found = {c for c in vars(attention).values() if isinstance(c, type) and c.__module__ == "models.attention"}
-    assert found - {*KEEPING, NLRG} == {attention.ResidualBlock}
+def test_every_block_of_the_files_is_registered():
+    for file in (attention, channel_attention):
+        found = {c for c in vars(file).values() if isinstance(c, type) and c.__module__ == file.__name__}
+        assert found - {*KEEPING, NLRG} <= {attention.ResidualBlock}
 
 
 @pytest.mark.parametrize(

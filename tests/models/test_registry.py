@@ -165,6 +165,10 @@ def test_a_name_is_taken_once(own_table):
         ("eca_layer", "did you mean 'ECA'?"),
         ("SecondOrderChannelAttention", "did you mean 'SOCA'?"),
         ("NONLocalBlock2D", "did you mean 'RLNL'?"),
+        ("FcaNet", "did you mean 'FCA'?"),
+        ("SRMLayer", "did you mean 'SRM'?"),
+        ("GSoPBlock", "did you mean 'GSoP'?"),
+        ("MomentChannelAttention", "did you mean 'MCA'?"),
         ("Upsample", "did you mean 'nn.Upsample'?"),
         ("torch.nn.Upsample", "did you mean 'nn.Upsample'?"),
         ("EMA", "known modules: "),  # another block, not a slip of ECA
