@@ -187,7 +187,8 @@ def _write_page(gallery: Gallery, folder: Path, opt: cli.Options) -> None:
     options = cli.without_secrets(vars(opt))
     given = {name: value for name, value in options.items() if name in opt.given}
     weights = ", ".join(Path(file).name for file in options["weights"])
-    file = gallery.write(folder, f"Detection {folder.name}: {weights} on {options['source']}", given, options)
+    source = Path(options["source"]).name or options["source"]
+    file = gallery.write(folder, f"Detection {folder.name}: {weights} on {source}", given, options)
     LOGGER.info(f"page of the run: {file}")
 
 

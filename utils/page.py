@@ -30,7 +30,7 @@ summary{cursor:pointer;margin:.6em 0}.facts{display:flex;flex-wrap:wrap;gap:.4em
 .facts p{margin:0}.facts em{font-size:22px;display:block}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:10px}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:4px 10px;margin:0 0 1em}
-.wide{overflow-x:auto}.wide img{min-width:680px}
+.wide{overflow-x:auto}@media(max-width:620px){.wide img{min-width:560px}}
 pre{background:#f4f4f4;padding:.7em;white-space:pre-wrap;overflow-wrap:anywhere}
 """
 
@@ -88,11 +88,13 @@ def preformatted(text: str) -> str:
 
 def mapping(heads: tuple[str, str], content: Mapping[str, object]) -> str:
     """Returns a table of names and values, long values cut."""
-    shown = (
-        (name, text if len(text := str(value)) <= MOST_TEXT else f"{text[:MOST_TEXT]} ...")
-        for name, value in content.items()
-    )
-    return table(heads, shown, left=2)
+    return table(heads, ((name, shown(value)) for name, value in content.items()), left=2)
+
+
+def shown(value: object) -> str:
+    """Returns a value of a setting as text of at most MOST_TEXT characters."""
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ..."
 
 
 def details(summary: str, parts: Iterable[str]) -> str:

@@ -170,6 +170,21 @@ def panel_figures(table: ResultTable) -> list[tuple[str, "Figure"]]:
     return figures
 
 
+def overlaid_figures(tables: Mapping[str, ResultTable]) -> list[tuple[str, "Figure"]]:
+    """Returns a small figure with its title for each quantity in results.csv and for fitness, a line for each table."""
+    figures = []
+    for columns in ((6,), (7,), (), *(c for c in PANELS if c not in ((6,), (7,)))):
+        if columns and all(columns[0] >= len(table.titles) for table in tables.values()):
+            continue
+        figure = new_figure(4.4, 3.1)
+        axes = figure.subplots()
+        draw_panel(axes, tables, columns)
+        axes.set_xlabel("epoch")
+        axes.legend(prop={"family": font_family(list(tables)), "size": 8}, framealpha=0.7)
+        figures.append((axes.get_title(), figure))
+    return figures
+
+
 def line_rgb(i: int) -> tuple[float, ...]:
     """Returns the colour of class i for a line on white: that of its boxes, darker where white would swallow it."""
     rgb = class_rgb(i)
