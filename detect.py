@@ -8,7 +8,7 @@ Images and videos with boxes drawn on them go to runs/detect/exp.
 import argparse
 from pathlib import Path
 
-from utils import cli
+from utils import cli, user_blocks
 from utils.runtimes.trust import add_trust
 
 
@@ -85,6 +85,7 @@ def _add_detection(group) -> None:
     group.add_argument("--half", action="store_true", help="use float16 (half precision), on CUDA only")
     group.add_argument("--dnn", action="store_true", help="run an ONNX file with OpenCV")
     add_trust(group)
+    user_blocks.add(group)
     group.add_argument(
         "--tile",
         nargs="?",

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import cli
+from utils import cli, user_blocks
 from utils.export.formats import BY_ARGUMENT, OPSETS, export_formats
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Not every format takes every option; one that a format ignores is reported before any file is written.",
     )
     parser.add_argument("--weights", nargs="+", default=[cli.WEIGHTS], help=".pt files; each is exported")
+    user_blocks.add(parser)
     parser.add_argument("--download", action="store_true", help="download official weights that are missing")
     parser.add_argument(
         "--include",
@@ -131,6 +132,7 @@ def _run(opt: cli.Options) -> list[str]:
         make_environments(opt.include)
     asked = {name: getattr(opt, name) for name in ("batch_size", "half", "int8", "nms", "train", "dynamic")}
     formats = choose_formats(opt.include, calibrated=opt.data is not None, **asked)
+    user_blocks.use(opt.blocks)
     device = select_device(opt.device)
     files = [find_weights(weights, opt.download) for weights in opt.weights]
     jobs = [prepare(load_model(file, device), file, opt, device) for file in files]

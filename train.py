@@ -11,7 +11,7 @@ The folder of the run, runs/train/exp, holds weights/best.pt and weights/last.pt
 import argparse
 from typing import TYPE_CHECKING
 
-from utils import cli, dist
+from utils import cli, dist, user_blocks
 from utils.evaluation.numbers import add_latex
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def _add_model_and_data(group: argparse._ArgumentGroup) -> None:
     cli.add_download(group)
     group.add_argument("--cfg", default="", help="model YAML (default: the one inside the weights)")
     group.add_argument("--attention", default="", metavar="BLOCK@PLACE", help="add blocks, such as SE[8]@P3+P4+P5")
+    user_blocks.add(group)
     group.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
     group.add_argument("--hyp", default="auto", help="hyper-parameter YAML (default: v6.1's, or one for short runs)")
     group.add_argument("--single-cls", action="store_true", help="treat all classes as one")
@@ -72,11 +73,9 @@ def _add_length_and_size(group: argparse._ArgumentGroup) -> None:
         "--time", type=cli.real(0), default=0.0, metavar="HOURS", help="train fewer epochs, if needed, to end in HOURS"
     )
     group.add_argument(
-        "--batch-size",
-        type=int,
-        default=16,
+        "--batch-size", type=int, default=16,
         help="images per batch, over all GPUs; -1 fills the GPU (default: %(default)s)",
-    )
+    )  # fmt: skip
     group.add_argument(
         "--imgsz",
         "--img",
@@ -204,6 +203,7 @@ def main(opt: argparse.Namespace) -> "Measurement | dict[str, float]":
     parser = make_parser()
     opt = cli.accept(parser, opt)
     LOGGER.info(cli.describe("train", opt))
+    user_blocks.use(opt.blocks)
     if opt.resume and opt.evolve is None:
         with resumed_run(opt, parser) as (opt, resumed):
             return _train(opt, resumed)

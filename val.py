@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import cli
+from utils import cli, user_blocks
 from utils.evaluation.numbers import add_latex
 from utils.runtimes.trust import add_trust
 
@@ -66,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--half", action="store_true", help="use float16 (half precision), on CUDA only")
     parser.add_argument("--dnn", action="store_true", help="run an ONNX file with OpenCV")
     add_trust(parser)
+    user_blocks.add(parser)
     _add_results(parser.add_argument_group("what is written"))
     _add_metrics(parser.add_argument_group("metrics and reports"))
     cli.add_run_folder(parser, "runs/val")

@@ -14,8 +14,8 @@ import torch
 
 from models.attention_view import Observer, observed
 from models.backend import Backend, find_weights, frame_size, load_checkpoint
-from models.common import SE, SOCA
-from utils import checkpoint, cli, dist
+from models.registry import has
+from utils import checkpoint, cli, dist, user_blocks
 from utils.class_names import class_numbers
 from utils.data.letterbox import letterbox
 from utils.device import select_device
@@ -92,6 +92,7 @@ def detect(opt: cli.Options, parser: argparse.ArgumentParser) -> Path:
 
 def _load_detector(opt: cli.Options, streams: bool) -> Detector:
     """Returns the detector that the options ask for."""
+    user_blocks.use(opt.blocks)
     device = select_device(opt.device)
     weights = [find_weights(file, opt.download) for file in opt.weights]
     model = Backend(weights, device, opt.half, opt.dnn, opt.data, opt.trust_weights).eval()
@@ -215,13 +216,13 @@ def _progress_bar(sources: list[Source], files: int) -> Iterator:
 
 @contextlib.contextmanager
 def _record_features(frame: Frame, detector: Detector, results: ResultWriter) -> Iterator[None]:
-    """Writes, inside `with`, the feature maps of this frame and the gates of SOCA and SE to a folder of its name."""
+    """Writes, inside `with`, the feature maps of this frame and the gates of its blocks to a folder of its name."""
     model = detector.model.model
     folder = increment_path(results.folder / results.stem(frame), exist_ok=results.ledger is not None, mkdir=True)
     image = letterbox(frame.shown, detector.size, stride=detector.model.stride)[0]
     with FeatureRecorder(model, folder), contextlib.ExitStack() as stack:
         for i, layer in enumerate(model.model):
-            if isinstance(layer, SOCA | SE):
+            if has(layer, "gate"):
                 stack.enter_context(observed(layer, _gate_writer(folder, stage_name(i, layer), image)))
         yield
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from engine.run import Run, save_checkpoints, tell_how_to_resume
 from engine.setup import labels_per_image, open_folder, prepare
-from models.attention_view import GateRecorder
+from models.attention_view import GateRecorder, without_gate
 from models.backend import load_checkpoint, load_model
 from models.yolo import Model
 from utils import checkpoint, cli, dist
@@ -242,6 +242,8 @@ def validate_average(run: Run, epoch: int) -> Evaluation:
     """Measures the averaged model; a logger of histograms gets the gates of all channels for all images of val."""
     if not run.loggers.wants_histograms:
         return evaluate_on_val(run, run.ema.model)
+    if epoch == 0 and (others := without_gate(run.ema.model)):
+        LOGGER.info(f"no histogram of {', '.join(others)}: a block without gate(x) has none (models/registry.py)")
     with GateRecorder(run.ema.model) as recorder:
         evaluation = evaluate_on_val(run, run.ema.model)
     run.loggers.log_histograms({f"gate/{name}": gates for name, gates in recorder.gates.items()}, epoch)

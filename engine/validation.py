@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from models.backend import Backend, find_weights, frame_size
-from utils import cli
+from utils import cli, user_blocks
 from utils.class_names import difference
 from utils.data.dataset_yaml import SPLITS, load_dataset_yaml
 from utils.data.loader import create_dataloader
@@ -110,6 +110,7 @@ def _split(opt: cli.Options) -> str:
 def _load_setup(opt: cli.Options) -> Setup:
     """Reads and checks everything, and only then makes the run's folder."""
     split = _split(opt)
+    user_blocks.use(opt.blocks)
     device = select_device(opt.device, opt.batch_size)
     weights = [find_weights(file, cli.fetches(opt.download, "weights")) for file in opt.weights or [cli.WEIGHTS]]
     model = Backend(weights, device, opt.half and device.type == "cuda", opt.dnn, opt.data, opt.trust_weights)

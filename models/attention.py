@@ -3,8 +3,8 @@ output has the input's type, and nothing is random.
 
 SOCA and SE are in models/common.py, which old checkpoints name. Adapter is the control to compare them with: as many
 parameters in the same places, but no attention. Every block keeps the shape of its map, so it can be inserted anywhere
-(models/insert.py); only NLRG is a stage like C3. `start_as_identity()` makes a block that is new among trained layers
-change its map as little as possible.
+(models/insert.py); only NLRG is a stage like C3. What else a block may define is said in models/registry.py:
+`start_as_identity()` and `gate(x)`.
 
 Notation: x is (N, C, H, W), M = H W positions, sigma the logistic function.
 """
@@ -49,10 +49,13 @@ class ECA(nn.Module):
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
         self.register_buffer("shift", torch.zeros(1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the weight of each channel (N, C, 1, 1)."""
         means = x.mean((2, 3)).unsqueeze(1)  # (N, 1, C)
-        gate = torch.sigmoid(self.conv(means).squeeze(1) + self.shift)
-        return gate[:, :, None, None].type_as(x) * x
+        return torch.sigmoid(self.conv(means).squeeze(1) + self.shift)[:, :, None, None]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gate(x).type_as(x) * x
 
     def start_as_identity(self) -> None:
         """Opens the gate of every channel, for a new block among trained layers."""
@@ -80,12 +83,23 @@ class CBAM(nn.Module):
         self.mlp = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1))
         self.spatial = nn.Conv2d(2, 1, kernel, padding=kernel // 2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the weight of each value (N, C, H, W), which is the product of both gates."""
+        channels, positions, _ = self._gates(x)
+        return channels * positions
+
+    def _gates(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns the gates (N, C, 1, 1) and (N, 1, H, W), and the map that the second one weighs."""
         # beside each other, since OpenCV 5 reads no weights that two convolutions of an ONNX file share
         both = torch.cat((x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)), 3)
-        x = torch.sigmoid(self.mlp(both).sum(3, keepdim=True)).type_as(x) * x
+        channels = torch.sigmoid(self.mlp(both).sum(3, keepdim=True))
+        x = channels.type_as(x) * x
         logits = self.spatial(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1))
-        return torch.sigmoid(logits).type_as(x) * x
+        return channels, torch.sigmoid(logits), x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, positions, x = self._gates(x)
+        return positions.type_as(x) * x
 
     def start_as_identity(self) -> None:
         """Opens both gates, for a new block among trained layers."""
@@ -113,16 +127,18 @@ class CoordAttention(nn.Module):
         self.rows = nn.Conv2d(hidden, channels, 1)
         self.columns = nn.Conv2d(hidden, channels, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the weight of each value (N, C, H, W), in the input's type: the product of both gates."""
         H, W = x.shape[2:]
         along_rows = x.mean(3, keepdim=True)  # (N, C, H, 1)
         along_columns = x.mean(2, keepdim=True).transpose(2, 3)  # (N, C, W, 1)
         rows, columns = self.shared(torch.cat((along_rows, along_columns), 2)).split((H, W), 2)
-        return (
-            torch.sigmoid(self.rows(rows)).type_as(x)
-            * torch.sigmoid(self.columns(columns.transpose(2, 3))).type_as(x)
-            * x
+        return torch.sigmoid(self.rows(rows)).type_as(x) * torch.sigmoid(self.columns(columns.transpose(2, 3))).type_as(
+            x
         )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gate(x) * x
 
     def start_as_identity(self) -> None:
         """Opens both gates, for a new block among trained layers."""
@@ -146,11 +162,15 @@ class SimAM(nn.Module):
         super().__init__()
         self.lambda_ = lambda_
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the weight of each value (N, C, H, W)."""
         wide = _wide(x)
         d = (wide - wide.mean((2, 3), keepdim=True)).square()
         v = d.sum((2, 3), keepdim=True) / max(x.shape[2] * x.shape[3] - 1, 1)
-        return torch.sigmoid(d / (4 * (v + self.lambda_)) + 0.5).type_as(x) * x
+        return torch.sigmoid(d / (4 * (v + self.lambda_)) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gate(x).type_as(x) * x
 
 
 @register(keeps_channels)
@@ -173,11 +193,15 @@ class GCT(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def gate(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the weight of each channel (N, C, 1, 1)."""
         wide = _wide(x)
         s = self.alpha * (wide.square().sum((2, 3), keepdim=True) + self.epsilon).sqrt()
         s = s * math.sqrt(x.shape[1]) * (s.square().sum(1, keepdim=True) + self.epsilon).rsqrt()
-        return (1 + torch.tanh(self.gamma * s + self.beta)).type_as(x) * x
+        return 1 + torch.tanh(self.gamma * s + self.beta)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gate(x).type_as(x) * x
 
     def start_as_identity(self) -> None:
         """Sets gamma and beta to 0, which is the identity."""

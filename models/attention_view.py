@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.attention import CBAM, ECA, GCT, CoordAttention, SimAM
-from models.common import SE, SOCA
+from models.gates import ChannelGate
+from models.registry import has, lacks
 from models.second_order import central, covariance, left_by_rounding, newton_schulz_scalar
 from utils.boxes import xywh_to_xyxy
 from utils.nms import non_max_suppression
 
-GATED = (SOCA, SE, ECA, CBAM, CoordAttention, SimAM, GCT)  # out = gate * x
 REPLACEMENTS = ("mean", "one")  # what `without_gates` can put in place of a gate
 
 
@@ -26,7 +25,7 @@ REPLACEMENTS = ("mean", "one")  # what `without_gates` can put in place of a gat
 
 
 def gated_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns the blocks of a models.yolo.Model that multiply their map by a gate, by name.
+    """Returns the blocks of a models.yolo.Model that have a `gate(x)` (models/registry.py), by name.
 
     A block that is a layer is `24-SOCA`; inside a layer, as in LSRAG and NLRG, it is `9.groups.0.soca-SOCA`.
     """
@@ -34,8 +33,16 @@ def gated_blocks(model: nn.Module) -> dict[str, nn.Module]:
         f"{'.'.join(filter(None, (str(layer.i), path)))}-{type(block).__name__}": block
         for layer in model.model
         for path, block in layer.named_modules()
-        if isinstance(block, GATED)
+        if has(block, "gate")
     }
+
+
+def without_gate(model: nn.Module) -> list[str]:
+    """Returns the layers that are blocks of attention without a `gate(x)`, also inside, by name."""
+    gated = {int(name.partition("-")[0].partition(".")[0]) for name in gated_blocks(model)}
+    return [
+        f"{layer.i}-{type(layer).__name__}" for layer in model.model if lacks(layer, "gate") and layer.i not in gated
+    ]
 
 
 def fitted_gate(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -49,23 +56,30 @@ def fitted_gate(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.where(energy > 0, (x * y).sum((2, 3)) / energy, torch.ones_like(energy))
 
 
+def channel_gate(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Returns the weight (N, C) of each channel that a block with a `gate(x)` gives; of one that differs between
+    positions as `fitted_gate`.
+    """
+    gate = block.gate(x)
+    per_channel = gate.shape[2:] == (1, 1)
+    return gate.flatten(1).expand(x.shape[:2]) if per_channel else fitted_gate(x, gate.type_as(x) * x)
+
+
 Observer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 @contextmanager
 def observed(block: nn.Module, observer: Observer) -> Iterator[None]:
     """Inside, each pass through the block calls observer(x, gate (N, C), y), whose result, if not None, replaces y."""
-    gates: list[torch.Tensor] = []
 
     def after(_, inputs, y):
-        return observer(inputs[0], gates.pop() if gates else fitted_gate(inputs[0], y), y)
+        return observer(inputs[0], channel_gate(block, inputs[0]), y)
 
-    with ExitStack() as hooks:
-        if isinstance(network := getattr(block, "conv_du", None), nn.Module):  # whose output is the gate itself
-            keep = network.register_forward_hook(lambda _, x, gate: gates.append(gate.flatten(1)))
-            hooks.callback(keep.remove)
-        hooks.callback(block.register_forward_hook(after).remove)
+    hook = block.register_forward_hook(after)
+    try:
         yield
+    finally:
+        hook.remove()
 
 
 class GateRecorder:
@@ -259,7 +273,7 @@ def spectrum(maps: np.ndarray) -> Spectrum | None:
 
 
 @torch.no_grad()
-def gate_of_statistic(block: SOCA | SE, s: np.ndarray) -> np.ndarray:
+def gate_of_statistic(block: ChannelGate, s: np.ndarray) -> np.ndarray:
     """Returns the gate (C,) of the block for a statistic (C,), of SOCA the row means; for zeros it is the part that no
     image influences.
     """

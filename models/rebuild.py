@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from models.architecture import plain_yaml, plan_layers
 from models.common import SOCA, Conv
 from models.registry import registered
 from models.yolo import Detect, Model
-from utils import activations
+from utils import activations, user_blocks
 from utils.log import LOGGER
 from utils.pickles import StandIn, plain
 
@@ -60,9 +61,12 @@ class Names:
 
     def __init__(self):
         rooms = (gates, common, attention, experimental, activations, yolo)
-        own = {c for room in rooms for c in vars(room).values() if isinstance(c, type) and issubclass(c, nn.Module)}
+        own = _modules_in(*rooms)
         own = {c for c in (*own, *registered()) if not c.__module__.startswith("torch.")}
-        self._classes = {_full_name(c): c for c in (*own, *_LAYERS, *ACTIVATIONS, *_WRAPPERS)} | _OTHER_NAMES
+        theirs = _modules_in(*user_blocks.modules())  # and what the blocks of the user's own consist of
+        theirs |= _modules_in(nn) if theirs else set()
+        known = (*own, *theirs, *_LAYERS, *ACTIVATIONS, *_WRAPPERS)
+        self._classes = {_full_name(c): c for c in known} | _OTHER_NAMES
         # a fork may keep a block in another file, or all of them in a package
         self._last = {c.__name__: c for c in own} | {"DetectionModel": Model}
 
@@ -76,6 +80,11 @@ class Names:
     def known(self, name: str) -> bool:
         """Tells whether `find` knows the name."""
         return self.find(name) is not None
+
+
+def _modules_in(*rooms: ModuleType) -> set[type[nn.Module]]:
+    """Returns the classes of modules that Python modules hold."""
+    return {c for room in rooms for c in vars(room).values() if isinstance(c, type) and issubclass(c, nn.Module)}
 
 
 def _full_name(c: type) -> str:

@@ -8,8 +8,17 @@ A new block is one class and one decorator:
 
 A rule reads a row and answers: what are the arguments of the constructor, how many channels come out, how many copies
 stand in series, and by which factor does the stride grow? Strides are known from the rules alone, no image is needed;
-so a block that makes its map smaller or larger needs a rule that says so (`convolves`, or one of its own). A block that
-has a method `start_as_identity()` has it called where it is new among trained layers (models/transfer.py).
+so a block that makes its map smaller or larger needs a rule that says so (`convolves`, or one of its own).
+
+A block may define two methods more. It works without them, and is said to lack them wherever that matters:
+
+    start_as_identity()   makes a block that is new among trained layers change its map as little as possible
+                          (models/transfer.py calls it)
+    gate(x)               returns what the block multiplies its map x (N, C, H, W) by: (N, C, 1, 1), or (N, C, H, W)
+                          where positions differ. Then tools/attend.py, the histograms of gates, and the comparison
+                          with the gate and without work on it (models/attention_view.py)
+
+A file of the user's own that --blocks names (utils/user_blocks.py) registers blocks in the same way.
 """
 
 import difflib
@@ -216,6 +225,16 @@ def register(rule: Rule, name: str = "") -> Callable[[type], type]:
 def registered(planned_by: Rule | None = None) -> list[type]:
     """Returns the class of every block, or of those that one rule plans."""
     return [block for block, rule in _BLOCKS.values() if planned_by in (None, rule)]
+
+
+def has(block: object, method: str) -> bool:
+    """Returns whether the class of a block defines a method; an attribute of the object, such as a layer, is none."""
+    return callable(getattr(type(block), method, None))
+
+
+def lacks(block: object, method: str) -> bool:
+    """Returns whether a block that keeps its channels does not define a method of the contract."""
+    return type(block) in registered(keeps_channels) and not has(block, method)
 
 
 def lookup(name: str) -> tuple[type, Rule]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from models.gates import ChannelGate, start_of
+from models.registry import has, lacks
 from models.yolo import Detect, Model
 from utils.log import LOGGER
 
@@ -58,8 +59,12 @@ def transfer(source: Model, target: Model, own_anchors: bool = False, names: Seq
     from_scratch = not any(t.whole and _tensors(target.model[j]) for j, t in transfers.items())
     for j, new in enumerate(target.model):
         transfers.setdefault(j, LayerTransfer(None, 0, "new"))
-        if not transfers[j].whole and not from_scratch and _start_as_identity(new):
-            transfers[j] = transfers[j]._replace(text=f"{transfers[j].text}, starts as identity")
+        if not transfers[j].whole and not from_scratch:
+            if _start_as_identity(new):
+                transfers[j] = transfers[j]._replace(text=f"{transfers[j].text}, starts as identity")
+            elif lacks(new, "start_as_identity"):
+                text = f"{transfers[j].text}; it has no start_as_identity(), so it changes what later layers know"
+                transfers[j] = transfers[j]._replace(text=text)
 
     carried = sum(t.whole for t in transfers.values())
     LOGGER.info(f"carried {carried} of {len(target.state_dict())} tensors over from the weights; layer by layer:")
@@ -178,7 +183,7 @@ def _class_pairs(
 
 def _start_as_identity(layer: nn.Module) -> bool:
     """Calls `start_as_identity` of every block in a layer that has it; returns whether there is one."""
-    blocks = [m for m in layer.modules() if hasattr(m, "start_as_identity")]
+    blocks = [m for m in layer.modules() if has(m, "start_as_identity")]
     for block in blocks:
         block.start_as_identity()
     return bool(blocks)

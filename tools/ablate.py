@@ -4,8 +4,9 @@
         --weights yolov5n.pt --img 320 --epochs 15
 
 An arm is `none`, or blocks as train.py's --attention takes them: "SE[8]@P5" with arguments, "SE@P3&SOCA@P5" for two.
-Options that are not listed below go to train.py unchanged, the same for every arm: nothing is tuned. All arms are
-compared with the first, and with two controls in the places of the largest arm, which are added unless an arm is one:
+Options that are not listed below go to train.py unchanged, the same for every arm: nothing is tuned. (So does --blocks
+FILE, with blocks of your own.) All arms are compared with the first, and with two controls in the places of the largest
+arm, which are added unless an arm is one:
 
     plain=ARM    `Adapter` blocks: as many parameters as ARM, but no attention, since they see one position at a time
                  and gate nothing. Where this arm gains as much, the gain comes from the parameters.
@@ -37,7 +38,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import cli
+from utils import cli, user_blocks
 
 if TYPE_CHECKING:
     from tools.ablate_runs import Plan
@@ -92,6 +93,7 @@ def check(opt: argparse.Namespace) -> "Plan":
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(taken))
         raise ValueError(f"{flags} cannot be passed on to train.py: ablate.py sets it for each run")
     train.check_options(opt.trained)
+    user_blocks.use(opt.trained.blocks)
     opt.out.mkdir(parents=True, exist_ok=True)
     plan = make_plan(opt)
     recipe = {"cfg": opt.cfg, "data": opt.data, "classes": plan.names, "train": opt.rest}

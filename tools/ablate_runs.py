@@ -29,11 +29,12 @@ import val
 from models.attention import Adapter
 from models.backend import load_checkpoint
 from models.insert import parse_attention
+from models.registry import lacks
 from models.yolo import Model
 from tools.ablate_report import Ablation, as_csv, as_figure, as_html, as_markdown, classes_as_csv, progress
 from tools.costs import PairedTimer, inference, machine, peak_bytes, training_step
 from tools.explain import explain
-from utils import cli
+from utils import cli, user_blocks
 from utils.boxes import check_image_size, round_up
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.device import select_device
@@ -88,7 +89,15 @@ def make_plan(opt: argparse.Namespace) -> Plan:
     splits = [split for split in ("val", "test") if data[split]]
     load_dataset_yaml(opt.data, ("train", *splits))  # or test would be missed after the first training
     arms = make_arms(opt.cfg, opt.attention, opt.out, controls=not opt.no_matched)
-    multiples = {arm.name: arm.model().image_multiple for arm in arms}
+    models = {arm.name: arm.model() for arm in arms}
+    if opt.trained.weights:
+        for name, model in models.items():
+            if rough := {type(layer).__name__ for layer in model.model if lacks(layer, "start_as_identity")}:
+                LOGGER.warning(
+                    f"the arm {name}: {', '.join(rough)} has no start_as_identity(), so it changes what the trained "
+                    "layers know, and this arm begins behind the others"
+                )
+    multiples = {name: model.image_multiple for name, model in models.items()}
     frames = {name: round_up(opt.trained.imgsz, multiple) for name, multiple in multiples.items()}
     smallest, largest = (choose(frames, key=frames.get) for choose in (min, max))
     if frames[smallest] != frames[largest]:
@@ -219,8 +228,9 @@ def do_run(plan: Plan, arm: Arm, seed: int) -> None:
                 stream.flush()
                 os.dup2(log.fileno(), stream.fileno())
         last = folder / "weights/last.pt"
+        user_blocks.use(opt.trained.blocks)
         if not finished(last):
-            go_on = ["--resume", str(last)]
+            go_on = ["--resume", str(last), *(["--blocks", *opt.trained.blocks] if opt.trained.blocks else [])]
             anew = ["--cfg", arm.cfg, "--attention", arm.attention, "--data", opt.data, "--seed", str(seed), *opt.rest]
             anew += ["--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
             cli.run(train.main, train.parse_opt(argv=go_on if last.exists() else anew), "train")
@@ -249,7 +259,7 @@ def measure_run(folder: Path, plan: Plan) -> dict:
         results, maps, _ = val.run(
             plan.opt.data, last, 2 * opt["batch_size"], opt["imgsz"], task=split, device=opt["device"],
             workers=opt["workers"], single_cls=opt["single_cls"], half=False, plots=False, project=folder, name=split,
-            exist_ok=True,
+            exist_ok=True, blocks=plan.opt.trained.blocks,
         )  # fmt: skip
         figures[split] = list(map(float, results[:4]))
         classes[split] = dict(zip(plan.names, map(float, maps)))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import cli
+from utils import cli, user_blocks
 
 # what replaces a gate in the comparison, and how the page says it
 WITHOUT = {"mean": "its mean over the channels", "one": "1, as if the block were not there"}
@@ -27,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", help="image file")
     parser.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="one .pt file, or two to compare")
+    user_blocks.add(parser)
     parser.add_argument("--html", type=Path, default=Path("attend.html"), help="page to write (default: %(default)s)")
     parser.add_argument("--imgsz", "--img", type=cli.whole(32), default=640, help="longer side in pixels (%(default)s)")
     parser.add_argument("--conf-thres", type=cli.real(0, 1), default=0.25, help="minimum confidence (%(default)s)")
@@ -62,6 +63,7 @@ def main(opt: argparse.Namespace) -> None:
         raise ValueError(f"--weights takes one file, or two to compare, got {len(opt.weights)}")
     if not opt.html.parent.is_dir() or opt.html.is_dir():
         raise ValueError(f"--html: {opt.html} cannot be written; name a file in a folder that exists")
+    user_blocks.use(opt.blocks)
     image = read_image(opt.image)
     device = select_device(opt.device)
     explained = []

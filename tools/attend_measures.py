@@ -16,7 +16,8 @@ from models.attention_view import (
     view_blocks,
     without_gates,
 )
-from models.common import SE, SOCA
+from models.common import SOCA
+from models.gates import ChannelGate
 from tools.attend_report import Block, ModelView, ScoredDetection
 from utils.data.letterbox import letterbox, to_input
 
@@ -77,6 +78,6 @@ def _block(
     return Block(
         name=name, maps=view.maps, gate=view.gate,
         heat=[(a[name], b[name]) for a, b in zip(with_gate.maps, without_gate.maps)],
-        gate_of_zeros=gate_of_statistic(block, zeros) if isinstance(block, SOCA | SE) else None,
+        gate_of_zeros=gate_of_statistic(block, zeros) if isinstance(block, ChannelGate) else None,
         spectrum=measured, gate_of_root=gate_of_statistic(block, measured.s_root) if measured else None,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.registry import keeps_channels, lookup
-from utils import cli
+from utils import cli, user_blocks
 
 if TYPE_CHECKING:
     from models.yolo import Model
@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cfg", help="model YAML")
     parser.add_argument("--attention", default="", metavar="BLOCK@PLACE", help="insert attention, as in train.py")
+    user_blocks.add(parser)
     parser.add_argument(
         "--imgsz", "--img", type=cli.whole(32), default=640, help="side of the image in pixels (default: %(default)s)"
     )
@@ -182,6 +183,7 @@ def main(opt: argparse.Namespace) -> None:
 
     if opt.picture and opt.picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--picture must end in .png, .svg or .pdf, got {str(opt.picture)!r}")
+    user_blocks.use(opt.blocks)
     model = Model(opt.cfg, insert=parse_attention(opt.attention))
     lines = explain(model, check_image_size(opt.imgsz, model.image_multiple))
     cli.say(table(lines))

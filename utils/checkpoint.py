@@ -6,6 +6,7 @@ v6.1's keys, whole or not at all.
 """
 
 import errno
+import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -226,7 +227,12 @@ def _origin(name: str) -> str:
             f"{last} is a block or a class of the program that wrote the file, a fork of YOLOv5. If you have its code, "
             "define it here in models/common.py under this name, as models/registry.py says"
         )
-    return "No checkpoint of a detector needs it, so the file is another program's, or made to do harm"
+    if not package or "." in name.removeprefix(f"{package}.") or package in sys.stdlib_module_names:
+        return "No checkpoint of a detector needs it, so the file is another program's, or made to do harm"
+    return (
+        f"If it is a block of your own, give the file that defines it, whose code is then run: --blocks {package}.py. "
+        "Else no checkpoint of a detector needs it: the file is another program's, or made to do harm"
+    )
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import pytest
 import torch
 from small_world import TINY
 
+from models import registry
 from models.attention_view import (
-    GATED,
     GateRecorder,
     class_activation,
     fitted_gate,
@@ -15,8 +15,10 @@ from models.attention_view import (
     spectrum,
     trace_detections,
     view_blocks,
+    without_gate,
     without_gates,
 )
+from models.registry import keeps_channels, registered
 from models.second_order import newton_schulz_sqrt, second_order_statistic
 from models.yolo import Model
 
@@ -64,7 +66,7 @@ def test_gates_of_soca_and_se_by_hand(image):
         np.testing.assert_allclose(view.gate, expected.numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("module", [c.__name__ for c in GATED])
+@pytest.mark.parametrize("module", [c.__name__ for c in registered(keeps_channels) if hasattr(c, "gate")])
 def test_a_fitted_gate_is_the_least_squares_one(module, image):
     model = tiny(("SPPF", module))
     name, block = next(iter(gated_blocks(model).items()))
@@ -75,6 +77,35 @@ def test_a_fitted_gate_is_the_least_squares_one(module, image):
     x = view.maps.astype(np.float64)
     slopes = [np.linalg.lstsq(a.reshape(-1, 1), b.ravel(), rcond=None)[0][0] for a, b in zip(x, y)]
     np.testing.assert_allclose(view.gate, slopes, rtol=1e-4)
+
+
+@pytest.mark.parametrize("module", [c for c in registered(keeps_channels) if hasattr(c, "gate")])
+def test_a_gate_is_what_the_map_is_multiplied_by(module):
+    torch.manual_seed(0)
+    block = module(24).eval()
+    for p in block.parameters():
+        p.data.copy_(torch.randn_like(p))
+    x = torch.randn(2, 24, 6, 5)
+    with torch.no_grad():
+        gate = block.gate(x)
+        assert gate.shape[:2] == x.shape[:2] and gate.shape[2:] in ((1, 1), (6, 5))
+        assert gate.std() > 0.01
+        torch.testing.assert_close(gate * x, block(x))
+
+
+class Foreign(torch.nn.Module):
+    """A block with a layer called `gate`, which is no method of the contract."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gate = torch.nn.Conv2d(channels, channels, 1)
+
+
+def test_a_layer_called_gate_is_no_gate(monkeypatch):
+    monkeypatch.setitem(registry._BLOCKS, "Foreign", (Foreign, keeps_channels))
+    model = tiny((4, "Foreign"), ("SPPF", "RLNL"), (6, "LSRAG"))
+    assert list(gated_blocks(model)) == ["9.soca-SOCA"]
+    assert without_gate(model) == ["5-Foreign", "8-RLNL"]
 
 
 def test_the_gate_of_a_channel_of_zeros_is_one():

@@ -229,6 +229,12 @@ def test_another_number_of_anchors_or_levels(capsys):
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
+def test_a_block_without_a_start_is_said_to_lack_it(capsys):
+    transfer(trained(), build((1, "SimAM")), names=["red", "x", "y", "z"])
+    lines = {key: " ".join(text.split()) for key, text in report_of(capsys.readouterr().err).items()}
+    assert lines["2"] == "SimAM new; it has no start_as_identity(), so it changes what later layers know"
+
+
 def test_every_layer_is_accounted_for(capsys):
     target = build((1, "SOCA"), nc=4)
     target.model[5] = nn.Identity()  # where C3 was

@@ -270,6 +270,16 @@ def test_arms_must_see_the_same_images(words):
     assert ablate.check(ablate.parse_options(words)).size == 64
 
 
+def test_an_arm_that_begins_behind_is_said_to(words, caplog):
+    words[words.index("none,SE@P4")] = "none,SE@P4,SimAM@P4"
+    said = "the arm SimAM@P4: SimAM has no start_as_identity()"
+    ablate.check(ablate.parse_options(words))
+    assert said not in caplog.text  # from scratch all begin alike
+    words[words.index("--weights") + 1] = "some.pt"
+    ablate.check(ablate.parse_options([*words, "--out", f"{words[words.index('--out') + 1]}2"]))
+    assert said in caplog.text and "SE has no" not in caplog.text
+
+
 def test_looks_at_test_are_counted(words, tmp_path, monkeypatch):
     """Results of test are shown when every run is done; the same runs count once, others are another look."""
     monkeypatch.setattr(ablate_runs, "as_figure", lambda ablation: b"\x89PNG")  # takes a second, and is tested above

@@ -10,7 +10,8 @@ import pytest
 import torch
 from small_world import NAMES, TINY, boxes_image
 
-from models.attention_view import GATED, REPLACEMENTS
+from models.attention_view import REPLACEMENTS
+from models.registry import keeps_channels, registered
 from models.yolo import Model
 from tools import attend
 from tools.attend_measures import classes_in_turn
@@ -106,7 +107,7 @@ def test_two_models_side_by_side(tmp_path, photo, run):
     assert out.count(" with the gate, ") == 2
 
 
-@pytest.mark.parametrize("module", [c.__name__ for c in GATED] + ["LSRAG"])
+@pytest.mark.parametrize("module", [c.__name__ for c in registered(keeps_channels) if hasattr(c, "gate")] + ["LSRAG"])
 def test_every_block_with_a_gate(module, tmp_path, photo, run):
     weights, page = write_model(tmp_path / "a.pt", ("SPPF", module)), tmp_path / "page.html"
     code, out, err = run(photo, "--weights", weights, "--img", 64, "--html", page, "--detections", 1)
