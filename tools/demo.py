@@ -53,7 +53,7 @@ def main(opt: argparse.Namespace) -> None:
     for name, what in (
         ("detect", "images with the detections"),
         ("val/val_batch0_pred.jpg", "test images with the detections (beside it those with the labels)"),
-        ("train/results.png", "losses and metrics of each epoch"),
+        ("train/report.html", "the training on one page: curves, classes, errors"),
         ("train/weights/best.pt", "the trained detector"),
     ):
         print(f"  {folder / name}  {what}")

@@ -66,7 +66,7 @@ class ConfusionMatrix(_metrics.ConfusionMatrix):
         return right[:-1], (self.matrix.sum(1) - right)[:-1]
 
     def plot(self, normalize: bool = True, save_dir: str | Path = "", names: Any = ()) -> None:
-        """Draws the matrix in save_dir; normalize: accepted for v6.1's sake, the columns are always normalised."""
+        """Draws the matrix in save_dir, normalised and in counts; normalize: accepted for v6.1's sake."""
         from utils.evaluation.charts import plot_confusion_matrix
 
         plot_confusion_matrix(self, Path(save_dir), names or None)

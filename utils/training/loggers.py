@@ -23,6 +23,9 @@ from utils.text import redact
 RUN_IDS = "loggers.json"  # in the folder of the run: the run of each tracker, which a resumed training continues
 MAX_IDS = 100_000  # bytes of that file
 SERVERS = ("MLFLOW_TRACKING_URI", "WANDB_BASE_URL", "WANDB_API_KEY")  # of the environment, which may hold a password
+ARTIFACTS = (  # files of a run that go to MLflow, where they are there
+    "results.csv", "metrics.json", "per_class.csv", "report.html", "hyp.yaml", "opt.yaml", "weights/best.pt",
+)  # fmt: skip
 LOGIN_SECONDS = 30  # for which W&B may wait for an answer
 
 
@@ -265,7 +268,7 @@ class MLflow(Tracker):
 
     def finish(self, summary: dict[str, float]) -> None:
         self.log_metrics(summary, 0)
-        for name in ("results.csv", "hyp.yaml", "opt.yaml", "weights/best.pt"):
+        for name in ARTIFACTS:
             if (file := self.save_dir / name).is_file():
                 self.client.log_artifact(self.run_id, str(file))
         self.client.set_terminated(self.run_id)

@@ -218,13 +218,14 @@ def test_a_resumed_training_continues_its_runs(tmp_path, fake):
 
 def test_mlflow_gets_parameters_metrics_and_files(tmp_path, fake, image):
     mlflow = fake("mlflow")
-    (tmp_path / "results.csv").write_text("epoch\n")
+    for name in ("results.csv", "report.html"):
+        (tmp_path / name).write_text("epoch\n")
     loggers = create_loggers("mlflow", tmp_path, {**OPTIONS, "name": "large"}, HYP)
     loggers.log_metrics(VALUES, 4)
     loggers.log_images([image], 4)
     loggers.finish({"best/epoch": 4})
     assert mlflow.experiments == {"YOLOv5": "number 0"}
-    run, options, hyp, metrics, *files, summary, results, end = mlflow.calls
+    run, options, hyp, metrics, *files, summary, results, page, end = mlflow.calls
     assert run == ("create_run", "number 0", "large")
     assert ("epochs", "3") in options[3] and ("hyp/lr0", "0.01") in hyp[3]
     assert [(*tuple(m)[:2], m.step) for m in metrics[2]] == [
@@ -234,6 +235,7 @@ def test_mlflow_gets_parameters_metrics_and_files(tmp_path, fake, image):
     assert files == [("log_artifact", "fresh", str(image), {})]
     assert summary[2][0].key == "best/epoch" and summary[2][0].value == 4
     assert results == ("log_artifact", "fresh", str(tmp_path / "results.csv"), {})
+    assert page == ("log_artifact", "fresh", str(tmp_path / "report.html"), {})
     assert end == ("set_terminated", "fresh", {})
 
 
