@@ -289,7 +289,7 @@ def write_page(run: Run, evaluation: Evaluation) -> None:
     """Writes report.html: the run on one page."""
     opt, dataset = run.opt, run.train_loader.dataset
     options = cli.without_secrets(vars(opt))
-    given, model = getattr(opt, "given", options), getattr(run.model, "yaml_file", "a model")
+    given, model = getattr(opt, "given", options), getattr(run.model, "yaml_file", "") or Path(opt.weights).name
     epochs, names = run.state.epoch + 1, ", ".join(run.names)
     data = {
         "data set": options["data"],

@@ -30,7 +30,7 @@ summary{cursor:pointer;margin:.6em 0}.facts{display:flex;flex-wrap:wrap;gap:.4em
 .facts p{margin:0}.facts em{font-size:22px;display:block}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:10px}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:4px 10px;margin:0 0 1em}
-.wide{overflow-x:auto}@media(max-width:620px){.wide img{min-width:560px}}
+.wide{overflow-x:auto}.wide img{max-width:800px}@media(max-width:620px){.wide img{min-width:560px}}
 pre{background:#f4f4f4;padding:.7em;white-space:pre-wrap;overflow-wrap:anywhere}
 """
 

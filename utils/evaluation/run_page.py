@@ -25,6 +25,7 @@ WORST, PAIRS, SIDE = 6, 6, 640  # images with the most errors, images beside the
 MOST_CLASSES = 150  # rows of the table
 STYLE = """
 .kind{display:inline-block;padding:0 .5em;margin:0 .5em .3em 0;border-radius:3px;font-size:13px}
+.errors tr>:last-child{text-align:left}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,500px),1fr));gap:10px}.two>div{min-width:0}
 """
 CHARTS = {
@@ -93,12 +94,12 @@ def _classes(result: Evaluation) -> Iterator[str]:
     every, *classes = class_rows(result)
     seen = [row for row in classes if row.objects]
     chosen = sorted(seen, key=lambda row: row.map)[:MOST_CLASSES] if len(seen) > MOST_CLASSES else seen
-    rows = [
-        [row.name, f"{row.images:,}", f"{row.objects:,}", *("-" if v is None else f"{v:.3f}" for v in row.scores)]
-        for row in (every, *chosen)
-    ]
+    rows = []  # what matters most first: a phone shows four columns
+    for row in (every, *chosen):
+        scores = ("-" if value is None else f"{value:.3f}" for value in reversed(row.scores))
+        rows.append([row.name, *scores, f"{row.images:,}", f"{row.objects:,}"])
     yield page.heading("Classes")
-    yield page.table(("class", "images", "objects", "precision", "recall", "mAP50", "mAP50-95"), rows)
+    yield page.table(("class", "mAP50-95", "mAP50", "recall", "precision", "images", "objects"), rows)
     if len(chosen) < len(seen):
         yield page.paragraph(f"The {MOST_CLASSES} classes of the lowest mAP50-95; per_class.csv has all.", note=True)
     if missing := len(classes) - len(seen):
@@ -119,10 +120,10 @@ def _charts(folder: Path) -> Iterator[str]:
 def _errors(result: Evaluation, errors: Errors) -> Iterator[str]:
     yield page.heading("Errors")
     rows = [
-        [name, meaning, f"{errors.counts[kind]:,}", f"{errors.gain[kind]:+.3f}"]
+        [name, f"{errors.gain[kind]:+.3f}", f"{errors.counts[kind]:,}", meaning]
         for kind, (name, meaning) in ERROR_KINDS.items()
     ]
-    yield page.table(("kind", "what it is", "number", "gain in mAP50"), rows, left=2)
+    yield page.group("errors", [page.table(("kind", "gain in mAP50", "number", "what it is"), rows)])
     yield page.paragraph(
         f"Boxes of confidence above {errors.confidence:.3f}, where the mean F1 is highest. The gain is what mAP50 "
         "would rise by if that kind of error had not been made.",
