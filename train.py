@@ -63,7 +63,7 @@ def _add_model_and_data(group: argparse._ArgumentGroup) -> None:
         help="share of the training images to use, above 0 to 1",
     )
     group.add_argument(
-        "--resume", nargs="?", const=True, default=False, help="continue the newest run, or that of this last.pt"
+        "--resume", nargs="?", const=True, default=False, help="continue the newest run, or that of a folder or last.pt"
     )
 
 

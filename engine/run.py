@@ -220,11 +220,16 @@ def save_checkpoints(run: Run, is_best: bool) -> None:
 
 
 def find_checkpoint(resume: str | bool) -> Path:
-    """Returns the checkpoint to resume from: the file named, or for True the newest last*.pt below this folder."""
+    """Returns the checkpoint to resume from: the file named, or that of the folder of a run; for True the newest
+    last*.pt below this folder.
+    """
     if resume is not True:
         path = Path(resume)
+        path = next((file for file in (path / "weights/last.pt", path / "last.pt") if file.is_file()), path)
+        if path.is_dir():
+            raise FileNotFoundError(f"--resume: there is no weights/last.pt in {path}; name the folder of a run")
         if not path.is_file():
-            raise FileNotFoundError(f"--resume: no such file: {path}; name the last.pt of a run")
+            raise FileNotFoundError(f"--resume: no such file or folder: {path}; name the folder of a run")
         return path
     checkpoints = [p for p in Path().rglob("last*.pt") if p.is_file()]
     if not checkpoints:

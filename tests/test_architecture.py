@@ -15,8 +15,8 @@ VERBS = ("train", "val", "detect", "export")
 # A file may import only files listed above it: rooms from top to bottom, the files of a room from left to right.
 HOUSE = """
 models              registry
-utils               text log cli user_blocks boxes files dist device archives downloads activations pickles checkpoint
-utils               nms drawing class_names page
+utils               text log progress cli user_blocks boxes files dist device archives downloads activations pickles
+utils               checkpoint nms drawing class_names page
 utils.data          machine alike shapes faults image_header images letterbox labels
 utils.data.formats  yolo coco voc labelme shards
 utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader

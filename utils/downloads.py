@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from utils.archives import is_unsafe, unpack
 from utils.files import GIB, ROOT, atomic_write
 from utils.log import LOGGER
+from utils.progress import Bar
 from utils.text import redact
 
 RELEASE = "https://github.com/ultralytics/yolov5/releases/download/v6.1"
@@ -149,7 +148,7 @@ def _receive(
         _check_size(expected, free, url, limits)
     digest, received = hashlib.sha256(), 0
     quiet = not LOGGER.isEnabledFor(logging.INFO)
-    with tqdm(total=expected, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
+    with Bar(total=expected, unit="B", unit_scale=True, disable=quiet, leave=False) as bar:
         while block := response.read1(1 << 20):  # what is there: `read` would wait for all of a slow server
             received += len(block)
             _check_size(received, free, url, limits)

@@ -407,9 +407,22 @@ def test_without_a_name_the_newest_run_goes_on(command, here):
     assert code == 1 and "runs/deep/exp2/weights/last.pt: cannot be read as a checkpoint" in err
 
 
+def test_the_folder_of_a_run_is_enough(here):
+    last = here / "runs" / "exp" / "weights" / "last.pt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    for name in (here / "runs/exp", "runs/exp/", "runs/exp/weights", last):
+        assert find_checkpoint(str(name)).samefile(last)
+
+
 def test_a_checkpoint_that_is_none_or_nowhere(command, here):
     (here / "hello.pt").write_text("hello")
-    for name, says in (("none.pt", "--resume: no such file: none.pt"), ("hello.pt", "cannot be read as a checkpoint")):
+    (here / "empty").mkdir()
+    for name, says in (
+        ("none.pt", "--resume: no such file or folder: none.pt"),
+        ("empty", "--resume: there is no weights/last.pt in empty"),
+        ("hello.pt", "cannot be read as a checkpoint"),
+    ):
         code, err = command("train", "--resume", name)
         assert code == 1 and says in err and "Traceback" not in err
 

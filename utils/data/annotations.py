@@ -17,7 +17,6 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.data.faults import Fault
 from utils.data.formats.coco import CocoSplit
@@ -36,6 +35,7 @@ from utils.data.labels import CheckedImage, Listing, Read, check_labelled_image,
 from utils.data.machine import usable_cores
 from utils.files import atomic_write
 from utils.log import LOGGER
+from utils.progress import Bar
 
 CACHE_VERSION = 3
 CACHED_ARRAYS = ("sizes", "labels", "starts", "points", "point_starts")
@@ -179,7 +179,7 @@ def _check_all(listing: Listing, prefix: str) -> Annotations:
         # threads, not processes: most of the time goes into reading files, and nothing has to be sent across
         pairs = zip(images, listing.label_files)
         work = pool.imap(lambda pair: check_pair(*pair, listing.read), pairs, chunksize=16)
-        checked = list(tqdm(work, f"{prefix}checking labels", len(images), disable=quiet))
+        checked = list(Bar(work, f"{prefix}checking labels", len(images), disable=quiet))
     return gather(images, checked)
 
 

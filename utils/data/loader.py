@@ -4,6 +4,7 @@ The order of an epoch depends on (seed, epoch) alone, and so does every sample i
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -42,7 +43,7 @@ def create_dataloader(
     rank, world_size = max(options.rank, 0), options.world_size
     settings = {
         "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _one_opencv_thread,
+        "worker_init_fn": _begin_worker,
         # else each epoch takes a number from the global generator
         "generator": torch.Generator().manual_seed(options.seed),
     }
@@ -86,8 +87,10 @@ def processes_here(world_size: int) -> int:
     return min(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), world_size)
 
 
-def _one_opencv_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # workers are parallel already
+    # Slurm, systemd and `kill -TERM -GROUP` send it to all processes; the first one stops the others in its own time
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class EpochSampler(torch.utils.data.Sampler):

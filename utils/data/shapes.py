@@ -12,7 +12,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
+
+from utils.progress import Bar
 
 NAMES = ("circle", "triangle", "rectangle", "star")
 DISTRACTOR = -1  # the kind of a figure that belongs to no class
@@ -110,7 +111,7 @@ def write_dataset(root: str | Path, splits: dict[str, int] | None = None, seed: 
             (whole / "images" / split).mkdir(parents=True)
             (whole / "labels" / split).mkdir(parents=True)
         jobs = [(split, i) for split, n in splits.items() for i in range(1, n + 1)]
-        for split, index in tqdm(jobs, f"drawing {root}", unit="image"):
+        for split, index in Bar(jobs, f"drawing {root}", unit="image"):
             _write_pair(whole, seed, split, index)
         (whole / NOTE).write_text(_describe(splits, seed) + "\n", encoding="utf-8")
         try:

@@ -12,7 +12,6 @@ from multiprocessing.pool import ThreadPool
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from utils.data.annotations import files_digest
 from utils.data.cache import DISK_LIMIT, MEMORY_LIMIT, ImagesOnDisk, SharedImages
@@ -21,6 +20,7 @@ from utils.data.machine import free_memory, usable_cores
 from utils.data.options import LoaderOptions
 from utils.files import GIB
 from utils.log import LOGGER
+from utils.progress import Bar
 
 
 class ImageStore:
@@ -180,7 +180,7 @@ class FileStore(ImageStore):
         quiet = not LOGGER.isEnabledFor(logging.INFO)
         with ThreadPool(min(8, usable_cores())) as pool:
             work = pool.imap_unordered(read, range(len(self.files)), chunksize=8)
-            for _ in tqdm(work, f"{self.prefix}caching images", len(self.files), disable=quiet):
+            for _ in Bar(work, f"{self.prefix}caching images", len(self.files), disable=quiet):
                 pass
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from utils.boxes import xywh_to_xyxy
 from utils.data.letterbox import boxes_to_original
@@ -14,6 +13,7 @@ from utils.device import Timer
 from utils.evaluation.metrics import IOU_THRESHOLDS, ClassMetrics, ConfusionMatrix, ap_per_class, match_once
 from utils.log import LOGGER
 from utils.nms import non_max_suppression
+from utils.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def evaluate(
     collector = _Collector(ConfusionMatrix(len(names), count_every_image=settings.count_every_image))
     mixed = torch.autocast(device.type, autocast) if autocast else nullcontext()
 
-    progress = tqdm(loader, desc=HEADER, bar_format="{desc} {percentage:3.0f}% {elapsed}", leave=False)
+    progress = Bar(loader, desc=HEADER, bar_format="{desc} {percentage:3.0f}% {elapsed}", leave=False)
     for number, (images, targets, paths, shapes) in enumerate(progress):
         with timers[0]:
             images = images.to(device, non_blocking=True)

@@ -1,14 +1,15 @@
 """What a training shows while it runs and leaves to read: the progress bar and results.csv."""
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from utils.files import atomic_write
 from utils.log import LOGGER
+from utils.progress import Bar
 
 COLUMNS = (
     "epoch", "train/box_loss", "train/obj_loss", "train/cls_loss",
@@ -103,7 +104,7 @@ class Progress:
     def __init__(self, batches: Iterable, epoch: int, epochs: int, pace: Pace, device: torch.device, shown: bool):
         self.epoch, self.epochs, self.pace, self.device = epoch, epochs, pace, device
         LOGGER.info(self.HEADER)
-        self.bar = tqdm(batches, bar_format=self.BAR, disable=not shown)
+        self.bar = Bar(batches, bar_format=self.BAR, disable=not shown)
 
     def __iter__(self) -> Iterator:
         for i, item in enumerate(self.bar):
@@ -115,4 +116,4 @@ class Progress:
         memory = f"{torch.cuda.memory_reserved(self.device) / 1e9:.3g}G" if self.device.type == "cuda" else "0G"
         row = self.ROW.format(f"{self.epoch}/{self.epochs - 1}", memory, *losses, labels, side)
         self.bar.set_description(row, refresh=False)
-        self.bar.set_postfix_str(self.pace.line(images, self.batch, self.epochs))
+        self.bar.set_postfix_str(self.pace.line(images, self.batch, self.epochs), refresh=sys.stderr.isatty())

@@ -1,5 +1,9 @@
 """Order and samples depend on (seed, epoch) alone, whatever the workers; each process gets its share; quads tile."""
 
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +49,21 @@ def same(a, b):
     return all(
         torch.equal(x[0], y[0]) and torch.equal(x[1], y[1]) and x[2:] == y[2:] for x, y in zip(a, b, strict=True)
     )
+
+
+def test_workers_leave_the_signal_that_stops_a_run_to_the_first_process(entry):
+    """Slurm sends it to all processes; a worker that ended would be an error before the run has said how to go on."""
+    loader, _ = create_dataloader(entry, LoaderOptions(workers=2, **{**TRAINING, "batch_size": 2}))
+    batches = iter(loader)
+    next(batches)
+    workers = [child for child in multiprocessing.active_children() if child.is_alive()]
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(batches)) == 4 and len(workers) and all(worker.is_alive() for worker in workers)
+    del batches, loader
+    for worker in workers:  # they end when the loader does
+        worker.join(20)
+        assert worker.exitcode == 0
 
 
 # --- order ------------------------------------------------------------------------------------------------------------
