@@ -7,22 +7,28 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_world import (
     BOXES,
     BROKEN,
     NAMES,
+    SMALLEST,
+    TINY,
     BrightBoxes,
     H,
     PageReader,
     W,
     boxes_image,
     labels_in,
+    lively,
     tree,
     write_set,
 )
 
 import train
+from utils import checkpoint
+from utils.nms import non_max_suppression
 
 ROOT = Path(train.__file__).parent
 
@@ -61,6 +67,66 @@ def test_grey_images_are_detected_in(command, usual, bright, here):
         found = labels_in(here / f"out/exp/labels/{stem}.txt")
         assert found[:, 0].tolist() == [1]  # red is as dark as the ground
         assert np.abs(found[0, 1:] * (W, H, W, H) - (70, 36, 40, 32)).max() <= 2
+
+
+def save_detector(path: Path, cfg: dict = SMALLEST, channels: int = 3, seed: int = 0) -> torch.nn.Module:
+    model = lively({**cfg, "ch": channels}, nc=2, seed=seed)
+    checkpoint.save(path, checkpoint.pack(model))
+    return model.half().float().fuse()  # the file holds 16 bits
+
+
+def rows_of(models: list, image: np.ndarray) -> np.ndarray:
+    """Label rows that these models together find in an image (h, w, channels), computed by hand: sorted."""
+    batch = torch.from_numpy(image.transpose(2, 0, 1).copy())[None] / 255
+    with torch.no_grad():
+        decoded = torch.cat([model(batch)[0] for model in models], 1)
+    found = non_max_suppression(decoded, 0.25, 0.45, max_det=1000)[0]
+    x1, y1, x2, y2 = found[:, :4].clamp(min=0).minimum(torch.tensor([W, H, W, H])).round().T
+    rows = torch.stack((found[:, 5], (x1 + x2) / 2 / W, (y1 + y2) / 2 / H, (x2 - x1) / W, (y2 - y1) / H), 1)
+    return np.array(sorted(rows.tolist()))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_detector_of_one_or_four_channels_detects(command, usual, here, channels):
+    model = save_detector(here / "other.pt", channels=channels)
+    image = np.random.default_rng(0).integers(0, 256, (H, W, channels), np.uint8)
+    cv2.imwrite(str(here / "a.png"), image)
+    arguments = ["--weights", here / "other.pt", "--source", here / "a.png", "--save-txt", "--save-crop"]
+    code, err = command("detect", *usual["detect"], *arguments)
+    assert code == 0, err
+    found, expected = labels_in(here / "out/exp/labels/a.txt"), rows_of([model], image)
+    assert len(expected) > 3 and np.abs(np.array(sorted(found.tolist())) - expected).max() < 1e-5
+    assert cv2.imread(str(here / "out/exp/a.png")).shape == (H, W, 3)
+
+
+def test_images_of_other_channels_than_the_detector_s(command, usual, here):
+    save_detector(here / "other.pt", channels=4)
+    cv2.imwrite(str(here / "a.png"), boxes_image())
+    code, err = command("detect", *usual["detect"], "--weights", here / "other.pt", "--source", here / "a.png")
+    assert code == 1 and "Traceback" not in err
+    assert "a.png: image has 3 channels, but the data set YAML or the weights say channels: 4" in err
+
+
+def test_an_ensemble_of_different_networks(command, usual, here):
+    """One has two levels and ten layers, the other three layers and SOCA; boxes are suppressed among both."""
+    models = [save_detector(here / "a.pt"), save_detector(here / "b.pt", TINY, seed=1)]
+    cv2.imwrite(str(here / "a.png"), boxes_image())
+    arguments = ["--source", here / "a.png", "--save-txt", "--nosave"]
+    code, err = command("detect", *usual["detect"], "--weights", here / "a.pt", here / "b.pt", *arguments)
+    assert code == 0, err
+    rgb = boxes_image()[..., ::-1]
+    expected = rows_of(models, rgb)
+    assert len(expected) > len(rows_of(models[:1], rgb)) > 0
+    found = labels_in(here / "out/exp/labels/a.txt")
+    assert np.abs(np.array(sorted(found.tolist())) - expected).max() < 1e-5
+
+
+def test_an_ensemble_of_different_channels_or_classes_is_refused(command, usual, here):
+    save_detector(here / "a.pt")
+    save_detector(here / "b.pt", channels=1)
+    for verb in ("detect", "val"):
+        code, err = command(verb, *usual[verb], "--weights", here / "a.pt", here / "b.pt")
+        assert code == 1 and "must take the same number of channels, got [3, 1]" in err and "Traceback" not in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such file names")

@@ -15,6 +15,7 @@ from small_world import (
     CURVES,
     NAMES,
     SIZE,
+    SMALLEST,
     BrightBoxes,
     H,
     W,
@@ -99,6 +100,22 @@ def test_the_default_data_set_is_said_to_be_one(command, here):
     code, err = command("val", "--weights", here / "coco.pt", "--imgsz", SIZE, "--device", "cpu", "--workers", 0)
     assert code == 1 and "but data/shapes.yaml has 4, the data set where none is given; name the data set" in err
     assert "--data FILE (official weights: --data data/coco.yaml)" in err and not (here / "runs").exists()
+
+
+def test_channels_of_weights_and_data_set_are_compared(command, usual, variant, here):
+    """Grey and colour are read as each other; four channels are neither."""
+    found = {}
+    for channels in (1, 3):
+        model = lively({**SMALLEST, "ch": channels}, nc=2)
+        checkpoint.save(here / f"{channels}.pt", checkpoint.pack(model))
+        for said in (None, 1, 3, 4):
+            arguments = ["--weights", here / f"{channels}.pt", "--data", variant(channels=said)]
+            code, err = command("val", *usual["val"], *arguments)
+            assert "Traceback" not in err
+            found[channels, said] = code
+            if code:
+                assert f"{channels}.pt takes images of {channels} channel" in err and "says channels: 4" in err
+    assert [key for key, code in found.items() if code] == [(1, 4), (3, 4)]
 
 
 def test_names_of_weights_and_data_set_are_compared(command, usual, variant, world, bright):
