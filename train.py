@@ -45,7 +45,7 @@ def _add_model_and_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cfg", default="", help="model YAML (default: the one inside the weights)")
     group.add_argument("--attention", default="", metavar="BLOCK@PLACE", help="add blocks, such as SE[8]@P3+P4+P5")
     user_blocks.add(group)
-    group.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
+    group.add_argument("--data", default=cli.DATA, help=cli.DATA_HELP)
     group.add_argument("--hyp", default="auto", help="hyper-parameter YAML (default: v6.1's, or one for short runs)")
     group.add_argument("--single-cls", action="store_true", help="treat all classes as one")
     group.add_argument(

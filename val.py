@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def make_parser() -> argparse.ArgumentParser:
     """States every option of val.py once: name, type, range, default and help."""
     parser = argparse.ArgumentParser(description="Measure a trained detector on a labelled data set.")
-    parser.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
+    parser.add_argument("--data", default=cli.DATA, help=cli.DATA_HELP)
     parser.add_argument(
         "--weights",
         nargs="+",

@@ -18,7 +18,7 @@ models              registry
 utils               text log progress cli user_blocks boxes files dist device archives downloads activations pickles
 utils               checkpoint nms drawing class_names page
 utils.data          machine alike shapes faults image_header images letterbox labels
-utils.data.formats  yolo coco voc labelme shards
+utils.data.formats  yolo coco voc labelme shards source
 utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch
 utils.training      loggers search

@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--attention", "--arms", required=True, metavar="ARMS",
         help='arms separated by commas, such as "none,SE[8]@P5,SOCA@P5"; all are compared with the first',
     )  # fmt: skip
-    parser.add_argument("--data", default=cli.DATA, help="data set YAML (default: %(default)s)")
+    parser.add_argument("--data", default=cli.DATA, help=cli.DATA_HELP)
     parser.add_argument(
         "--seeds", type=cli.whole(1), default=5, metavar="N", help="train with seeds 0 to N - 1 (default: %(default)s)"
     )

@@ -27,6 +27,7 @@ from typing import Any
 from utils.text import printable, redact
 
 DATA = "data/shapes.yaml"  # the data set that the project draws itself
+DATA_HELP = "data set YAML, or its labels: a folder, a COCO JSON, a list of images (default: %(default)s)"
 WEIGHTS = "yolov5s.pt"  # official weights, where no others are given
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from utils.data.faults import Fault
 from utils.data.formats.coco import CocoSplit
+from utils.data.formats.labelme import LabelMeSplit
 from utils.data.formats.shards import ShardSplit, check_shard
 from utils.data.formats.voc import VocSplit
 from utils.data.formats.yolo import (
@@ -37,11 +38,13 @@ from utils.files import atomic_write
 from utils.log import LOGGER
 from utils.progress import Bar
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 CACHED_ARRAYS = ("sizes", "labels", "starts", "points", "point_starts")
 FAULTS_SHOWN = 20
 MANY_MISSING = 0.2  # share of images without a label file that is told as a warning
-Entry = str | list[str] | CocoSplit | VocSplit | ShardSplit  # of a data set, as `utils.data.dataset_yaml` gives it
+Entry = (
+    str | list[str] | CocoSplit | VocSplit | LabelMeSplit | ShardSplit
+)  # of a data set, as `utils.data.dataset_yaml` gives it
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def scan(
 
 def list_pairs(entry: Entry) -> Listing:
     """Lists the images of a dataset entry, sorted, with their label files. Raises what `open_entry`, `open` raise."""
-    if isinstance(entry, CocoSplit | VocSplit):
+    if isinstance(entry, CocoSplit | VocSplit | LabelMeSplit):
         return entry.open()
     return open_entry(entry)
 
@@ -220,11 +223,16 @@ def _refuse(annotations: Annotations, entry: Entry) -> None:
 
 
 def _report(annotations: Annotations, entry: Entry, prefix: str) -> None:
-    counts, faults = annotations.counts, annotations.faults
+    counts, faults = annotations.counts, [fault for fault in annotations.faults if fault.kind != "difficult"]
     LOGGER.info(
         f"{prefix}{entry}: {counts['total']} images; label files: {counts['found']} found, "
         f"{counts['missing']} missing, {counts['empty']} empty; {counts['corrupt']} corrupt"
     )
+    if hard := len(annotations.faults) - len(faults):
+        LOGGER.info(
+            f"{prefix}{entry}: objects left out because they are marked as difficult or as crowds: {hard}; "
+            "`difficult: true` in the data set YAML keeps them (tools/split.py --difficult writes one)"
+        )
     for fault in faults[:FAULTS_SHOWN]:
         LOGGER.warning(f"{prefix}{fault}")
     if len(faults) > FAULTS_SHOWN:

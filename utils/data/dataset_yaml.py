@@ -15,9 +15,14 @@ A split may also be COCO JSON, whose classes are matched by name (without nc and
 or Pascal VOC: a list below ImageSets or a folder called Annotations (with `format: voc`, any folder of XML files):
 
     train: VOC2007/ImageSets/Main/trainval.txt
+    images: IMAGES                    # their images, where these are not in JPEGImages or images beside them
+    annotations: XML                  # the XML files of a list, where these are not in Annotations beside ImageSets
     difficult: true                   # keep the objects marked as difficult (default: leave them out, as v6.1)
 
-or WebDataset tar shards (`utils.data.formats.shards`): `train: shards/train-{000000..000099}.tar`.
+or LabelMe: with `format: labelme`, folders or lists of images that have a JSON beside them; or WebDataset tar shards
+(`utils.data.formats.shards`): `train: shards/train-{000000..000099}.tar`.
+
+Instead of a YAML, commands also take the labels themselves: see `utils.data.formats.source`.
 
 Two optional keys say what to do where images are missing. `draw: shapes` draws them. `download` is fetched if the user
 asked for it: the name of a known set (`utils.downloads.KNOWN_SETS`), archives, or a list of both:
@@ -37,7 +42,9 @@ from typing import Any
 
 from utils.cli import require
 from utils.data.formats.coco import CocoSplit, coco_names
+from utils.data.formats.labelme import LabelMeSplit
 from utils.data.formats.shards import ShardSplit
+from utils.data.formats.source import KNOWN, YAML_SUFFIXES, describe, is_source
 from utils.data.formats.voc import VocSplit, is_voc_path
 from utils.downloads import KNOWN_SETS, Archive, download_dataset
 from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, ROOT, find_file, read_yaml, with_numbers
@@ -52,6 +59,8 @@ def load_dataset_yaml(
 ) -> dict[str, Any]:
     """Reads a dataset YAML and checks that the images of the given splits exist.
 
+    path: the YAML, or any other source that `utils.data.formats.source` describes; one that names no splits stands for
+        each of them.
     download: fetch them if they do not and the YAML says from where, with checksums.
     to: folder below which they may be fetched, see `download_dataset`.
 
@@ -61,13 +70,26 @@ def load_dataset_yaml(
 
     Raises FileNotFoundError where the YAML or a path it names is missing, ValueError where its text is wrong.
     """
-    file = _find(path)
-    data = read_yaml(file)
+    return _load(*_read(path), splits, download, to)
+
+
+def open_source(source: str | Path) -> dict[str, Any]:
+    """Returns what `load_dataset_yaml` returns, for all splits that a data set YAML or another source names."""
+    file, data = _read(source)
+    return _load(file, data, tuple(split for split in SPLITS if _entry(data, split, file) is not None))
+
+
+def _load(
+    file: Path, data: dict[str, Any], splits: tuple[str, ...], download: bool = False, to: str = ""
+) -> dict[str, Any]:
     channels = _whole(data.get("channels", 3), "channels", "channels of an image", MAX_IMAGE_CHANNELS, file)
     entries = {split: _entry(data, split, file) for split in SPLITS}
     for split in splits:
         if split not in SPLITS:
             raise ValueError(f"a split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if entries[split] is None and file.suffix not in YAML_SUFFIXES and not any(entries[s] for s in SPLITS[1:]):
+            entries[split] = entries["train"]
+            data |= {f"{split}_images": data["images"]} if "images" in data else {}
         if entries[split] is None:
             raise ValueError(f"{file}: key '{split}' is missing; give a folder of images or a list file")
 
@@ -100,9 +122,18 @@ def load_dataset_yaml(
     absolute = {split: _in_its_format(data, split, _under(root, entries[split]), root, names, file) for split in SPLITS}
     if {"train", "val"} <= set(splits) and _files_of(absolute["train"]) == _files_of(absolute["val"]):
         LOGGER.warning(
-            f"{file}: train and val are the same images, so the results on val are too good; keep some for val alone"
+            f"{file}: train and val are the same images, so the results on val are too good; "
+            "tools/split.py keeps some for val alone"
         )
     return {**data, "path": str(root), **absolute, "nc": nc, "names": names, "channels": channels}
+
+
+def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Returns the file to name in messages, and the mapping in it."""
+    if is_source(path):
+        return describe(path)
+    file = _find(path)
+    return file, read_yaml(file)
 
 
 def _find(path: str | Path) -> Path:
@@ -113,7 +144,9 @@ def _find(path: str | Path) -> Path:
         near = difflib.get_close_matches(Path(path).stem, known, n=1)
         choice = ", ".join(known.values()) or "none"
         hint = f"did you mean {known[near[0]]}?" if near else f"those in data/: {choice}"
-        raise FileNotFoundError(f"{error}; {hint}") from None
+        raise FileNotFoundError(f"{error}; {hint}; or give {KNOWN}") from None
+    except ValueError as error:
+        raise ValueError(f"{error}; or give {KNOWN}") from None
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -191,28 +224,33 @@ def _in_its_format(data: dict[str, Any], split: str, entry: Any, root: Path, nam
     """Returns the entry unchanged, or the split in another format that it names."""
     if entry is None:
         return None
-    if data.get("format") not in (None, "voc"):
-        raise ValueError(f"{file}: format must be 'voc' or be left out, got {data['format']!r}")
+    if data.get("format") not in (None, "voc", "labelme"):
+        raise ValueError(f"{file}: format must be 'voc' or 'labelme' or be left out, got {data['format']!r}")
     if not isinstance(difficult := data.get("difficult", False), bool):
         raise ValueError(f"{file}: difficult must be true or false, got {difficult!r}")
     paths = tuple(_as_list(entry))
     as_coco = {_is_json(path) for path in paths}
     as_shards = {_is_shard(path) for path in paths}
+    if data.get("format") == "labelme":
+        return LabelMeSplit(paths, tuple(names), difficult)
     as_voc = {data.get("format") == "voc" or is_voc_path(path) for path in paths}
     if max(len(as_coco), len(as_shards), len(as_voc)) > 1:
         raise ValueError(f"{file}: all paths of {split} must have labels of one format, got {', '.join(paths)}")
     if True in as_shards:
         return ShardSplit(paths)
-    key = f"{split}_images" if f"{split}_images" in data else "images"
-    images = data.get(key)
-    if images is not None and not isinstance(images, str):
-        raise ValueError(f"{file}: {key} must be a folder, got {images!r}")
-    folder = root / images if images else None
+    folder = _folder_of(data, f"{split}_images" if f"{split}_images" in data else "images", root, file)
     if True in as_coco:
-        return CocoSplit(paths, str(folder or root), tuple(names))
+        return CocoSplit(paths, folder or str(root), tuple(names), difficult)
     if True in as_voc:
-        return VocSplit(paths, str(folder) if folder else None, tuple(names), difficult)
+        return VocSplit(paths, folder, tuple(names), difficult, _folder_of(data, "annotations", root, file))
     return entry
+
+
+def _folder_of(data: dict[str, Any], key: str, root: Path, file: Path) -> str | None:
+    folder = data.get(key)
+    if folder is not None and not isinstance(folder, str):
+        raise ValueError(f"{file}: {key} must be a folder, got {folder!r}")
+    return str(root / folder) if folder else None
 
 
 def _is_shard(path: str) -> bool:

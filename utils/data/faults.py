@@ -15,6 +15,7 @@ FAULT_KINDS = (
     "cut",  # a box that reaches over the edge of its image
     "duplicate",  # a label that repeats another
     "stray",  # a label of an image that is not listed
+    "difficult",  # an object that is marked as difficult or as a crowd, and so left out as the YAML says
 )
 
 

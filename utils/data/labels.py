@@ -6,7 +6,7 @@ one without area, or outside the image, is left out and reported.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -149,10 +149,14 @@ def first_file(candidates: Sequence[Path]) -> Path | None:
 
 def names_in_order(folder: Path, images: list[LabelledImage]) -> list[str]:
     """Returns class names: those of the folder's labels.txt first, then the others in alphabetical order."""
+    return listed_first(folder, {item.name for image in images for item in image.objects})
+
+
+def listed_first(folder: Path, names: Iterable[str]) -> list[str]:
+    """Returns the names of the folder's labels.txt, if there is one, then the others in alphabetical order."""
     file = folder / NAMES_FILE
     listed = [line.strip() for line in _text_lines(file)] if file.is_file() else []
-    found = sorted({item.name for image in images for item in image.objects})
-    return list(dict.fromkeys([*filter(None, listed), *found]))
+    return list(dict.fromkeys([*filter(None, listed), *sorted(names)]))
 
 
 def _text_lines(file: Path) -> list[str]:
@@ -214,6 +218,11 @@ def rows_of(
     kept = list(rows.values())
     polygons = [objects[i].polygons[0] if len(objects[i].polygons) == 1 else np.zeros((0, 2)) for i in kept]
     return ImageLabels(labels[kept], [np.clip(p / size, 0, 1).astype(np.float32) for p in polygons], faults)
+
+
+def left_out_as_difficult(locations: Iterable[Location]) -> list[Fault]:
+    """Returns a fault for each object that is left out because it is marked as difficult or as a crowd."""
+    return [location.fault("difficult", "marked as difficult or as a crowd; left out") for location in locations]
 
 
 def normalise_boxes(

@@ -395,7 +395,7 @@ def test_voc_in_a_yaml(voc, tmp_path, write_yaml):
     "text, message",
     [
         ("train: [x.json, images]\n", "set.yaml: all paths of train must have labels of one format"),
-        ("train: images\nformat: coco\n", "format must be 'voc' or be left out, got 'coco'"),
+        ("train: images\nformat: coco\n", "format must be 'voc' or 'labelme' or be left out, got 'coco'"),
         ("train: images\ndifficult: 1\n", "difficult must be true or false, got 1"),
         ("train: images\nimages: [a]\n", r"images must be a folder, got \['a'\]"),
     ],

@@ -25,6 +25,7 @@ from utils.data.labels import (
     check_size,
     first_file,
     hull,
+    left_out_as_difficult,
     open_image,
     read_json,
     rows_of,
@@ -177,6 +178,7 @@ class CocoSplit:
     files: tuple[str, ...]  # of JSON
     images: str  # the folder from which `file_name` starts
     names: tuple[str, ...]  # of the classes, in order
+    difficult: bool = False  # keep crowds, each as one object; training leaves them out, as COCO's own labels do
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -202,7 +204,9 @@ class CocoSplit:
         if not annotated:
             raise ValueError(f"{self}: no images are listed")
         images = sorted(annotated)
-        return Listing(images, [annotated[path][0].file for path in images], _CocoReader(annotated, self.names))
+        return Listing(
+            images, [annotated[path][0].file for path in images], _CocoReader(annotated, self.names, self.difficult)
+        )
 
     def annotated(self) -> tuple[dict[str, int | str], list[int | str], list[CocoBox]]:
         """Reads what a metric needs and training does not: the ids in the files, and all annotations, crowds included.
@@ -248,9 +252,6 @@ class CocoSplit:
 
 
 def _report(content: CocoFile) -> None:
-    crowds = sum(is_crowd(a) for annotations in content.annotations.values() for a in annotations)
-    if crowds:
-        LOGGER.info(f"{content.file}: crowd boxes left out: {crowds}")
     if content.strays:
         LOGGER.warning(
             f"{content.file}: annotations of images that are not listed, left out: {len(content.strays)}; the first: "
@@ -262,6 +263,7 @@ def _report(content: CocoFile) -> None:
 class _CocoReader:
     annotated: dict[str, tuple[CocoFile, dict]]  # image -> its file, its record there
     names: tuple[str, ...]
+    difficult: bool
 
     def __call__(self, image: str, label_file: str, size: Size) -> ImageLabels:
         content, record = self.annotated[image]
@@ -269,9 +271,10 @@ class _CocoReader:
         check_size(stated, size, image, location)
         objects, locations, faults = [], [], []
         for annotation in content.annotations.get(record["id"], ()):
-            if is_crowd(annotation):
-                continue
             location = content.locate(annotation)
+            if is_crowd(annotation) and not self.difficult:
+                faults += left_out_as_difficult([location])
+                continue
             item, odd = object_of(annotation, content.categories[annotation["category_id"]], location)
             objects.append(item)
             locations.append(location)

@@ -1,30 +1,99 @@
 """LabelMe: one JSON file beside each image; polygons, rectangles and circles in pixels."""
 
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from utils.data.faults import Location
-from utils.data.images import is_image
+from utils.data.faults import FaultError, Location, UnknownClassError
+from utils.data.images import is_image, list_images
 from utils.data.labels import (
     NAMES_FILE,
+    ImageLabels,
     LabelledImage,
     LabelledObject,
     LabelledSplit,
+    Listing,
+    Size,
+    check_size,
     finite_number,
     first_file,
     hull,
+    left_out_as_difficult,
+    listed_first,
     names_in_order,
     open_image,
     read_json,
+    rows_of,
     write_new,
 )
 from utils.log import LOGGER
 
 MIN_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}  # of the shapes that are objects
+
+
+# --- a split of a data set --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelMeSplit:
+    """Images with a JSON file beside each. A path is a folder, or a list of image files (see `list_images`)."""
+
+    paths: tuple[str, ...]
+    names: tuple[str, ...]  # of the classes, in order
+    difficult: bool = False  # keep the objects that are marked as difficult
+
+    def __str__(self) -> str:
+        return ", ".join(self.paths)
+
+    def open(self) -> Listing:
+        """Lists the images. Raises what `list_images` raises."""
+        images = list_images(list(self.paths))
+        labels = [os.path.splitext(image)[0] + ".json" for image in images]
+        return Listing(images, labels, _LabelMeReader(self.names, self.difficult))
+
+
+@dataclass(frozen=True)
+class _LabelMeReader:
+    names: tuple[str, ...]
+    difficult: bool
+
+    def __call__(self, image: str, label_file: str, size: Size) -> ImageLabels:
+        content = read_json(label_file)
+        check_size((content.get("imageWidth"), content.get("imageHeight")), size, image, Location(label_file))
+        objects = _objects(content, Path(label_file))
+        for item in objects:
+            if item.name not in self.names and (self.difficult or not item.difficult):
+                words = f"{label_file}: class {item.name!r} is not in names of the data set YAML; add it there"
+                raise UnknownClassError(words)
+        places = [Location(label_file, f"object {i} ({item.name!r})") for i, item in enumerate(objects, 1)]
+        kept = [(item, place) for item, place in zip(objects, places) if self.difficult or not item.difficult]
+        classes = [self.names.index(item.name) for item, _ in kept]
+        labels = rows_of([item for item, _ in kept], classes, size, [place for _, place in kept])
+        hard = [place for item, place in zip(objects, places) if item.difficult]
+        labels.faults += [] if self.difficult else left_out_as_difficult(hard)
+        return labels
+
+
+def labelme_names(split: LabelMeSplit) -> list[str]:
+    """Returns the names of the classes in the JSON files of a split: those of a labels.txt first, the others sorted."""
+    files = [file for file in split.open().label_files if os.path.isfile(file)]
+    found: set[str] = set()
+    for file in files:
+        try:
+            found |= {item.name for item in _objects(read_json(file), Path(file))}
+        except FaultError:  # told of where the labels are read
+            continue
+    if not found:
+        raise ValueError(f"{split}: no objects in {len(files)} LabelMe files, so there are no classes")
+    return listed_first(Path(files[0]).parent, found)
+
+
+# --- conversion -------------------------------------------------------------------------------------------------------
 
 
 def load(folder: Path) -> LabelledSplit:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.parsers import expat
 
-from utils.data.faults import Location, UnknownClassError
+from utils.data.faults import FaultError, Location, UnknownClassError
 from utils.data.images import is_image, list_images
 from utils.data.labels import (
     NAMES_FILE,
@@ -26,6 +26,8 @@ from utils.data.labels import (
     check_box,
     check_size,
     first_file,
+    left_out_as_difficult,
+    listed_first,
     names_in_order,
     open_image,
     read_label_bytes,
@@ -127,31 +129,39 @@ class VocSplit:
 
     A path is a list `ImageSets/Main/train.txt` of names without suffix, beside whose ImageSets lie the folders
     Annotations and JPEGImages; or a folder of XML files, whose images are in `images`, else in the folder JPEGImages
-    beside it, else in itself.
+    or images beside it, else in itself.
     """
 
     paths: tuple[str, ...]
     images: str | None
     names: tuple[str, ...]  # of the classes, in order
     difficult: bool = False  # keep the objects that are marked as difficult; v6.1 leaves them out
+    annotations: str | None = None  # folder of the XML files of a list, if it is not the one beside ImageSets
 
     def __str__(self) -> str:
         return ", ".join(self.paths)
 
-    def open(self) -> Listing:
-        """Lists the images. Raises FileNotFoundError where a folder is missing."""
+    def pairs(self) -> dict[str, str]:
+        """Returns the XML file of each image, sorted. Raises FileNotFoundError where a folder is missing."""
         pairs: dict[str, str] = {}
         for path in self.paths:
-            pairs.update(_list_file(Path(path), self.images) if os.path.isfile(path) else _folder(path, self.images))
-        images = sorted(pairs)
-        return Listing(images, [pairs[path] for path in images], _VocReader(self.names, self.difficult))
+            if os.path.isfile(path):
+                pairs.update(_list_file(Path(path), self.images, self.annotations))
+            else:
+                pairs.update(_folder(path, self.images))
+        return dict(sorted(pairs.items()))
+
+    def open(self) -> Listing:
+        """Lists the images. Raises what `pairs` raises."""
+        pairs = self.pairs()
+        return Listing(list(pairs), list(pairs.values()), _VocReader(self.names, self.difficult))
 
 
 def is_voc_path(path: str | Path) -> bool:
     """Returns True for a list of names (not of image files) below ImageSets, and for a folder called Annotations."""
     path = Path(path)
     if os.path.isdir(path):  # not Path's own methods, which raise for a name that is too long
-        return path.name == "Annotations"
+        return path.name.lower() == "annotations"
     return os.path.isfile(path) and "ImageSets" in path.parts[:-1] and not any(map(is_image, _listed_names(path)[:1]))
 
 
@@ -162,21 +172,31 @@ def _listed_names(file: Path, is_name: Callable[[str], bool] = lambda _: False) 
     return [name if is_name(name) else _FLAG.sub("", name) for name in names]
 
 
-def _list_file(file: Path, images: str | None) -> dict[str, str]:
+def folder_beside(path: str | Path, *names: str) -> Path | None:
+    """Returns the first folder beside a path that has one of the names, in capitals or not; None if none has."""
+    with os.scandir(os.path.dirname(os.path.abspath(path))) as entries:
+        folders = {entry.name.lower(): entry.path for entry in entries if entry.is_dir()}
+    return next((Path(folders[name]) for name in names if name in folders), None)
+
+
+def _list_file(file: Path, images: str | None, annotations: str | None) -> dict[str, str]:
     """Maps images to XML files, for the names in a list; a name without an image gets a path that does not exist."""
     root = next((parent.parent for parent in file.parents if parent.name == "ImageSets"), file.parent)
-    folder = Path(images) if images else root / "JPEGImages"
+    folder = Path(images or folder_beside(root / "x", "jpegimages", "images") or root / "JPEGImages")
+    labels = annotations or folder_beside(root / "x", "annotations") or root / "Annotations"
     by_stem = _images_by_stem(folder)
     return {
-        by_stem.get(name, str(folder / f"{name}.jpg")): str(root / "Annotations" / f"{name}.xml")
+        by_stem.get(name, str(folder / f"{name}.jpg")): os.path.join(labels, f"{name}.xml")
         for name in _listed_names(file, by_stem.__contains__)
     }
 
 
 def _folder(folder: str, images: str | None) -> dict[str, str]:
     """Maps images to XML files, for the images of a folder of XML files."""
-    beside = os.path.join(os.path.dirname(os.path.normpath(folder)), "JPEGImages")
-    by_stem = _images_by_stem(Path(images or (beside if os.path.isdir(beside) else folder)))
+    beside = folder_beside(os.path.normpath(folder), "jpegimages", "images")
+    if beside and os.path.samefile(beside, folder):
+        beside = None
+    by_stem = _images_by_stem(Path(images or beside or folder))
     stems = {Path(name).stem for name in os.listdir(folder) if name.lower().endswith(".xml")}
     if without := sorted(stems - set(by_stem)):
         LOGGER.warning(f"{folder}: XML files without an image: {len(without)}; the first: {without[0]}.xml")
@@ -204,13 +224,32 @@ class _VocReader:
     def __call__(self, image: str, label_file: str, size: Size) -> ImageLabels:
         root = parse_xml(read_label_bytes(label_file), label_file)
         check_size(stated_size(root), size, image, Location(label_file))
-        nodes = [pair for pair in objects_of(root, label_file) if self.difficult or not is_difficult(pair[0])]
+        found = objects_of(root, label_file)
+        nodes = [pair for pair in found if self.difficult or not is_difficult(pair[0])]
         for node, location in nodes:
             if _name(node) not in self.names:
                 raise UnknownClassError(f"the class of {location} is not in names of the data set YAML; add it there")
         objects = [object_of(node, location) for node, location in nodes]
         classes = [self.names.index(item.name) for item in objects]
-        return rows_of(objects, classes, size, [location for _, location in nodes])
+        labels = rows_of(objects, classes, size, [location for _, location in nodes])
+        if len(nodes) < len(found):
+            labels.faults += left_out_as_difficult(location for node, location in found if is_difficult(node))
+        return labels
+
+
+def voc_names(split: VocSplit) -> list[str]:
+    """Returns the names of the classes in the XML files of a split: those of a labels.txt first, the others sorted."""
+    found: set[str] = set()
+    files = [file for file in split.pairs().values() if os.path.isfile(file)]
+    for file in files:
+        try:
+            root = parse_xml(read_label_bytes(file), file)
+        except FaultError:  # told of where the labels are read
+            continue
+        found |= {_name(node) for node, _ in objects_of(root, file)} - {""}
+    if not found:
+        raise ValueError(f"{split}: no objects in {len(files)} XML files, so there are no classes")
+    return listed_first(Path(files[0]).parent, found)
 
 
 # --- conversion -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,13 @@ from PIL import Image
 
 from utils.data.annotations import cache_path, scan
 from utils.data.formats.coco import CocoSplit, coco_names
+
+
+def test_crowds_are_kept_when_asked_for(coco):
+    split = coco({"bbox": [10, 10, 20, 10]}, {"bbox": [0, 0, 100, 50], "iscrowd": 1})
+    assert scan(split).labels[:, 1:].tolist() == [pytest.approx([0.2, 0.3, 0.2, 0.2])]
+    kept = scan(replace(split, difficult=True))  # not the cache
+    assert kept.labels[1, 1:].tolist() == [0.5, 0.5, 1, 1] and not kept.faults
 
 
 def test_coco_by_hand(coco, caplog):
@@ -36,10 +44,11 @@ def test_coco_by_hand(coco, caplog):
     outline = np.array([[0.1, 0.2], [0.3, 0.2], [0.2, 0.4]])
     assert found.polygons_of(0)[0] == pytest.approx(outline) and [len(p) for p in found.polygons_of(0)] == [3, 0, 0]
     assert found.counts == {"found": 2, "missing": 0, "empty": 1, "corrupt": 0, "total": 2}
-    zero, twice = map(str, found.faults)
+    crowd, zero, twice = map(str, found.faults)
     assert zero.endswith("instances.json: annotation 77: box (5, 5, 5, 14) has no area; left out")
     assert "annotation 5: the same box and class as" in twice and "annotation 0" in twice
-    assert "instances.json: crowd boxes left out: 1" in caplog.text
+    assert "annotation" in crowd and crowd.endswith("marked as difficult or as a crowd; left out")
+    assert "instances.json: objects left out because they are marked as difficult or as crowds: 1" in caplog.text
     strays = "annotations of images that are not listed, left out: 1; the first: annotation 66: there is no image"
     assert strays in caplog.text
 

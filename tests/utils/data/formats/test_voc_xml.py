@@ -23,7 +23,10 @@ def test_voc_by_hand(voc, tmp_path):
         assert [path[-5:] for path in found.images] == [f"{name}.png" for name in names]
         # v6.1: centre (min + max) / 2 - 1, size max - min
         assert found.labels == pytest.approx(np.array([[1, 0.2, 0.3, 0.2, 0.2], [0, 0.5, 0.5, 1, 1]]))
-        assert found.starts.tolist() == [0, 2, 2] and not found.faults
+        assert found.starts.tolist() == [0, 2, 2]
+        assert [fault.words for fault in found.faults] == [
+            "object 3 ('unheard'): marked as difficult or as a crowd; left out"
+        ]
         assert found.counts == {"found": 2, "missing": 0, "empty": 1, "corrupt": 0, "total": 2}
         assert [len(p) for p in found.polygons_of(0)] == [0, 0]
 

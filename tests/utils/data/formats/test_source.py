@@ -1,0 +1,95 @@
+"""Every source of labels gives the same boxes, whatever tool has written it, and tells of its classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exports import EXPORTS, NAMES, labelme, photographs, two_folders
+
+from utils.data.annotations import scan
+from utils.data.dataset_yaml import load_dataset_yaml, open_source
+
+
+def expected():
+    """Returns the objects of each image, by its name: a set of (class name, x1, y1, x2, y2) in pixels."""
+    return {path.stem: {(NAMES[c], *box) for c, *box in objects} for path, _, objects in photographs()}
+
+
+def found(entry, names):
+    """Returns the same, from what training reads."""
+    labels, objects = scan(entry, use_cache=False), {}
+    for i, path in enumerate(labels.images):
+        rows = labels.labels_of(i).astype(float)
+        corners = np.concatenate([rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2], 1)
+        pixels = (corners * np.tile(labels.sizes[i], 2)).round(2).tolist()
+        objects[Path(path).stem.removeprefix("3f2a-")] = {(names[int(c)], *box) for c, box in zip(rows[:, 0], pixels)}
+    return objects
+
+
+@pytest.mark.parametrize("export", EXPORTS, ids=lambda export: export.__name__)
+def test_exports_hold_the_same_objects(export, tmp_path):
+    data = open_source(export(tmp_path / "set"))
+    assert sorted(data["names"]) == sorted(NAMES) and data["nc"] == 3
+    assert found(data["train"], data["names"]) == expected()
+    assert (data["val"] is not None) == export.__name__.startswith("roboflow")
+
+
+@pytest.mark.parametrize("part", ["", "IMAGES", "ANNOTATIONS"])
+def test_voc_is_found_from_each_of_its_folders(part, tmp_path):
+    data = open_source(two_folders(tmp_path / "set") / part)
+    assert data["names"] == sorted(NAMES)
+    assert found(data["train"], data["names"]) == expected()
+
+
+def test_a_source_without_splits_stands_for_each(tmp_path, caplog):
+    data = load_dataset_yaml(labelme(tmp_path / "set"))
+    assert data["train"] == data["val"] and data["test"] is None
+    assert "train and val are the same images" in caplog.text and "tools/split.py" in caplog.text
+
+
+def test_lists_of_names_and_of_images(tmp_path):
+    root = two_folders(tmp_path / "set")
+    stems = [path.stem for path, _, _ in photographs()][:3]
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for file in (lists / "train.txt", root / "mine.txt"):
+        file.write_text("\n".join(stems))
+        data = open_source(file)
+        assert found(data["train"], data["names"]) == {stem: expected()[stem] for stem in stems}
+
+
+def test_classes_without_names_are_numbers(tmp_path, caplog):
+    for kind, name, text in (("images", "a.jpg", None), ("labels", "a.txt", "4 .5 .5 .2 .2\n0 .5 .5 .1 .1\n")):
+        (tmp_path / kind).mkdir()
+        file = tmp_path / kind / name
+        file.write_bytes(photographs()[0][0].read_bytes()) if text is None else file.write_text(text)
+    for source in (tmp_path, tmp_path / "images"):
+        data = open_source(source)
+        assert data["names"] == [f"class{i}" for i in range(5)]
+    assert "no file of class names near it" in caplog.text
+
+
+def _without_labels(root):
+    for path in labelme(root).glob("*.json"):
+        path.unlink()
+    return root
+
+
+def _table(root):
+    (root / "a.csv").write_text("x")
+    return root / "a.csv"
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda root: root / "nothing.json", FileNotFoundError, "no such file or folder: .*nothing.json; give a data"),
+        (lambda root: root, ValueError, "no images in .*; an image file ends in"),
+        (lambda root: next(labelme(root).glob("*.json")), ValueError, "LabelMe file of one image; give the folder"),
+        (_without_labels, ValueError, "no labels were found: no XML or JSON files, and no text file of YOLO labels"),
+        (_table, ValueError, "or give a data set YAML, a COCO JSON"),
+    ],
+)
+def test_what_is_no_source_says_what_would_be(make, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        open_source(make(tmp_path))
