@@ -6,7 +6,8 @@ models/attention.py: the first argument is the number of channels, any size of m
     MCA     mean and standard deviation, or skewness, of neighbouring channels
     FCA     one coefficient per channel of a discrete cosine transform, of which the mean is the lowest
 
-All statistics are in float32. Notation: x is (N, C, H, W), M = H W positions, sigma the logistic function.
+All statistics are in float32, in exported files too (`in_float32`).
+Notation: x is (N, C, H, W), sigma the logistic function.
 """
 
 import math
@@ -45,6 +46,8 @@ class GSoP(Gated):
         width: c; the paper's is 128. At most C / 2, since it is to reduce.
     """
 
+    in_float32 = True
+
     def __init__(self, channels: int, width: int = 128):
         super().__init__()
         if width < 1:
@@ -81,6 +84,8 @@ class SRM(Gated):
         epsilon: added to the variance under the root, which has no slope at 0; 1e-5.
     """
 
+    in_float32 = True
+
     def __init__(self, channels: int, epsilon: float = 1e-5):
         super().__init__()
         self.epsilon = epsilon
@@ -114,6 +119,8 @@ class MCA(Gated):
         epsilon: added to the variance under the root; 1e-5.
     """
 
+    in_float32 = True
+
     def __init__(self, channels: int, moment: str = "E", kernel: int = 3, epsilon: float = 1e-5):
         super().__init__()
         if kernel % 2 == 0:
@@ -124,7 +131,8 @@ class MCA(Gated):
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the weight of each channel (N, C, 1, 1)."""
         mean, std, centred = _moments(x, self.epsilon)
-        higher = std if self.moment == "E" else (centred / std).pow(3).mean((2, 3), keepdim=True)
+        unit = centred / std
+        higher = std if self.moment == "E" else (unit * unit * unit).mean((2, 3), keepdim=True)
         moments = torch.cat((mean, higher), 3).squeeze(2).transpose(1, 2)  # (N, 2, C)
         return torch.sigmoid(self.conv(moments.to(x.dtype))).transpose(1, 2).unsqueeze(3)
 
@@ -164,6 +172,8 @@ class FCA(ChannelGate):
         start, rate: of the gate, as SOCA's.
     """
 
+    in_float32 = True
+
     def __init__(self, channels: int, reduction: int = 16, start: str = "open", rate: float = 1.0):
         super().__init__(channels, reduction, start, rate)
         chosen = [FREQUENCIES[c * len(FREQUENCIES) // channels] for c in range(channels)]
@@ -175,11 +185,10 @@ class FCA(ChannelGate):
         H, W = x.shape[2:]
         maps = wide(x)
         u, v, factor = self.frequencies.to(maps.dtype).unbind(1)  # each (C, 1, 1)
-        rows = torch.cos(u * self._angles(H, maps).view(1, 1, H))  # (C, 1, H)
-        columns = torch.cos(v * self._angles(W, maps).view(1, W, 1))  # (C, W, 1)
-        with torch.autocast(x.device.type, enabled=False):
-            s = factor / (H * W) * (rows @ (maps @ columns))
-        return s.to(x.dtype)
+        rows = torch.cos(u * self._angles(H, maps).view(1, H, 1))  # (C, H, 1)
+        columns = torch.cos(v * self._angles(W, maps).view(1, 1, W))  # (C, 1, W)
+        along_rows = (maps * columns).sum(3, keepdim=True)  # (N, C, H, 1)
+        return (factor / (H * W) * (along_rows * rows).sum(2, keepdim=True)).to(x.dtype)
 
     @staticmethod
     def _angles(side: int, like: torch.Tensor) -> torch.Tensor:

@@ -367,6 +367,7 @@ class SOCA(ChannelGate):
     Shape: (N, C, H, W) -> (N, C, H, W), in the input's type.
     """
 
+    in_float32 = True  # in exported files of less precision too
     unit = "means"  # an attribute of the object only where it is another: files of the paper's form have none
 
     def __init__(self, channels: int, reduction: int = 8, unit: str = "means", start: str = "open", rate: float = 1.0):

@@ -46,6 +46,7 @@ class Detect(nn.Module):
     """
 
     stride = None  # set by Model
+    in_float32 = True  # the decoding, in exported files of less precision too
 
     def __init__(self, nc=80, anchors=(), ch=(), inplace=True):
         super().__init__()

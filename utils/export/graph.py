@@ -145,5 +145,7 @@ def _cap_classes(scores: torch.Tensor, classes: torch.Tensor, nc: int, maximum: 
 
 
 def delicate_modules(detector: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the modules that stay in float32: SOCA, and Detect, whose last steps compute pixels."""
-    return tuple(name for name, m in detector.named_modules() if type(m).__name__ in ("SOCA", "Detect"))
+    """Returns the names of the modules that stay in float32, as their classes say: SOCA and other statistics of a map,
+    and Detect, whose last steps compute pixels.
+    """
+    return tuple(name for name, m in detector.named_modules() if getattr(m, "in_float32", False))

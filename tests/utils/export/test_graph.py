@@ -3,12 +3,12 @@
 import pytest
 import torch
 from export_job import HOW, SIZE, assert_same, job_for, random_images
-from small_world import lively
+from small_world import TINY, lively
 
 from models.yolo import Model
 from utils.export import onnx_file
 from utils.export.formats import Suppression
-from utils.export.graph import suppress
+from utils.export.graph import delicate_modules, suppress
 from utils.nms import non_max_suppression
 from utils.runtimes.onnx_file import ONNXRuntime
 
@@ -63,3 +63,12 @@ def test_no_row_at_all_passes():
     rows = torch.zeros(2, 40, 8)
     boxes, scores, classes = suppress(rows, HOW)
     assert boxes.shape == (2, 30, 4) and not scores.any() and not classes.any()
+
+
+def test_which_modules_stay_in_float32():
+    """Those that square and sum a whole map, also inside another block, and the head that decodes boxes."""
+    insert = [{"after": 4, "module": block} for block in ("SOCA", "SE", "GSoP", "LSRAG", "SRM")]
+    model = Model({**TINY, "insert": insert})
+    kinds = {name: type(model.get_submodule(name)).__name__ for name in delicate_modules(model)}
+    assert list(kinds.values()) == ["SOCA", "GSoP", "SOCA", "SRM", "Detect"]
+    assert sum(name.endswith(".soca") for name in kinds) == 1
