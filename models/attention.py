@@ -16,20 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.common import SOCA, Conv
-from models.gates import OPEN, STARTS, checked
+from models.gates import OPEN, STARTS, Gated, checked, wide
 from models.registry import keeps_channels, register, widens_repeating
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    """Returns x in float32, or float64 as it is: the sum of squares of a map overflows in half precision."""
-    return x if x.dtype == torch.float64 else x.float()
-
 
 # --- gates ------------------------------------------------------------------------------------------------------------
 
 
 @register(keeps_channels)
-class ECA(nn.Module):
+class ECA(Gated):
     """Efficient channel attention: the gate of a channel depends on the means of a few neighbouring channels.
 
     Wang et al., ECA-Net, CVPR 2020, section 3.2: sigma(conv of width k over the channels' means), and section 3.2.3 for
@@ -53,9 +47,6 @@ class ECA(nn.Module):
         """Returns the weight of each channel (N, C, 1, 1)."""
         means = x.mean((2, 3)).unsqueeze(1)  # (N, 1, C)
         return torch.sigmoid(self.conv(means).squeeze(1) + self.shift)[:, :, None, None]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.gate(x).type_as(x) * x
 
     def start_as_identity(self) -> None:
         """Opens the gate of every channel, for a new block among trained layers."""
@@ -108,7 +99,7 @@ class CBAM(nn.Module):
 
 
 @register(keeps_channels)
-class CoordAttention(nn.Module):
+class CoordAttention(Gated):
     """Coordinate attention: a gate per channel and row times one per channel and column.
 
     Hou et al., Coordinate Attention for Efficient Mobile Network Design, CVPR 2021, section 3.2: means along rows and
@@ -137,9 +128,6 @@ class CoordAttention(nn.Module):
             x
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.gate(x) * x
-
     def start_as_identity(self) -> None:
         """Opens both gates, for a new block among trained layers."""
         nn.init.constant_(self.rows.bias, OPEN)
@@ -147,7 +135,7 @@ class CoordAttention(nn.Module):
 
 
 @register(keeps_channels)
-class SimAM(nn.Module):
+class SimAM(Gated):
     """Attention without parameters: weighs each value by how far it is from the mean of its channel.
 
     Yang et al., SimAM, ICML 2021, section 3, the inverse of equation 5: with d = (x - mean)^2 and v = sum(d) / (M - 1)
@@ -164,17 +152,14 @@ class SimAM(nn.Module):
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the weight of each value (N, C, H, W)."""
-        wide = _wide(x)
-        d = (wide - wide.mean((2, 3), keepdim=True)).square()
+        maps = wide(x)
+        d = (maps - maps.mean((2, 3), keepdim=True)).square()
         v = d.sum((2, 3), keepdim=True) / max(x.shape[2] * x.shape[3] - 1, 1)
         return torch.sigmoid(d / (4 * (v + self.lambda_)) + 0.5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.gate(x).type_as(x) * x
-
 
 @register(keeps_channels)
-class GCT(nn.Module):
+class GCT(Gated):
     """Gated channel transformation: each channel is scaled by its share of the second moments.
 
     Yang et al., Gated Channel Transformation for Visual Recognition, CVPR 2020, section 3: s = alpha times the root of
@@ -195,13 +180,9 @@ class GCT(nn.Module):
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the weight of each channel (N, C, 1, 1)."""
-        wide = _wide(x)
-        s = self.alpha * (wide.square().sum((2, 3), keepdim=True) + self.epsilon).sqrt()
+        s = self.alpha * (wide(x).square().sum((2, 3), keepdim=True) + self.epsilon).sqrt()
         s = s * math.sqrt(x.shape[1]) * (s.square().sum(1, keepdim=True) + self.epsilon).rsqrt()
         return 1 + torch.tanh(self.gamma * s + self.beta)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.gate(x).type_as(x) * x
 
     def start_as_identity(self) -> None:
         """Sets gamma and beta to 0, which is the identity."""
@@ -325,7 +306,7 @@ def _parts(side: int, count: int) -> list[tuple[int, int]]:
 def _non_local(maps: list[torch.Tensor]) -> torch.Tensor:
     """Returns the sum over positions j of softmax_j(theta_i . phi_j) g_j for theta, phi, g of a region (N, c, h, w)."""
     # (N, 1, h w, c), contiguous, for the kernels that never hold all scores; exporters need the dimension of heads
-    query, key, value = (_wide(m).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for m in maps)
+    query, key, value = (wide(m).flatten(2).transpose(1, 2).contiguous().unsqueeze(1) for m in maps)
     with torch.autocast(maps[0].device.type, enabled=False):  # the scores are sums without a scale and can be large
         y = F.scaled_dot_product_attention(query, key, value, scale=1.0)
     return y.squeeze(1).transpose(1, 2).reshape(maps[0].shape).type_as(maps[0])

@@ -114,7 +114,7 @@ class Gated(nn.Module):
     """Multiplies a map by the gate that a subclass defines."""
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the weight of each channel (N, C, 1, 1)."""
+        """Returns the weight of each channel (N, C, 1, 1), or of each value (N, C, H, W)."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ def test_a_fitted_gate_is_the_least_squares_one(module, image):
     y = block(torch.from_numpy(view.maps)[None])[0].double().numpy()
     x = view.maps.astype(np.float64)
     slopes = [np.linalg.lstsq(a.reshape(-1, 1), b.ravel(), rcond=None)[0][0] for a, b in zip(x, y)]
-    np.testing.assert_allclose(view.gate, slopes, rtol=1e-4)
+    np.testing.assert_allclose(view.gate, slopes, rtol=1e-4, atol=1e-30)  # a gate may be too small for its digits
 
 
 @pytest.mark.parametrize("module", [c for c in registered(keeps_channels) if hasattr(c, "gate")])
