@@ -19,7 +19,8 @@ utils               text log progress cli user_blocks boxes files dist device ar
 utils               checkpoint nms drawing class_names page
 utils.data          machine alike shapes faults image_header images letterbox labels
 utils.data.formats  yolo coco voc labelme shards source
-utils.data          dataset_yaml checks options annotations cache store augmentations mosaic dataset shard_loader loader
+utils.data          dataset_yaml options annotations contents checks cache store augmentations mosaic dataset
+utils.data          shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch
 utils.training      loggers search
 utils.runtimes      environments trust metadata
@@ -35,7 +36,8 @@ models              architecture yolo rebuild transfer backend autoshape
 engine              run setup validation training detection
 .                   hubconf train val detect export
 tools               setup_env demo draw_shapes costs explain ablate_statistics ablate_report ablate_runs ablate
-tools               attend_report attend_measures attend doctor_report doctor convert benchmark_formats compare
+tools               attend_report attend_measures attend doctor_report doctor preview_report preview convert
+tools               benchmark_formats compare
 """
 # The doors for programs written for v6.1, which nothing else imports
 DOORS = """

@@ -5,7 +5,7 @@ python tools/doctor.py my.yaml --html report.html      # a page with the worst f
 python tools/doctor.py my.yaml --json --strict         # for a program: exit status 1 where there is a fault
 
 A fault is wrong for every task (a line that cannot be read, an image in train and in val); a hint is for you to judge.
-Labels must be YOLO text files; tools/convert.py makes them from COCO JSON, Pascal VOC, LabelMe and tar shards.
+The data set may be in any format that train.py reads, but for tar shards, which tools/convert.py unpacks.
 """
 
 import argparse
@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.doctor_report import as_html, as_json, as_text
 from utils import cli
-from utils.data.checks import FAULT, KINDS, Contents, Finding, examine, read_contents
-from utils.data.dataset_yaml import SPLITS, load_dataset_yaml
+from utils.data.checks import FAULT, KINDS, Finding, examine
+from utils.data.contents import Contents, read_contents
+from utils.data.dataset_yaml import SPLITS, open_source
+from utils.data.formats.shards import ShardSplit
 from utils.files import ROOT, atomic_write, read_yaml
 from utils.training.autoanchor import GOOD_RECALL, anchor_fit
 
@@ -28,7 +30,7 @@ ANCHOR_THRESHOLD = 4.0  # factor by which a side of a box and of its anchor may 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="data set YAML")
+    parser.add_argument("data", help="data set YAML, or any other source that train.py reads")
     parser.add_argument(
         "--imgsz", "--img", type=int, default=640, help="training size in pixels (default: %(default)s)"
     )
@@ -52,16 +54,15 @@ def diagnose(data: dict, image_size: int, anchors: np.ndarray) -> tuple[Contents
 def main(options: argparse.Namespace) -> None:
     """Runs the command."""
     cli.check_range("--imgsz", options.imgsz, 32)
-    given = load_dataset_yaml(options.data, splits=())
-    data = load_dataset_yaml(options.data, tuple(split for split in SPLITS if given[split]))
+    data = open_source(options.data)
     anchors = read_yaml(options.cfg).get("anchors")
     if not isinstance(anchors, list):
         raise ValueError(f"{options.cfg}: anchors must be lists of numbers, got {anchors!r}; give another --cfg")
     for split in SPLITS:
-        if not isinstance(data[split], str | list | None):
+        if isinstance(data[split], ShardSplit):
             raise ValueError(
-                f"{options.data}: labels must be YOLO text files, but those of {split} are not; convert them with "
-                "tools/convert.py"
+                f"{options.data}: {split} is packed in tar shards; unpack it with tools/convert.py --to yolo and give "
+                "the YAML that it writes"
             )
     contents, findings = diagnose(data, options.imgsz, np.array(anchors, float).reshape(-1, 2))
     print(as_json(contents, findings)) if options.json else cli.say(as_text(contents, findings))

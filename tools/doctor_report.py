@@ -10,7 +10,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.data.checks import KINDS, Contents, Finding, count_classes
+from utils.data.checks import KINDS, Finding
+from utils.data.contents import Contents, class_rows, count_classes
 from utils.data.images import read_image
 from utils.drawing import PALETTE, draw_labels, shorten
 from utils.page import bullets, figure, group, heading, page, paragraph, table
@@ -31,7 +32,7 @@ def as_text(contents: Contents, findings: list[Finding], examples: int = 3) -> s
     """Writes the findings as text: what was found, why it matters, what to do, and the first locations of each."""
     lines = [_summary(contents)]
     if len(contents.names) <= TEXT_CLASSES:
-        lines += ["", *_columns(*class_rows(contents))]
+        lines += ["", *_columns(*class_rows(contents.names, count_classes(contents)))]
     if not findings:
         return "\n".join([*lines, "", "nothing found: no fault, no hint"])
     width = max(len(finding.kind) for finding in findings)
@@ -48,17 +49,6 @@ def as_text(contents: Contents, findings: list[Finding], examples: int = 3) -> s
 def _summary(contents: Contents) -> str:
     counts = ", ".join(f"{contents.splits.count(split)} {split}" for split in dict.fromkeys(contents.splits))
     return f"{counts} images, {len(contents.labels)} boxes, {len(contents.names)} classes"
-
-
-def class_rows(contents: Contents) -> tuple[list[str], list[list[str]]]:
-    """Returns the titles and the rows of a table: each class with its boxes, and the images that have one, by split."""
-    counts = count_classes(contents)
-    titles = ["class", *(title for split in counts for title in (f"{split} boxes", "images"))]
-    rows = [
-        [name, *(f"{numbers[i]}" for count in counts.values() for numbers in (count.boxes, count.images))]
-        for i, name in enumerate(contents.names)
-    ]
-    return titles, rows
 
 
 def _columns(titles: list[str], rows: list[list[str]]) -> list[str]:
@@ -89,7 +79,7 @@ def as_json(contents: Contents, findings: list[Finding]) -> str:
 
 def as_html(contents: Contents, findings: list[Finding], title: str) -> str:
     """Writes the findings as a page that needs no other file, with the worst ones drawn."""
-    parts = [paragraph(_summary(contents)), table(*class_rows(contents))]
+    parts = [paragraph(_summary(contents)), table(*class_rows(contents.names, count_classes(contents)))]
     for finding in findings:
         kind = KINDS[finding.kind]
         parts.append(heading(f"{kind.what}: {finding.count}", label=kind.severity))

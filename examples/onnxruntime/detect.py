@@ -13,6 +13,10 @@ import onnxruntime
 
 CONFIDENCE, IOU, MAX_DETECTIONS = 0.25, 0.45, 1000  # the defaults of detect.py
 GREY = 114  # around an image that does not fill its frame
+SMALL = 640  # pixels: an image whose longer side is less is enlarged to it before boxes are drawn
+# Okabe and Ito's colours, which the colour-blind can tell apart, as BGR; text on the blue one is white
+BLUE = (178, 114, 0)
+COLOURS = ((0, 94, 213), (233, 180, 86), (115, 158, 0), (66, 228, 240), BLUE, (0, 159, 230), (167, 121, 204))
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float, tuple[float, float]]:
@@ -74,6 +78,34 @@ def detect(session: onnxruntime.InferenceSession, image: np.ndarray) -> tuple[np
     return decode(rows, gain, padding, image.shape[:2]), names
 
 
+def draw(image: np.ndarray, boxes: np.ndarray, names: list[str]) -> np.ndarray:
+    """Returns a BGR image, enlarged where it is small, with the boxes (n, 6) and their captions on strips.
+
+    A caption that would hide one of a more confident box is left out.
+    """
+    gain = max(SMALL / max(image.shape[:2]), 1)
+    image = cv2.resize(image, None, fx=gain, fy=gain, interpolation=cv2.INTER_LINEAR)
+    height, width = image.shape[:2]
+    line = max(round((height + width) / 600), 1)
+    scale = max(line / 4, 0.4)  # of the font; below 0.4 it cannot be read
+    rows = [(np.round(box[:4] * gain).astype(int).tolist(), box[4], int(box[5])) for box in boxes]
+    for corners, _, label in reversed(rows):  # the most confident on top
+        cv2.rectangle(image, corners[:2], corners[2:], COLOURS[label % len(COLOURS)], line)
+    placed = []
+    for (x1, y1, _, _), confidence, label in rows:  # after all outlines, so that none crosses a text
+        text, colour = f"{names[label]} {confidence:.2f}", COLOURS[label % len(COLOURS)]
+        (w, h), descent = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        w, h = w + 4, h + descent + 3
+        x, y = max(min(x1, width - w), 0), y1 - h if y1 >= h else max(y1, 0)  # above the box, or inside
+        if any(x < right and left < x + w and abs(y - top) < h for left, right, top in placed):
+            continue
+        placed.append((x, x + w, y))
+        cv2.rectangle(image, (x, y), (x + w, y + h), colour, cv2.FILLED)
+        ink = (255, 255, 255) if colour == BLUE else (0, 0, 0)
+        cv2.putText(image, text, (x + 2, y + h - descent - 1), cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
+    return image
+
+
 def main(model: str, path: str, output: str | None = None) -> None:
     """Prints the boxes in the image at path, and writes it with boxes to output."""
     image = cv2.imread(path)
@@ -82,10 +114,7 @@ def main(model: str, path: str, output: str | None = None) -> None:
     boxes, names = detect(onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]), image)
     for *corners, confidence, label in boxes.tolist():
         print(f"{names[int(label)]} {confidence:.4f} " + " ".join(f"{v:.2f}" for v in corners))
-        x1, y1, x2, y2 = (round(v) for v in corners)
-        cv2.rectangle(image, (x1, y1), (x2, y2), (0, 94, 213), 2)
-        cv2.putText(image, f"{names[int(label)]} {confidence:.2f}", (x1 + 3, y1 + 16), 0, 0.5, (0, 94, 213), 1)
-    if output and not cv2.imwrite(output, image):
+    if output and not cv2.imwrite(output, draw(image, boxes, names)):
         raise SystemExit(f"cannot write {output}")
 
 

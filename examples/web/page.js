@@ -1,7 +1,7 @@
 import { openDetector } from "./detector.js";
 
 const COLOURS = ["#d55e00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#e69f00", "#cc79a7"];
-const DARK = new Set(["#d55e00", "#0072b2", "#009e73"]); // on which text is white
+const WHITE_ON = "#0072b2"; // on the other colours black text has more contrast
 const $ = (selector) => document.querySelector(selector);
 const drop = $("#drop"), canvas = $("canvas"), table = $("table");
 
@@ -11,23 +11,31 @@ function say(text, error = false) {
 }
 
 function draw(image, boxes) {
-  canvas.width = image.width;
-  canvas.height = image.height;
-  const pen = canvas.getContext("2d"), line = Math.max(2, Math.round((image.width + image.height) / 600));
-  pen.drawImage(image, 0, 0);
+  const scale = Math.max(1, 640 / Math.max(image.width, image.height)); // a small image is enlarged, then drawn on
+  canvas.width = Math.round(image.width * scale);
+  canvas.height = Math.round(image.height * scale);
+  const pen = canvas.getContext("2d"), line = Math.max(2, Math.round((canvas.width + canvas.height) / 600));
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
   pen.lineWidth = line;
   pen.font = `${6 * line + 4}px system-ui, sans-serif`;
   pen.textBaseline = "top";
   const colours = new Map();
   for (const box of boxes) if (!colours.has(box.name)) colours.set(box.name, COLOURS[colours.size % COLOURS.length]);
   for (const box of [...boxes].reverse()) { // the most confident box on top
-    const colour = colours.get(box.name), text = `${box.name} ${box.score.toFixed(2)}`, height = 6 * line + 8;
-    const width = pen.measureText(text).width + 8, x = Math.max(Math.min(box.x1, image.width - width), 0);
-    const y = box.y1 >= height ? box.y1 - height : box.y1;
-    pen.strokeStyle = pen.fillStyle = colour;
-    pen.strokeRect(box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1);
+    pen.strokeStyle = colours.get(box.name);
+    pen.strokeRect(box.x1 * scale, box.y1 * scale, (box.x2 - box.x1) * scale, (box.y2 - box.y1) * scale);
+  }
+  const placed = [];
+  for (const box of boxes) { // after all outlines, so that none crosses a text
+    const text = `${box.name} ${box.score.toFixed(2)}`, height = 6 * line + 8, width = pen.measureText(text).width + 8;
+    const x = Math.max(Math.min(box.x1 * scale, canvas.width - width), 0), top = box.y1 * scale;
+    const y = top >= height ? top - height : top;
+    // one that would hide the caption of a more confident box is left out
+    if (placed.some((other) => x < other.right && other.left < x + width && Math.abs(y - other.y) < height)) continue;
+    placed.push({ left: x, right: x + width, y });
+    pen.fillStyle = colours.get(box.name);
     pen.fillRect(x, y, width, height);
-    pen.fillStyle = DARK.has(colour) ? "white" : "black";
+    pen.fillStyle = colours.get(box.name) === WHITE_ON ? "white" : "black";
     pen.fillText(text, x + 4, y + 3);
   }
   const rows = boxes.map((box) => {

@@ -87,6 +87,21 @@ def test_the_boxes_are_those_of_detect(example, bccd, tmp_path):
     assert theirs == list(model.names) and np.allclose(found, boxes, atol=0.01)
 
 
+def test_the_drawing_can_be_read(example):
+    """A small image is enlarged first; of two captions in one place that of the more confident box stays."""
+    image = np.zeros((120, 160, 3), np.uint8)
+    boxes = np.array([[10, 40, 60, 80, 0.9, 0], [90, 60, 120, 100, 0.8, 1], [11, 41, 61, 81, 0.7, 2]])
+    drawn = example.draw(image, boxes, ["cat", "dog", "cow"])
+    assert not image.any() and drawn.shape == (480, 640, 3)
+    filled = [(drawn == colour).all(2).sum(1).max() for colour in example.COLOURS[:3]]
+    strips = [
+        ((drawn == colour).all(2).sum(1) > 20)[: y - 2].sum() for colour, y in zip(example.COLOURS, (160, 240, 164))
+    ]
+    assert strips[0] > 10 and strips[1] > 10 and strips[2] == 0 and min(filled) > 1
+    assert (drawn[159, 100] == example.COLOURS[0]).all() and (drawn[320, 100] == example.COLOURS[0]).all()
+    assert (example.draw(np.zeros((900, 700, 3), np.uint8), boxes[:0], []) == 0).all()
+
+
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node")
 def test_the_server_gives_its_own_files_alone(tmp_path):
     shutil.copytree(WEB, tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))

@@ -1,26 +1,19 @@
 """Checks a data set: what can be wrong with its images, labels, boxes, classes and splits.
 
-`read_contents` reads a data set once, `examine` gives all findings; tools/doctor.py prints them.
+`utils.data.contents` reads a data set once, `examine` gives all findings; tools/doctor.py prints them.
 """
 
-import hashlib
-import io
 import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
 
-from utils.data.alike import SIDE, group_pairs, near_pairs, thumbnail
+from utils.data.alike import group_pairs, near_pairs
+from utils.data.contents import Contents, count_classes
 from utils.data.dataset_yaml import SPLITS
-from utils.data.faults import FaultError
-from utils.data.formats.yolo import image_to_label_path, open_entry, read_label_text, read_lines
-from utils.data.images import ORIENTATION, check_image, decode_image, open_with_pillow, read_bytes
-from utils.data.labels import has_labels
-from utils.data.machine import usable_cores
 
 TINY = 3.0  # pixels at the training size
 HUGE = 0.95  # of both sides of the image
@@ -74,6 +67,10 @@ KINDS = {
         "they are trained as background", "label them; an empty file says that the image shows no object"),
     "label-orphan": Kind(HINT, "label files without an image",
         "they are not used", "restore the image, or delete them"),
+    "label-difficult": Kind(HINT, "objects left out because they are marked as difficult or as crowds",
+        "they are neither trained on nor measured", "write `difficult: true` in the data set YAML to keep them"),
+    "label-object": Kind(HINT, "objects that are left out or cut",
+        "they have no area, come twice or reach over the image", "correct them in the labelling tool"),
     "box-outside": Kind(HINT, "boxes that reach out of the image by more than a pixel",
         "they are clipped, their centre stays", "clip them"),
     "box-conflict": Kind(HINT, "pairs of boxes of two classes (IoU 0.9 or more)",
@@ -94,13 +91,6 @@ KINDS = {
     "anchors": Kind(HINT, "boxes in train that no anchor matches",
         "the box branch does not learn from them", "leave AutoAnchor on (do not pass --noautoanchor)"),
 }  # fmt: skip
-OF_FAULT = {
-    "image": "image-unreadable",
-    "odd": "image-odd",
-    "format": "label-format",
-    "class": "label-class",
-    "range": "label-range",
-}
 
 
 @dataclass
@@ -112,95 +102,6 @@ class Finding:
     locations: list[str]  # file:line, and what is there
     views: list[tuple[int, list[int]]] = field(default_factory=list)  # (image, its rows to mark)
     groups: list[list[int]] = field(default_factory=list)  # images that are alike; a location is about one group
-
-
-@dataclass
-class Contents:
-    """A data set in arrays: n images and N boxes. Row r is a box of image owner[r] and line lines[r] of its label file.
-
-    An image of two splits is there twice. Unreadable images have no rows.
-    """
-
-    names: list[str]
-    images: list[str] = field(default_factory=list)
-    splits: list[str] = field(default_factory=list)
-    sizes: np.ndarray = None  # (n, 2) int: width, height in pixels; 0, 0 where unreadable
-    digests: list[str] = field(default_factory=list)  # of the bytes
-    thumbnails: np.ndarray = None  # (n, SIDE, SIDE) uint8, grey; 0 where unreadable
-    labels: np.ndarray = None  # (N, 5): class, x, y, width, height, 0-1
-    owner: np.ndarray = None  # (N,) int
-    lines: np.ndarray = None  # (N,) int
-    faults: list[tuple[str, str, int]] = field(default_factory=list)  # kind of finding, text with its file, image
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    """What a split has of each class: numbers (nc,) of boxes and of images with one."""
-
-    boxes: np.ndarray
-    images: np.ndarray
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def read_contents(data: dict) -> Contents:
-    """Reads every image and label line of the splits of a loaded data set YAML; what cannot be used becomes a fault."""
-    contents = Contents(data["names"])
-    for split in SPLITS:
-        images = open_entry(data[split]).images if data[split] else []
-        contents.images += images
-        contents.splits += [split] * len(images)
-    if not contents.images:
-        raise ValueError(f"{data['path']}: the data set YAML names no images; give it train, val or test")
-    files = sorted(set(contents.images))
-    with ThreadPool(min(8, usable_cores())) as pool:
-        content = dict(zip(files, pool.imap(_read_image, files, chunksize=8)))
-    read = [content[path] for path in contents.images]
-    sizes, contents.digests, thumbnails, _ = map(list, zip(*read))
-    contents.sizes, contents.thumbnails = np.array(sizes, int), np.stack(thumbnails)
-    rows, lines, owner = [np.zeros((0, 5))], [np.zeros(0, int)], []
-    for i, (path, (_, _, _, faults)) in enumerate(zip(contents.images, read)):
-        labels, numbers, label_faults = read_label_file(image_to_label_path(path), len(contents.names))
-        contents.faults += [(kind, text, i) for kind, text in (*faults, *label_faults)]
-        if contents.sizes[i].all():
-            rows.append(labels)
-            lines.append(numbers)
-            owner += [i] * len(labels)
-    contents.labels, contents.lines = np.concatenate(rows).astype(float), np.concatenate(lines)
-    contents.owner = np.array(owner, int)
-    return contents
-
-
-def _read_image(path: str) -> tuple[tuple[int, int], str, np.ndarray, list[tuple[str, str]]]:
-    """Returns size, digest, thumbnail and (kind, text) of faults; (0, 0) for the size of an unreadable image."""
-    digest = path  # where the file cannot be read
-    try:
-        data = read_bytes(path)
-        digest = hashlib.sha256(data).hexdigest()
-        size, faults = check_image(path, data)
-        small = thumbnail(decode_image(data, path, shrink=min(size) / SIDE))
-    except (FaultError, OSError) as error:
-        return (0, 0), digest, np.zeros((SIDE, SIDE), np.uint8), [("image-unreadable", str(error))]
-    found = [(OF_FAULT[fault.kind], str(fault)) for fault in faults]
-    with open_with_pillow(io.BytesIO(data), path) as image:
-        if image.mode not in ("L", "RGB"):
-            found.append(("image-odd", f"{path}: pixels of mode {image.mode}"))
-        if (turn := image.getexif().get(ORIENTATION, 1)) != 1:
-            found.append(("image-rotated", f"{path}: EXIF orientation {turn}"))
-    return size, digest, small, found
-
-
-def read_label_file(path: str, nc: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
-    """Returns the rows (n, 5) of the usable lines, their line numbers (n,), and (kind, text) of all faults."""
-    nothing = np.zeros((0, 5)), np.zeros(0, int)
-    if not has_labels(path):
-        return *nothing, [("label-missing", path)]
-    try:
-        found = read_lines(read_label_text(path), path, nc)
-    except FaultError as error:
-        return *nothing, [("label-format", str(error))]
-    return found.rows, found.lines, [(OF_FAULT[fault.kind], str(fault)) for fault in found.faults]
 
 
 # --- analysis of plain arrays -----------------------------------------------------------------------------------------
@@ -244,18 +145,6 @@ def sides_at(labels: np.ndarray, sizes: np.ndarray, image_size: int) -> np.ndarr
     return labels[:, 3:] * sizes * image_size / sizes.max(1, keepdims=True)
 
 
-def count_classes(contents: Contents) -> dict[str, ClassCount]:
-    """Counts the boxes of each class in each split, and the images with one."""
-    nc, split_of = len(contents.names), np.array(contents.splits)[contents.owner]
-    classes = contents.labels[:, 0].astype(int)
-    counts = {}
-    for split in dict.fromkeys(contents.splits):
-        here = split_of == split
-        once = np.unique(np.stack([contents.owner[here], classes[here]], 1), axis=0)
-        counts[split] = ClassCount(*(np.bincount(of, minlength=nc) for of in (classes[here], once[:, 1])))
-    return counts
-
-
 def class_checks(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns classes by kind, from the boxes per class (nc,) of each split."""
     train, val = counts["train"], counts.get("val")
@@ -296,7 +185,7 @@ def _from_faults(contents: Contents) -> list[Finding]:
 
 
 def _from_images(contents: Contents) -> list[Finding]:
-    images, splits = contents.images, contents.splits
+    splits = contents.splits
     of_digest = defaultdict(list)
     for i, digest in enumerate(contents.digests):
         of_digest[digest].append(i)
@@ -306,7 +195,7 @@ def _from_images(contents: Contents) -> list[Finding]:
         for i, j in near_pairs(contents.thumbnails, np.array(splits)).tolist()
         if contents.digests[i] != contents.digests[j]
     ]
-    found = _from_label_files(images)
+    found = _from_label_files(contents)
     for ending, groups in (("same", same), ("near", group_pairs(near))):
         leaks = [group for group in groups if len({splits[i] for i in group}) > 1]
         within = [[i for i in group if splits[i] == split] for group in groups for split in dict.fromkeys(splits)]
@@ -323,10 +212,11 @@ def _of_groups(contents: Contents, kind: str, groups: list[list[int]]) -> Findin
     return Finding(kind, sum(extra), texts, [(i, []) for group in groups for i in group], groups)
 
 
-def _from_label_files(images: list[str]) -> list[Finding]:
+def _from_label_files(contents: Contents) -> list[Finding]:
     by_label = defaultdict(set)
-    for image in images:
-        by_label[image_to_label_path(image)].add(image)
+    for image, label_file, in_lines in zip(contents.images, contents.label_files, contents.in_lines):
+        if in_lines:
+            by_label[label_file].add(image)
     shared = [f"{label} of {', '.join(sorted(users))}" for label, users in by_label.items() if len(users) > 1]
     folders = {os.path.dirname(label) for label in by_label if os.path.isdir(os.path.dirname(label))}
     files = [os.path.join(folder, name) for folder in sorted(folders) for name in sorted(os.listdir(folder))]
@@ -339,14 +229,15 @@ def _is_label(file: str) -> bool:
 
 
 def _from_boxes(contents: Contents, image_size: int) -> list[Finding]:
-    labels, owner = contents.labels, contents.owner
+    images, labels, owner = contents.images, contents.labels, contents.owner
 
     def sides(row: np.ndarray) -> str:
         w, h = labels[row[0], 3:] * contents.sizes[owner[row[0]]]
         return f"{contents.names[int(labels[row[0], 0])]}, {w:.1f} x {h:.1f} pixels"
 
     def over(pair: np.ndarray) -> str:
-        return f"{sides(pair[1:])}, over line {contents.lines[pair[0]]}"
+        word = "line" if contents.in_lines[owner[pair[0]]] else "object"
+        return f"{sides(pair[1:])}, over {word} {contents.lines[pair[0]]}"
 
     checked = box_checks(labels, contents.sizes[owner], image_size)
     found = [_of_rows(contents, kind, rows[:, None], sides) for kind, rows in checked.items()]
@@ -361,7 +252,7 @@ def _from_boxes(contents: Contents, image_size: int) -> list[Finding]:
         found.append(_of_rows(contents, kind, pairs[chosen], over))
     per_image = np.bincount(owner, minlength=len(contents.images))
     crowded = [i for i in np.argsort(-per_image, kind="stable") if per_image[i] > CROWD]
-    texts = [f"{image_to_label_path(contents.images[i])}: {per_image[i]} boxes" for i in crowded]
+    texts = [f"{(contents.label_files if contents.in_lines[i] else images)[i]}: {per_image[i]} boxes" for i in crowded]
     return [*found, Finding("box-crowd", len(texts), texts, [(int(i), []) for i in crowded])]
 
 
@@ -373,7 +264,7 @@ def _of_rows(contents: Contents, kind: str, rows: np.ndarray, describe: Callable
     texts, views = [], defaultdict(list)
     for row in rows:
         image = int(contents.owner[row[0]])
-        texts.append(f"{image_to_label_path(contents.images[image])}:{contents.lines[row[-1]]}: {describe(row)}")
+        texts.append(f"{contents.place(row[-1])}: {describe(row)}")
         views[image] += row.tolist()
     return Finding(kind, len(rows), texts, list(views.items()))
 

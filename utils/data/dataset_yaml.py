@@ -76,7 +76,10 @@ def load_dataset_yaml(
 def open_source(source: str | Path) -> dict[str, Any]:
     """Returns what `load_dataset_yaml` returns, for all splits that a data set YAML or another source names."""
     file, data = _read(source)
-    return _load(file, data, tuple(split for split in SPLITS if _entry(data, split, file) is not None))
+    splits = tuple(split for split in SPLITS if _entry(data, split, file) is not None)
+    if not splits:
+        raise ValueError(f"{file}: the data set YAML names no images; give it train, val or test")
+    return _load(file, data, splits)
 
 
 def _load(

@@ -178,6 +178,12 @@ def plot_labels(labels: np.ndarray, names: Names | None, save_dir: str | Path) -
     labels: (n, 5): class, x, y, w, h, 0-1 of the image.
     """
     save_dir = Path(save_dir)
+    save_figure(labels_figure(labels, names), save_dir / "labels.jpg", dpi=200)
+    _plot_correlogram(labels[:, 1:5], save_dir / "labels_correlogram.jpg")
+
+
+def labels_figure(labels: np.ndarray, names: Names | None) -> "Figure":
+    """Returns the four charts of labels.jpg; labels as in `plot_labels`."""
     figure = new_figure(8, 8)
     (classes, boxes), (positions, sizes) = figure.subplots(2, 2)
     _class_histogram(classes, labels[:, 0].astype(int), names)
@@ -191,8 +197,7 @@ def plot_labels(labels: np.ndarray, names: Names | None, save_dir: str | Path) -
     positions.invert_yaxis()  # as in the image: y points down
     _density(sizes, labels[:, 3], labels[:, 4])
     sizes.set(xlabel="width", ylabel="height", title="sizes")
-    save_figure(figure, save_dir / "labels.jpg", dpi=200)
-    _plot_correlogram(labels[:, 1:5], save_dir / "labels_correlogram.jpg")
+    return figure
 
 
 def _class_histogram(axes: "Axes", classes: np.ndarray, names: Names | None) -> None:

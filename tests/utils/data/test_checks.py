@@ -1,5 +1,6 @@
 """Each fault, planted alone in a clean data set, is found with its place; the clean set has none."""
 
+import json
 import re
 
 import numpy as np
@@ -13,9 +14,10 @@ from utils.data.checks import (
     class_checks,
     examine,
     overlapping_pairs,
-    read_contents,
 )
-from utils.data.dataset_yaml import load_dataset_yaml
+from utils.data.contents import OF_FAULT, read_contents
+from utils.data.dataset_yaml import load_dataset_yaml, open_source
+from utils.data.faults import FAULT_KINDS
 from utils.files import ROOT, read_yaml
 from utils.training.autoanchor import GOOD_RECALL, anchor_fit
 
@@ -29,7 +31,8 @@ def clean(tmp_path):
 
 def found(root, splits=("train", "val")):
     """{kind: finding}."""
-    contents = read_contents(load_dataset_yaml(root / "data.yaml", splits))
+    data = load_dataset_yaml(root / "data.yaml", splits) if splits else open_source(root / "data.yaml")
+    contents = read_contents(data)
     return {finding.kind: finding for finding in examine(contents, 640, recall, GOOD_RECALL)}
 
 
@@ -98,6 +101,29 @@ def truncate(root):
     file.write_bytes(file.read_bytes()[:900])
 
 
+def as_coco(*more, **changes):
+    """Writes the clean set's labels as COCO JSON, without nc and names in the YAML, and `more` boxes into an image."""
+
+    def plant(root):
+        for split in ("train", "val"):
+            files = sorted((root / "images" / split).glob("*.jpg"))
+            boxes = [(0, [22.4, 14.4, 32, 28.8]), (1, [76.8, 57.6, 25.6, 19.2])]
+            rows = [(i, c, box) for i in range(len(files)) for c, box in boxes]
+            rows += [(1, c, box) for c, box in more] if split == "train" else []
+            annotations = [
+                {"id": k, "image_id": i, "category_id": 7 + c, "bbox": box, **(changes if k == 4 else {})}
+                for k, (i, c, box) in enumerate(rows)
+            ]
+            images = [{"id": i, "file_name": f.name, "width": 128, "height": 96} for i, f in enumerate(files)]
+            categories = [{"id": 7, "name": "cat"}, {"id": 8, "name": "dog"}]
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (root / f"{split}.json").write_text(json.dumps(content))
+        lines = [f"path: {root}", *(f"{s}: {s}.json\n{s}_images: images/{s}" for s in ("train", "val"))]
+        (root / "data.yaml").write_text("\n".join(lines))
+
+    return plant
+
+
 # kind, how it is planted, how many, a pattern for the first place, other kinds that come with it
 PLANTED = [
     ("image-unreadable", truncate, 1, r"images/train/0\.jpg: ", ()),
@@ -109,6 +135,8 @@ PLANTED = [
     ("label-missing", lambda root: (root / "labels/val/1.txt").unlink(), 1, r"labels/val/1\.txt", ()),
     ("label-orphan", label(CLEAN, "val/9"), 1, r"labels/val/9\.txt", ()),
     ("label-shared", copy("train/0.jpg", "train/0.png"), 1, r"train/0\.txt of .*0\.jpg, .*0\.png", ("duplicate-same",)),
+    ("label-difficult", as_coco(iscrowd=1), 2, r"train\.json: annotation 4: ", ()),
+    ("label-object", as_coco((0, [200, 10, 30, 30])), 1, r"train\.json: annotation 12: box .* lies outside", ()),
     ("box-degenerate", label(CLEAN + "0 .5 .1 .02 .008\n"), 1, r"train/0\.txt:3: cat, 2\.6 x 0\.8 pixels", ()),
     ("box-outside", label(CLEAN + "0 .9 .1 .3 .15\n"), 1, r"train/0\.txt:3: cat", ()),
     ("box-tiny", large_with_small_box, 1, r"train/0\.txt:3: cat, 5\.0 x 5\.0 pixels", ("anchors",)),
@@ -139,6 +167,40 @@ def test_planted_fault_is_found(clean, kind, plant, count, place, others):
     assert set(findings) == {kind, *others}
     assert findings[kind].count == count
     assert re.search(place, findings[kind].locations[0]), findings[kind].locations
+
+
+@pytest.mark.parametrize(
+    "kind, plant, place",
+    [
+        (
+            "box-overlap",
+            as_coco((0, [24, 15, 34, 30])),
+            r"train\.json: 1\.jpg, object 3: cat, 34\.0 x 30\.0 .* over object 1",
+        ),
+        ("box-huge", as_coco((1, [0, 0, 128, 96])), r"train\.json: 1\.jpg, object 3: dog, 128\.0 x 96\.0 pixels"),
+        ("label-format", as_coco(bbox="wide"), r"train\.json: annotation 4: bbox must"),
+        ("image-unreadable", lambda root: (as_coco()(root), truncate(root)), r"images/train/0\.jpg: "),
+    ],
+)
+def test_faults_of_another_format_are_found_by_file_and_object(clean, kind, plant, place):
+    """And nothing else is: a file of labels that images share is no fault, and text files beside it are no orphans."""
+    plant(clean)
+    findings = found(clean, splits=None)
+    assert set(findings) == {kind}
+    assert re.search(place, findings[kind].locations[0]), findings[kind].locations
+
+
+def test_coco_and_yolo_are_read_alike(clean):
+    yolo = read_contents(load_dataset_yaml(clean / "data.yaml"))
+    as_coco()(clean)
+    coco = read_contents(open_source(clean / "data.yaml"))
+    assert (coco.names, coco.images, coco.splits) == (yolo.names, yolo.images, yolo.splits)
+    np.testing.assert_allclose(coco.labels, yolo.labels, atol=1e-6)
+    assert coco.owner.tolist() == yolo.owner.tolist() and coco.lines.tolist() == yolo.lines.tolist() == [1, 2] * 9
+
+
+def test_every_fault_is_a_finding():
+    assert set(OF_FAULT) == set(FAULT_KINDS) and set(OF_FAULT.values()) <= set(KINDS)
 
 
 def test_every_kind_is_planted():
