@@ -12,6 +12,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from utils import cli, dist, user_blocks
+from utils.data.options import add_fix_labels
 from utils.evaluation.numbers import add_latex
 
 if TYPE_CHECKING:
@@ -57,11 +58,10 @@ def _add_model_and_data(group: argparse._ArgumentGroup) -> None:
         "beginning of parameter names",
     )
     group.add_argument(
-        "--fraction",
-        type=cli.real(0, 1, open_low=True),
-        default=1.0,
+        "--fraction", type=cli.real(0, 1, open_low=True), default=1.0,
         help="share of the training images to use, above 0 to 1",
-    )
+    )  # fmt: skip
+    add_fix_labels(group)
     group.add_argument(
         "--resume", nargs="?", const=True, default=False, help="continue the newest run, or that of a folder or last.pt"
     )

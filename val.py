@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import cli, user_blocks
+from utils.data.options import add_fix_labels
 from utils.evaluation.numbers import add_latex
 from utils.runtimes.trust import add_trust
 
@@ -60,6 +61,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=8,
         help="maximum number of processes that read images (default: %(default)s)",
     )
+    parser.add_argument(
+        "--pad", type=cli.real(0, 16), default=0.5, metavar="STRIDES",
+        help="grey around the frame of a batch, in strides of the network: 0.5 as in v6.1, 0 as in detect.py "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    add_fix_labels(parser)
     parser.add_argument("--single-cls", action="store_true", help="count all objects as one class")
     parser.add_argument("--augment", action="store_true", help="test-time augmentation: three sizes, one mirrored")
     parser.add_argument("--verbose", action="store_true", help="print a row per class, also for 50 classes or more")

@@ -33,6 +33,7 @@ RESUMED_OPTIONS = (
     "imgsz", "multi_scale", "rect", "quad", "patience", "optimizer", "cos_lr", "label_smoothing", "image_weights",
     "close_mosaic", "noautoanchor", "seed", "amp", "compile", "sync_bn", "workers", "cache", "share_decoding", "strict",
     "noval", "nosave", "save_period",
+    "fix_labels",
 )  # fmt: skip
 PARTS = ("opt", "hyp", "state", "model", "ema", "optimizer", "scaler", "stopper", "random")  # of `snapshot`
 

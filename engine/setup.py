@@ -151,6 +151,7 @@ def make_loaders(
         "workers": opt.workers,
         "strict": opt.strict,
         "rehash": opt.rehash,
+        "fix_labels": opt.fix_labels,
     }
     train_options = LoaderOptions(
         batch_size=opt.batch_size // processes,

@@ -122,8 +122,9 @@ def _load_setup(opt: cli.Options) -> Setup:
     _check_classes(model, names, weights, opt)
     options = LoaderOptions(
         image_size=imgsz if rect else max(np.atleast_1d(imgsz).tolist()), batch_size=opt.batch_size,
-        stride=model.stride, single_cls=opt.single_cls, pad=0.5 if rect and opt.task != "speed" else 0.0, rect=rect,
+        stride=model.stride, single_cls=opt.single_cls, pad=opt.pad if rect and opt.task != "speed" else 0.0, rect=rect,
         workers=opt.workers, nc=len(names), prefix=f"{split}: ", channels=_channels(model, data, weights, opt.data),
+        fix_labels=opt.fix_labels,
     )  # fmt: skip
     loader, _ = create_dataloader(data[split], options)
     save_dir = increment_path(Path(opt.project) / opt.name, opt.exist_ok, mkdir=True)

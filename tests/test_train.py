@@ -50,7 +50,7 @@ def test_unknown_keyword_of_a_python_call():
         ("there is none.yaml", None, "no such file: 'there is none.yaml'"),
         ("empty.yaml", b"", "empty.yaml: the file is empty"),
         ("broken.yaml", b"a: 1\nb: [1, 2\nc: 3\n", "broken.yaml:3: not valid YAML"),
-        ("binary.yaml", b"\xff\xfe\x00\x01", "binary.yaml: not a YAML text file"),
+        ("binary.yaml", b"\xff\xfd\x00\x01", "binary.yaml: not a YAML text file"),
         ("list.yaml", b"- 1\n- 2\n", "list.yaml: expected lines of 'key: value' at the top, found a list"),
         ("text.txt", b"nc: 1", "file must end in .yaml or .yml, got 'text.txt'"),
         (".", None, "no such file: '.'"),

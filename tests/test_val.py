@@ -136,6 +136,19 @@ def test_val_keeps_images_of_one_name_apart(command, usual, bright, variant, her
     assert all(len(labels_in(here / "out/exp/labels" / f"{n}_shot.txt")) == 2 for n in "ab")
 
 
+def test_the_frames_of_val_are_those_of_detect_where_asked(command, usual, bright, variant, here, monkeypatch):
+    """v6.1 pads the frames of val, so one detector has two opinions of an image; --task benchmark has square frames."""
+    write_set(here, {f"{i}.png": (boxes_image()[:, :64], label_text((0, 8, 10, 30, 40))) for i in range(2)})
+    frames, forward = [], BrightBoxes.forward
+    monkeypatch.setattr(BrightBoxes, "forward", lambda m, x, **o: frames.append(x.shape[2:]) or forward(m, x))
+    own = ["--data", variant(val=str(here / "images"))]
+    for more in ([], ["--pad", 0], ["--pad", 1.5], ["--task", "benchmark"]):
+        code, err = command("val", *usual["val"], *own, *more)
+        assert code == 0 and ("val.py --pad 0 measures without" in err) == (frames[-1] != (96, 96))
+    assert command("detect", *usual["detect"], "--source", here / "images/train")[0] == 0
+    assert frames == [(128, 128), (96, 96), (160, 160), (96, 96), (96, 96), (96, 96)]
+
+
 GAIN = 96 / 180  # of images of 120 x 180 at SIZE
 
 

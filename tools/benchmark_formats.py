@@ -2,7 +2,8 @@
 
     python tools/benchmark_formats.py --weights best.pt --data my.yaml --img 640
 
-Each format is exported and verified by export.py, and measured by val.py. Then all formats run in turn on the same
+Each format is exported and verified by export.py, and measured by val.py in square frames, the only ones that all of
+them take: `val.py --task benchmark` gives the same numbers. Then all formats run in turn on the same
 images, and the median is their time. The table is printed; a CSV file and a figure are written to runs/benchmark/exp.
 """
 
@@ -245,6 +246,10 @@ def _run(opt: cli.Options) -> list[Row]:
     title = f"{source.name}, {opt.imgsz} px, batch {opt.batch_size}, {opt.device}"
     as_figure(rows, title).savefig(folder / "benchmark.png", dpi=130)
     print(as_table(rows), flush=True)
+    LOGGER.info(
+        f"accuracy: the val split in frames of {opt.imgsz} x {opt.imgsz} pixels, as by val.py --task benchmark; "
+        "of square images those of val.py --pad 0 too"
+    )
     LOGGER.info(f"results in {folder}")
     return rows
 

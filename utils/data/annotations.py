@@ -12,13 +12,14 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 
-from utils.data.faults import Fault
+from utils.data.faults import Fault, FaultError
 from utils.data.formats.coco import CocoSplit
 from utils.data.formats.labelme import LabelMeSplit
 from utils.data.formats.shards import ShardSplit, check_shard
@@ -27,9 +28,9 @@ from utils.data.formats.yolo import (
     image_to_label_path,
     labels_folder,
     open_entry,
-    parse_labels,
     read_label_text,
     read_labels,
+    read_lines,
 )
 from utils.data.images import check_image
 from utils.data.labels import CheckedImage, Listing, Read, check_labelled_image, has_labels
@@ -109,8 +110,9 @@ def _ragged_rows(starts: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def scan(
-    entry: Entry, prefix: str = "", use_cache: bool = True, strict: bool = False, rehash: bool = False
-) -> Annotations:
+    entry: Entry, prefix: str = "", use_cache: bool = True, strict: bool = False, rehash: bool = False,
+    fix_labels: str = "",
+) -> Annotations:  # fmt: skip
     """Checks all images and labels of a dataset entry, or takes the result from the cache; reports the counts.
 
     Images without labels stay as background; corrupt ones are left out and reported. Images are sorted by path, those
@@ -119,16 +121,18 @@ def scan(
     Args:
         use_cache: False neither reads nor writes the cache file.
         strict: a corrupt image or label file is a ValueError that names them.
+        fix_labels: "clip" cuts labels of YOLO text that reach over their image by up to a pixel; "" refuses them.
         rehash: every file is read again, though neither its size nor its time of change differs from the cache's.
 
     Raises ValueError where no image is usable, and what `list_pairs` raises.
     """
     if isinstance(entry, ShardSplit):
-        files, check = list(entry.files), lambda: _check_shards(entry)
+        files, check = list(entry.files), lambda: _check_shards(entry, fix_labels)
     else:
-        listing = list_pairs(entry)
+        listing = list_pairs(entry, fix_labels)
         files, check = [*listing.images, *dict.fromkeys(listing.label_files)], lambda: _check_all(listing, prefix)
     kind = [] if isinstance(entry, str | list) else [repr(entry)]  # names and options that decide what is read
+    kind += [f"fix_labels {fix_labels}"] if fix_labels else []
     digest = files_digest([*kind, *files])
     path = cache_path(entry)
     annotations = _load_cache(path, digest) if use_cache and not rehash else None
@@ -144,11 +148,11 @@ def scan(
     return annotations
 
 
-def list_pairs(entry: Entry) -> Listing:
+def list_pairs(entry: Entry, fix_labels: str = "") -> Listing:
     """Lists the images of a dataset entry, sorted, with their label files. Raises what `open_entry`, `open` raise."""
     if isinstance(entry, CocoSplit | VocSplit | LabelMeSplit):
         return entry.open()
-    return open_entry(entry)
+    return open_entry(entry, clip=fix_labels == "clip")
 
 
 def count_images(entry: Entry) -> int:
@@ -165,7 +169,9 @@ def check_classes(annotations: Annotations, nc: int) -> None:
     image = annotations.images[int(np.searchsorted(annotations.starts, row, side="right")) - 1]
     label_file = image_to_label_path(image)
     if os.path.isfile(label_file):
-        parse_labels(read_label_text(label_file), label_file, nc)  # raises, naming the line
+        faults = read_lines(read_label_text(label_file), label_file, nc).faults
+        if found := [fault for fault in faults if fault.kind == "class"]:
+            raise FaultError(found[0])
     raise ValueError(f"{image}: class {int(classes[row])} but there are {nc} classes")
 
 
@@ -186,9 +192,10 @@ def _check_all(listing: Listing, prefix: str) -> Annotations:
     return gather(images, checked)
 
 
-def _check_shards(split: ShardSplit) -> Annotations:
+def _check_shards(split: ShardSplit, fix_labels: str) -> Annotations:
     with ThreadPool(min(8, usable_cores())) as pool:
-        pairs = [pair for of_shard in pool.imap(check_shard, split.files) for pair in of_shard]
+        shards = pool.imap(partial(check_shard, clip=fix_labels == "clip"), split.files)
+        pairs = [pair for of_shard in shards for pair in of_shard]
     paths = [path for path, _ in pairs]
     if twice := [path for path, count in Counter(paths).items() if count > 1]:
         raise ValueError(f"{twice[0]}: the name comes twice in the shards")
@@ -237,6 +244,11 @@ def _report(annotations: Annotations, entry: Entry, prefix: str) -> None:
         LOGGER.warning(f"{prefix}{fault}")
     if len(faults) > FAULTS_SHOWN:
         LOGGER.warning(f"{prefix}... and {len(faults) - FAULTS_SHOWN} more such messages")
+    if outside := sum(fault.left_out and fault.kind == "range" for fault in faults):
+        LOGGER.warning(
+            f"{prefix}images left out for labels outside of 0-1: {outside}; --fix-labels clip keeps those that reach "
+            "over their image by up to a pixel"
+        )
     if not annotations.images:
         first = f"; the first fault: {faults[0]}" if faults else ""
         raise ValueError(f"{entry}: none of {counts['total']} images can be used{first}")

@@ -53,6 +53,7 @@ from utils.data.store import FileStore, ImageStore, ShardStore
 from utils.log import LOGGER
 
 FRACTION_STREAM = 3  # keeps this random stream apart from those of the samples, seeded by (seed, epoch, index)
+MUCH_PADDING = 1.1  # times as long as without is a side of a frame whose padding is told of
 MARGIN = 1e-3  # pixels by which boxes stay inside the far edges of the image
 
 Shapes = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
@@ -64,7 +65,9 @@ def open_dataset(entry: Entry, options: LoaderOptions) -> "DetectionDataset":
 
     Raises ValueError where no image is usable, no label is found though augmenting, or a class is beyond `nc`.
     """
-    annotations = scan(entry, options.prefix, strict=options.strict, rehash=options.rehash)
+    annotations = scan(
+        entry, options.prefix, strict=options.strict, rehash=options.rehash, fix_labels=options.fix_labels
+    )
     if options.augment and not annotations.counts["found"]:
         example = annotations.images[0]
         raise ValueError(
@@ -85,7 +88,23 @@ def open_dataset(entry: Entry, options: LoaderOptions) -> "DetectionDataset":
     if options.nc is not None:
         check_classes(annotations, options.nc)
     kind = ShardStore if isinstance(entry, ShardSplit) else FileStore
-    return DetectionDataset(annotations, kind(annotations.images, annotations.sizes, options), options)
+    dataset = DetectionDataset(annotations, kind(annotations.images, annotations.sizes, options), options)
+    if options.rect and not options.augment:
+        _tell_of_padding(dataset, options)
+    return dataset
+
+
+def _tell_of_padding(dataset: "DetectionDataset", options: LoaderOptions) -> None:
+    """Logs by how much padding enlarges the frames, where it is by more than a tenth."""
+    plain = rect_shapes(dataset.shapes, options.batch_size, options.image_size, options.stride, 0.0)
+    growth = (dataset.batch_shapes / plain).max(1)
+    worst = int(growth.argmax())
+    if growth[worst] > MUCH_PADDING:
+        (height, width), (h, w) = dataset.batch_shapes[worst].tolist(), plain[worst].tolist()
+        LOGGER.info(
+            f"{options.prefix}frames are padded by {options.pad:g} strides: {width} x {height} pixels where detect.py "
+            f"has {w} x {h}, so the two score objects differently; val.py --pad 0 measures without"
+        )
 
 
 class DetectionDataset(torch.utils.data.Dataset):

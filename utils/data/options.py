@@ -1,9 +1,19 @@
 """The options of a dataset and its loader."""
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 CACHES = ("ram", "auto", "disk", "off")
+
+
+def add_fix_labels(group: argparse._ActionsContainer) -> None:
+    """Adds --fix-labels, of the commands that read labels."""
+    group.add_argument(
+        "--fix-labels", choices=("clip",), default="",
+        help="clip: cut labels that reach over the edge of their image by up to a pixel, as rounding leaves them "
+        "(default: leave such an image out, as v6.1)",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +43,7 @@ class LoaderOptions:
         rank, world_size: this process takes each world_size-th image; -1, 1 outside a distributed run.
         workers: maximum number of worker processes; there are no more than this machine's cores, shared by the
             processes of the run that it hosts, or than images in a batch. They live as long as the loader.
-        strict, rehash: see `utils.data.annotations.scan`.
+        strict, rehash, fix_labels: see `utils.data.annotations.scan`.
         prefix: of progress bars and messages.
 
     Raises ValueError where two options contradict each other or one is out of its range.
@@ -61,6 +71,7 @@ class LoaderOptions:
     workers: int = 8
     strict: bool = False
     rehash: bool = False
+    fix_labels: str = ""
     prefix: str = ""
 
     def __post_init__(self):

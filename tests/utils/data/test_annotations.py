@@ -397,3 +397,15 @@ def test_many_images_without_labels_are_told_of(write_set, caplog):
     entry = write_set(dict.fromkeys("abcd", PICTURE), dict.fromkeys("abc", "0 .5 .5 .2 .2"))
     scan(str(entry), use_cache=False)
     assert "1 of 4 images have no label file, so they count as background" in caplog.text
+
+
+def test_labels_are_cut_where_asked_whatever_the_cache_has(write_set, caplog):
+    entry = str(write_set({"a": PICTURE, "b": PICTURE}, {"a": "0 .5 .5 1.01 .2", "b": "1 .5 .5 .2 .2"}))
+    for _ in range(2):
+        caplog.clear()
+        assert scan(entry).counts["corrupt"] == 1
+        assert "images left out for labels outside of 0-1: 1; --fix-labels clip keeps those" in caplog.text
+        caplog.clear()
+        found = scan(entry, fix_labels="clip")  # by 0.32 of 64 pixels
+        assert found.labels == pytest.approx(np.array([[0, 0.5, 0.5, 1, 0.2], [1, 0.5, 0.5, 0.2, 0.2]]))
+        assert found.counts["corrupt"] == 0 and "fix-labels" not in caplog.text

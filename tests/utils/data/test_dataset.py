@@ -10,7 +10,8 @@ from utils.data import mosaic as mosaics
 from utils.data import store as store_module
 from utils.data.augmentations import Warp
 from utils.data.dataset import open_dataset, rect_shapes
-from utils.data.images import list_images
+from utils.data.images import list_images, read_image
+from utils.data.letterbox import to_input
 from utils.data.loader import collate
 from utils.data.options import LoaderOptions
 
@@ -441,3 +442,31 @@ def test_a_fraction_is_a_fair_draw_by_seed(write_set, noise_image, rect):
 def test_a_fraction_out_of_range(tmp_path, fraction):
     with pytest.raises(ValueError, match="fraction must be above 0 and at most 1"):
         open_dataset(str(tmp_path), LoaderOptions(fraction=fraction))
+
+
+# --- padding of frames ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size, pad, says",
+    [
+        (160, 0.5, "padded by 0.5 strides: 192 x 192 pixels where detect.py has 160 x 160"),
+        (160, 0.0, ""),
+        (320, 0.5, ""),  # 352: a tenth, and no more
+        (288, 0.5, "320 x 320 pixels where detect.py has 288 x 288"),
+        (640, 0.5, ""),
+        (640, 3.0, "736 x 736 pixels where detect.py has 640 x 640"),
+    ],
+)
+def test_padding_that_changes_the_frame_is_told_of(write_set, noise_image, caplog, size, pad, says):
+    entry = str(write_set({"a": noise_image(100, 100)}, {"a": "0 .5 .5 .2 .2"}))
+    dataset = open_dataset(entry, LoaderOptions(image_size=size, rect=True, pad=pad))
+    frame = to_input(noise_image(100, 100), size, 32)[1]  # as detect.py makes it
+    assert (tuple(dataset.batch_shapes[0]) == frame) == (pad == 0)
+    assert ("frames are padded" in caplog.text) == bool(says) and says in caplog.text
+
+
+def test_without_padding_single_images_have_the_frames_of_detect(mixed_set):
+    dataset = open_dataset(mixed_set, LoaderOptions(image_size=96, batch_size=1, rect=True, pad=0.0))
+    for i, path in enumerate(dataset.image_files):
+        assert dataset[i][0].shape[1:] == to_input(read_image(path), 96, 32)[1]

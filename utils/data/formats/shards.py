@@ -31,6 +31,7 @@ from utils.data.labels import (
     ImageLabels,
     LabelledImage,
     LabelledSplit,
+    Size,
     check_labelled_image,
     safe_name,
 )
@@ -113,24 +114,27 @@ def image_of(file: str, sample: dict) -> tuple[str, bytes]:
     return f"{file}/{sample['__key__']}.{suffix}", sample[suffix]
 
 
-def check_shard(file: str) -> list[tuple[str, CheckedImage]]:
-    """Checks a shard: the path of every image with what was found; of a sample without an image its name."""
-    return [_check_sample(file, sample) for sample in read_shard(file)]
+def check_shard(file: str, clip: bool = False) -> list[tuple[str, CheckedImage]]:
+    """Checks a shard: the path of every image with what was found; of a sample without an image its name.
+
+    clip: see `utils.data.formats.yolo.parse_labels`.
+    """
+    return [_check_sample(file, sample, clip) for sample in read_shard(file)]
 
 
-def _check_sample(file: str, sample: dict) -> tuple[str, CheckedImage]:
+def _check_sample(file: str, sample: dict, clip: bool) -> tuple[str, CheckedImage]:
     name = f"{file}/{sample['__key__']}"
     try:
         path, data = image_of(file, sample)
     except FaultError as error:
         return name, CheckedImage(corrupt=True, faults=[error.leaving_out()])
     kind = next((kind for kind in ("txt", "json") if kind in sample), None)
-    read = (lambda size: _labels_of(sample[kind], kind, name)) if kind else None
+    read = (lambda size: _labels_of(sample[kind], kind, name, size if clip else None)) if kind else None
     return path, check_labelled_image(path, lambda: check_image(path, data), read)
 
 
-def _labels_of(data: bytes, kind: str, name: str) -> ImageLabels:
-    return parse_labels(_text_of(data, kind, name), f"{name}.{kind}")
+def _labels_of(data: bytes, kind: str, name: str, clip_to: Size | None) -> ImageLabels:
+    return parse_labels(_text_of(data, kind, name), f"{name}.{kind}", clip_to=clip_to)
 
 
 def _text_of(data: bytes, kind: str, name: str) -> str:

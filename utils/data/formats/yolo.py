@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from utils.data.faults import Fault, FaultError, Location
 from utils.data.images import list_images
 from utils.data.labels import (
+    MAX_OVERHANG,
     ImageLabels,
     LabelledImage,
     LabelledObject,
@@ -32,6 +34,7 @@ from utils.files import write_yaml
 from utils.log import LOGGER
 from utils.text import decode_text
 
+SLACK = 1e-3  # pixels: what float32 loses of a corner
 COLUMNS = ("class", "x", "y", "width", "height")
 
 
@@ -79,12 +82,14 @@ class LabelLines:
         return next(iter(self.faults), None)
 
 
-def read_lines(text: str, path: str | Path, nc: int | None = None) -> LabelLines:
+def read_lines(text: str, path: str | Path, nc: int | None = None, clip_to: Size | None = None) -> LabelLines:
     """Reads the text of one label file, line by line.
 
     Args:
         path: only for messages.
         nc: number of classes, where a class beyond it is a fault.
+        clip_to: width and height in pixels of the image, to whose edge a label is cut that reaches over it by up to a
+            pixel; None: that is a fault.
     """
     path, faults = str(path), []
     lines, words = _split_lines(text, path, faults)
@@ -106,20 +111,22 @@ def read_lines(text: str, path: str | Path, nc: int | None = None) -> LabelLines
         rows[outlined, 1:] = polygons_to_boxes([polygons[i] for i in outlined])
     else:
         polygons = []
+    if clip_to:
+        _clip(rows, polygons, clip_to)
     fits = _check_values(rows, kept, path, nc, faults)
     faults.sort(key=lambda fault: fault.line)
     polygons = [polygon for polygon, good in zip(polygons, fits) if good]
     return LabelLines(np.array(kept, int)[fits], rows[fits], polygons, faults)
 
 
-def parse_labels(text: str, path: str | Path, nc: int | None = None) -> ImageLabels:
+def parse_labels(text: str, path: str | Path, nc: int | None = None, clip_to: Size | None = None) -> ImageLabels:
     """Reads the text of one label file for training, which uses all of it or nothing; arguments as in `read_lines`.
 
     Equal rows are kept once, and the rows then come out sorted, as in v6.1.
 
     Raises FaultError `path:line: ...` at the first line that cannot be used.
     """
-    found = read_lines(text, path, nc)
+    found = read_lines(text, path, nc, clip_to)
     if found.error:
         raise FaultError(found.error)
     rows, polygons, faults = found.rows, found.polygons, found.faults
@@ -131,12 +138,12 @@ def parse_labels(text: str, path: str | Path, nc: int | None = None) -> ImageLab
     return ImageLabels(rows, polygons, faults)
 
 
-def read_labels(image: str, label_file: str, size: Size) -> ImageLabels:
-    """Reads the labels of an image from its text file."""
-    return parse_labels(read_label_text(label_file), label_file)
+def read_labels(image: str, label_file: str, size: Size, clip: bool = False) -> ImageLabels:
+    """Reads the labels of an image from its text file. clip: see `read_lines`."""
+    return parse_labels(read_label_text(label_file), label_file, clip_to=size if clip else None)
 
 
-def open_entry(entry: str | list[str]) -> Listing:
+def open_entry(entry: str | list[str], clip: bool = False) -> Listing:
     """Lists the images of a dataset entry (see `list_images`, also for errors) with their label files.
 
     Where links lead to an image by several paths, those without a label file are left out if another has one: the
@@ -149,7 +156,7 @@ def open_entry(entry: str | list[str]) -> Listing:
         labelled = [has_labels(label) for _, label in pairs]
         owned = {key for key, found in zip(keys, labelled) if found}
         pairs = [pair for pair, key, found in zip(pairs, keys, labelled) if found or key not in owned]
-    return Listing([image for image, _ in pairs], [label for _, label in pairs], read_labels)
+    return Listing([image for image, _ in pairs], [label for _, label in pairs], partial(read_labels, clip=clip))
 
 
 def _split_lines(text: str, path: str, faults: list[Fault]) -> tuple[list[int], list[list[str]]]:
@@ -189,6 +196,25 @@ def _parse_row(words: list[str], location: Location) -> np.ndarray:
     if np.isfinite(row[0]) and float(row[0]) != numbers[0]:
         raise location.error("class", f"class must be a whole number below 2**24, got {words[0]}")
     return row
+
+
+def _clip(rows: np.ndarray, polygons: list[np.ndarray], size: Size) -> None:
+    """Cuts, in place, what reaches over an image of `size` by up to a pixel, and whose numbers are outside of 0-1."""
+    limit = np.array([*size, *size], np.float64)
+    for i, row in enumerate(rows):
+        polygon = polygons[i] if polygons else ()
+        corners = np.array([*(row[1:3] - row[3:] / 2), *(row[1:3] + row[3:] / 2)], np.float64)
+        if len(polygon):
+            corners = np.array([*polygon.min(0), *polygon.max(0)], np.float64)
+            if (polygon >= 0).all() and (polygon <= 1).all():
+                continue
+        elif (row[1:] >= 0).all() and (row[1:] <= 1).all():
+            continue
+        cut = corners.clip(0, 1)
+        if (np.abs(corners - cut) * limit <= MAX_OVERHANG + SLACK).all() and (cut[2:] > cut[:2]).all():
+            rows[i, 1:] = [*(cut[:2] + cut[2:]) / 2, *cut[2:] - cut[:2]]
+            if len(polygon):
+                polygon.clip(0, 1, out=polygon)
 
 
 def _check_values(rows: np.ndarray, lines: list[int], path: str, nc: int | None, faults: list[Fault]) -> np.ndarray:

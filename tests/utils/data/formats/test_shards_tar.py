@@ -151,3 +151,11 @@ def test_the_scan_is_cached_until_a_shard_changes(shards, tmp_path, png_file, mo
     monkeypatch.undo()
     pack(shards.files[1], [("new.png", png_file(1)), ("new.txt", "0 .5 .5 .1 .1")])
     assert len(scan(shards).images) == 12 - 3 + 1
+
+
+def test_labels_in_a_shard_are_cut_where_asked(tmp_path, png_file):
+    file = pack(tmp_path / "x.tar", [("a.png", png_file(1)), ("a.txt", "0 .5 .5 1.01 .2")])
+    with pytest.raises(ValueError, match="none of 1 images can be used"):
+        scan(ShardSplit((file,)), use_cache=False)
+    found = scan(ShardSplit((file,)), use_cache=False, fix_labels="clip")
+    assert found.labels.tolist() == [[0, 0.5, 0.5, 1, pytest.approx(0.2)]]

@@ -145,3 +145,52 @@ def test_every_faulty_line_is_told_and_the_others_are_read():
     polygons = read_lines("0 .1 .1 .5 .2 .6 .7\n0 .1 .1 1.5 .2 .6 .7\n1 .2 .2 .6 .2 .7 .8\n", "a.txt")
     assert polygons.lines.tolist() == [1, 3] and len(polygons.polygons) == 2
     np.testing.assert_allclose(polygons.polygons[1], [[0.2, 0.2], [0.6, 0.2], [0.7, 0.8]], rtol=1e-6)
+
+
+# --- labels that reach over the edge ----------------------------------------------------------------------------------
+
+OVER = [  # pixels of an image of 640 x 320: text, and the box x1, y1, x2, y2 that is left of it
+    ("0 .5 .5 1.002 .5", (0, 80, 640, 240)),  # 0.64 pixels on each side
+    ("0 .5 .5 .5 1.006", (160, 0, 480, 320)),  # 0.96 pixels above and below
+    ("0 -.0005 .5 .002 .5", (0, 80, 0.32, 240)),
+    ("0 -.001 .1 .5 .2 1.0015 .9", (0, 32, 640, 288)),
+    ("0 .1 .1 .5 1.003 .3 .5", (64, 32, 320, 320)),
+]
+
+
+@pytest.mark.parametrize("text, box", OVER)
+def test_a_label_that_reaches_over_by_a_pixel_is_cut_where_asked(text, box):
+    if read_lines(text, "a.txt").polygons:  # whose box has a centre and sides in 0-1, so that v6.1 takes it as it is
+        assert parse_labels(text, "a.txt").polygons[0].max() == np.float32(1.003)
+    else:
+        with pytest.raises(ValueError, match="must lie in 0-1"):
+            parse_labels(text, "a.txt")
+    found = parse_labels(text, "a.txt", clip_to=(640, 320))
+    x1, y1, x2, y2 = box
+    expected = [[0, (x1 + x2) / 1280, (y1 + y2) / 640, (x2 - x1) / 640, (y2 - y1) / 320]]
+    np.testing.assert_allclose(found.rows, expected, atol=1e-6)
+    assert found.rows.dtype == np.float32 and (found.rows >= 0).all() and (found.rows <= 1).all()
+    assert all((polygon >= 0).all() and (polygon <= 1).all() for polygon in found.polygons)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 .5 .5 1.004 .5",  # by 1.28 pixels
+        "0 1.0001 .5 .1 .5",  # the box lies over the edge by 32 pixels
+        "0 320 160 20 20",  # pixels, not fractions
+        "0 -.001 .5 .001 .5",  # nothing is left of it
+        "0 .5 .5 nan .5",
+        "0 -.1 .1 .5 .2 1.002 .9",
+        "-1 .5 .5 1.002 .5",
+    ],
+)
+def test_what_reaches_over_by_more_stays_a_fault(text):
+    with pytest.raises(ValueError, match=r"must (lie in 0-1|be a whole number)"):
+        parse_labels(text, "a.txt", clip_to=(640, 320))
+
+
+def test_labels_inside_are_not_changed_to_the_last_bit():
+    text = "0 .99 .5 .1 .2\n1 .123456 .654321 .2 .3\n0 .1 .1 .5 .2 .6 .7 .2 .6\n"  # the first box reaches over
+    plain, cut = parse_labels(text, "a.txt"), parse_labels(text, "a.txt", clip_to=(640, 480))
+    assert np.array_equal(plain.rows, cut.rows) and all(map(np.array_equal, plain.polygons, cut.polygons))
