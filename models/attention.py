@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.common import SOCA, Conv
-from models.gates import OPEN, STARTS, Gated, checked, wide
+from models.gates import OPEN, STARTS, Gated, checked, odd, wide
 from models.registry import keeps_channels, register, widens_repeating
 
 # --- gates ------------------------------------------------------------------------------------------------------------
@@ -37,9 +37,7 @@ class ECA(Gated):
 
     def __init__(self, channels: int, kernel: int = 0):
         super().__init__()
-        k = kernel or int(abs((math.log2(channels) + 1) / 2)) | 1
-        if k % 2 == 0:
-            raise ValueError(f"the kernel over channels must be odd, got {k}")
+        k = odd(kernel or int(abs((math.log2(channels) + 1) / 2)) | 1, "channels")
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
         self.register_buffer("shift", torch.zeros(1))
 
@@ -68,11 +66,9 @@ class CBAM(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16, kernel: int = 7):
         super().__init__()
-        if kernel % 2 == 0:
-            raise ValueError(f"the kernel over positions must be odd, got {kernel}")
         hidden = max(1, channels // reduction)
         self.mlp = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1))
-        self.spatial = nn.Conv2d(2, 1, kernel, padding=kernel // 2)
+        self.spatial = nn.Conv2d(2, 1, odd(kernel, "positions"), padding=kernel // 2)
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the weight of each value (N, C, H, W), which is the product of both gates."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.gates import OPEN, ChannelGate, Gated, checked, wide
+from models.gates import OPEN, ChannelGate, Gated, checked, odd, wide
 from models.registry import keeps_channels, register
 from models.second_order import covariance
 
@@ -50,8 +50,8 @@ class GSoP(Gated):
 
     def __init__(self, channels: int, width: int = 128):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"the width of the covariance must be at least 1, got {width}")
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"the width of the covariance must be at least 1, got {width!r}")
         c = min(width, max(1, channels // 2))
         self.reduce = nn.Conv2d(channels, c, 1, bias=False)  # a bias has no part in a covariance
         self.norm = nn.BatchNorm2d(c)
@@ -123,10 +123,8 @@ class MCA(Gated):
 
     def __init__(self, channels: int, moment: str = "E", kernel: int = 3, epsilon: float = 1e-5):
         super().__init__()
-        if kernel % 2 == 0:
-            raise ValueError(f"the kernel over channels must be odd, got {kernel}")
         self.moment, self.epsilon = checked(moment, ("E", "S"), "moment"), epsilon
-        self.conv = nn.Conv1d(2, 1, kernel, padding=kernel // 2)
+        self.conv = nn.Conv1d(2, 1, odd(kernel, "channels"), padding=kernel // 2)
 
     def gate(self, x: torch.Tensor) -> torch.Tensor:
         """Returns the weight of each channel (N, C, 1, 1)."""

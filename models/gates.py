@@ -56,6 +56,13 @@ def checked(word: str, words: tuple[str, ...], what: str) -> str:
     return word
 
 
+def odd(kernel: int, over: str) -> int:
+    """Returns the size of a kernel over channels or positions; ValueError where it is not an odd number."""
+    if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"the kernel over {over} must be odd, got {kernel!r}")
+    return kernel
+
+
 def gate_network(channels: int, reduction: int, start: str = "open", rate: float = 1.0) -> nn.Sequential:
     """Returns the network (N, C, 1, 1) -> (N, C, 1, 1), whose hidden width is C // reduction, at least 1.
 

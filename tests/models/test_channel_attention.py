@@ -134,6 +134,8 @@ def test_of_the_lowest_frequency_alone_it_is_se(shape):
         (lambda: GSoP(24, 0), "at least 1, got 0"),
         (lambda: MCA(24, "K"), "the moment must be E or S, got 'K'"),
         (lambda: MCA(24, "E", 2), "odd, got 2"),
+        (lambda: MCA(24, "E", "S"), "odd, got 'S'"),
+        (lambda: GSoP(24, "S"), "at least 1, got 'S'"),
         (lambda: FCA(24, start="closed"), "open or half"),
     ],
 )
