@@ -127,6 +127,35 @@ def without_gates(model: nn.Module, how: str = "mean") -> Iterator[None]:
         yield
 
 
+@contextmanager
+def fixed_gates(model: nn.Module, gates: dict[str, np.ndarray]) -> Iterator[None]:
+    """Inside, the gates of the named blocks (see `gated_blocks`) are those given: of each block an array (C,) for every
+    image, or (n, C) for n images in the order in which they pass.
+
+    Raises ValueError where more images pass than have a gate.
+    """
+    with ExitStack() as hooks:
+        for name, block in gated_blocks(model).items():
+            hooks.callback(block.register_forward_hook(_Fixed(gates[name])).remove)
+        yield
+
+
+class _Fixed:
+    """A forward hook that gives x times a gate that is known beforehand."""
+
+    def __init__(self, gates: np.ndarray):
+        self.gates, self.passed = torch.from_numpy(gates), 0
+
+    def __call__(self, _, inputs: tuple[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+        x, gates = inputs[0], self.gates[None]
+        if self.gates.ndim == 2:
+            gates = self.gates[self.passed : self.passed + len(x)]
+            self.passed += len(x)
+            if len(gates) < len(x):
+                raise ValueError(f"there are gates for {len(self.gates)} images, but more images pass")
+        return gates[:, :, None, None].to(x) * x
+
+
 # --- one image --------------------------------------------------------------------------------------------------------
 
 

@@ -36,8 +36,8 @@ models              architecture yolo rebuild transfer backend autoshape
 engine              run setup validation training detection
 .                   hubconf train val detect export
 tools               setup_env demo draw_shapes costs explain ablate_statistics ablate_report ablate_runs ablate
-tools               attend_report attend_measures attend doctor_report doctor preview_report preview convert
-tools               benchmark_formats compare
+tools               attend_report attend_measures attend_split attend doctor_report doctor preview_report preview
+tools               convert benchmark_formats compare
 """
 # The doors for programs written for v6.1, which nothing else imports
 DOORS = """

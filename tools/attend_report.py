@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -19,6 +20,7 @@ from utils.inference.features import draw_emphasis, draw_heat, draw_maps
 CHANNELS = 4  # number of channels shown with the highest gates, and with the lowest
 DETECTIONS = 20  # rows of a table of detections
 COLOURS = ("#0072b2", "#d55e00")  # of the first and the second curve: blue and vermilion of Okabe and Ito
+SIDE = 640  # pixels to which the longer side of a smaller image is enlarged, so that lines and text are fine
 FLOOR = 1e-9  # eigenvalues below it are rounding of the float32 map
 
 STYLE = """
@@ -71,6 +73,17 @@ class ModelView:
     without: np.ndarray  # (m, 6), the detections where every gate is replaced
     shown: list[int]  # of `detections`, those that Grad-CAM explains
     blocks: list[Block]
+
+    @property
+    def enlarged(self) -> np.ndarray:
+        """Returns the frame as it is drawn on: of a longer side of at least SIDE pixels."""
+        scale = self.scale
+        return self.frame if scale == 1 else cv2.resize(self.frame, None, fx=scale, fy=scale)
+
+    @property
+    def scale(self) -> float:
+        """Returns the pixels of `enlarged` per pixel of the frame."""
+        return max(1, SIDE / max(self.frame.shape[:2]))
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -145,7 +158,7 @@ def as_html(models: Sequence[ModelView], image: str, without: str, confidence: f
 def _detections(one: ModelView) -> str:
     boxes = np.array([f.box for f in one.detections]).reshape(-1, 6)
     images = [
-        page.figure(_drawn(one, boxes), f"with the gate: {len(boxes)}"),
+        page.figure(_drawn(one, _numbered(boxes)), f"with the gate: {len(boxes)}, numbered as in the table"),
         page.figure(_drawn(one, one.without), f"without the gate: {len(one.without)}"),
     ]
     parts = [page.heading(one.title, 3), page.group("row", images)]
@@ -168,11 +181,13 @@ def _sorted_gates(there: Sequence[tuple[ModelView, Block]]) -> str:
     note = (
         "Channel k of one model corresponds to channel k of the other only if both were trained from the same weights."
     )
-    return _lines("gates, each in falling order", series, "channels, sorted") + page.paragraph(note, note=True)
+    return _lines("gates, each in falling order", series, "channels, sorted", gate=True) + page.paragraph(
+        note, note=True
+    )
 
 
 def _block(one: ModelView, block: Block) -> str:
-    emphasis = draw_emphasis(block.maps, block.gate, one.frame)
+    emphasis = draw_emphasis(block.maps, block.gate, one.enlarged)
     caption = "red: the channels that are strong here have a gate above the mean; blue: below"
     parts = [
         page.heading(f"{block.name}, {one.title}", 3),
@@ -242,7 +257,7 @@ def _heat_figures(one: ModelView, number: int, heats: tuple) -> list[str]:
         if heat is None or not heat.any():
             words += "; no feature here supports it"
         heat = np.zeros((1, 1)) if heat is None else heat / max(brightest, 1e-30)
-        drawn = _drawn(one, finding.box[None], draw_heat(heat, one.frame), hide_labels=True)
+        drawn = _drawn(one, finding.box[None], draw_heat(heat, one.enlarged), hide_labels=True)
         figures.append(page.figure(drawn, words))
     return figures
 
@@ -275,13 +290,27 @@ def _spectrum(block: Block) -> str:
 
 
 def _drawn(one: ModelView, boxes: np.ndarray, on: np.ndarray | None = None, hide_labels: bool = False) -> np.ndarray:
-    frame = one.frame if on is None else on
-    return draw_boxes(frame, torch.from_numpy(np.asarray(boxes)), one.names, hide_labels=hide_labels)
+    """Draws boxes, in pixels of the frame, on the enlarged frame or on a drawing of its size.
+
+    boxes: (n, 6), or (n, 7) with their numbers, which then stand in the place of the confidences.
+    """
+    boxes = np.array(boxes, np.float32)
+    boxes[:, :4] *= one.scale
+    numbered = boxes.shape[1] > 6
+    return draw_boxes(
+        one.enlarged if on is None else on, torch.from_numpy(boxes), one.names, hide_labels=hide_labels,
+        hide_conf=numbered,
+    )  # fmt: skip
+
+
+def _numbered(boxes: np.ndarray) -> np.ndarray:
+    """Returns boxes (n, 6) with their numbers from 1 in another column, which `draw_boxes` writes as #1, #2, ..."""
+    return np.column_stack([boxes, np.arange(1, len(boxes) + 1)])
 
 
 def _bars(title: str, values: np.ndarray) -> str:
     """Returns a chart of values as bars that start at their mean, those above it in the first colour."""
-    low, high = _range([values])
+    low, high = _range([values], gate=True)
     heights = (100 * (high - values) / (high - low)).tolist()
     mean = 100 * (high - float(values.mean())) / (high - low)
     bars = [[], []]
@@ -291,10 +320,10 @@ def _bars(title: str, values: np.ndarray) -> str:
     return _chart(title, paths, len(values), [f"{v:.3f}" for v in (high, (low + high) / 2, low)], "channels")
 
 
-def _lines(title: str, series: Sequence[tuple[str, np.ndarray]], x: str, log: bool = False) -> str:
+def _lines(title: str, series: Sequence[tuple[str, np.ndarray]], x: str, log: bool = False, gate: bool = False) -> str:
     """Returns a chart of curves over the indices of their values."""
     curves = [np.log10(v) if log else v for _, v in series]
-    low, high = _range(curves)
+    low, high = _range(curves, gate)
     paths, words = [], []
     for curve, (name, _), colour in zip(curves, series, COLOURS):
         points = " ".join(f"{i + 0.5:g},{100 * (high - v) / (high - low):.2f}" for i, v in enumerate(curve.tolist()))
@@ -308,10 +337,12 @@ def _lines(title: str, series: Sequence[tuple[str, np.ndarray]], x: str, log: bo
     return _chart(title, "".join(paths), max(len(v) for _, v in series), ticks, x, legend)
 
 
-def _range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Returns the ends of an axis that holds all curves."""
+def _range(curves: Sequence[np.ndarray], gate: bool = False) -> tuple[float, float]:
+    """Returns the ends of an axis that holds all curves; those of gates up to 1 lie between 0 and 1."""
     low, high = min(float(c.min()) for c in curves), max(float(c.max()) for c in curves)
     margin = 0.05 * (high - low) or 0.01
+    if gate and low >= 0 and high <= 1:
+        return max(low - margin, 0), min(high + margin, 1)
     return low - margin, high + margin
 
 

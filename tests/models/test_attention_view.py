@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from small_world import TINY
+from small_world import TINY, lively
 
 from models import registry
 from models.attention_view import (
     GateRecorder,
     class_activation,
     fitted_gate,
+    fixed_gates,
     gate_of_statistic,
     gated_blocks,
     spectrum,
@@ -106,6 +107,30 @@ def test_a_layer_called_gate_is_no_gate(monkeypatch):
     model = tiny((4, "Foreign"), ("SPPF", "RLNL"), (6, "LSRAG"))
     assert list(gated_blocks(model)) == ["9.soca-SOCA"]
     assert without_gate(model) == ["5-Foreign", "8-RLNL"]
+
+
+def test_fixed_gates(image):
+    """Their own gates change nothing, gates of one leave the blocks out, and another image's are what they are."""
+    model = lively(nc=2)
+    for p in model.model[3].conv_du.parameters():
+        p.requires_grad_(False).copy_(3 * torch.randn_like(p))
+    images = torch.cat([image, 1 - image, image.flip(3)])
+    with torch.no_grad(), GateRecorder(model) as recorder:
+        usual = model(images)[0]
+    gates = recorder.gates
+    with fixed_gates(model, gates):
+        torch.testing.assert_close(torch.cat([model(one)[0] for one in images.split(2)]), usual)
+        with pytest.raises(ValueError, match="gates for 3 images, but more images pass"):
+            model(image)
+    swapped = [1, 0, 2]
+    with fixed_gates(model, {name: g[swapped] for name, g in gates.items()}):
+        exchanged = model(images)[0]
+    torch.testing.assert_close(exchanged[2], usual[2])
+    assert (exchanged[:2] - usual[:2]).abs().max() > 1e-3
+    with fixed_gates(model, {name: np.ones_like(g[0]) for name, g in gates.items()}):
+        absent = model(images)[0]
+    model.model[3].forward = lambda x: x
+    torch.testing.assert_close(model(images)[0], absent)
 
 
 def test_the_gate_of_a_channel_of_zeros_is_one():

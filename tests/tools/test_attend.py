@@ -8,14 +8,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_world import NAMES, TINY, boxes_image
+from small_world import NAMES, TINY, boxes_image, lively, write_boxes, write_yaml
 
-from models.attention_view import REPLACEMENTS
+import val
+from models.attention_view import REPLACEMENTS, gated_blocks
 from models.registry import keeps_channels, registered
 from models.yolo import Model
 from tools import attend
 from tools.attend_measures import classes_in_turn
-from tools.attend_report import Block, ModelView, ScoredDetection, as_html, as_text
+from tools.attend_report import SIDE, Block, ModelView, ScoredDetection, as_html, as_text
+from tools.attend_split import _measured, others
 from utils import checkpoint, cli
 
 
@@ -83,6 +85,8 @@ def test_one_model(tmp_path, photo, run):
     assert "5-SOCA: 32 channels on a map of 12 x 8; gate " in out and "five steps against the root" in out
     text = page.read_text(encoding="utf-8")
     read = Page(text)
+    sides = [max(p.shape[:2]) for p in read.images]
+    assert sides.count(SIDE) == 2 + 1 + 8 and 96 not in sides  # the frame is enlarged before it is drawn on
     # detections with and without, 8 channels, emphasis, four detections with and without
     assert len(read.images) == 2 + 8 + 1 + 8 and all(p is not None for p in read.images)
     assert read.others == [] and "http" not in text and "@import" not in text and "url(" not in text
@@ -134,6 +138,9 @@ def test_bad_input_is_one_message_and_no_page(tmp_path, photo, run):
         ((photo, "--weights", soca, plain), "has no attention with a gate"),
         ((photo, "--weights", soca, soca, soca), "--weights takes one file, or two to compare, got 3"),
         ((photo, "--weights", tmp_path / "no.pt"), "no such weights"),
+        (("--weights", soca), "give an image, or --data my.yaml"),
+        ((photo, "--weights", soca, "--data", "x.yaml"), "give either an image or --data, not both"),
+        (("--weights", soca, "--data", "no.yaml"), "no such file: 'no.yaml'"),
         ((tmp_path / "no.jpg", "--weights", soca), "no.jpg"),
         ((broken, "--weights", soca), "broken.jpg"),
         ((photo, "--weights", broken), "broken.jpg"),
@@ -145,6 +152,69 @@ def test_bad_input_is_one_message_and_no_page(tmp_path, photo, run):
         code, _, err = run(*arguments, *(() if "--html" in arguments else ("--html", page)))
         assert code == 1 and message in err and err.count("error") == 1, (arguments, err)
         assert not page.exists()
+
+
+# --- a whole split ----------------------------------------------------------------------------------------------------
+
+
+def test_others():
+    for count in (2, 3, 50):
+        for seed in range(3):
+            chosen = others(count, seed)
+            assert sorted(chosen) == list(range(count)) and not (chosen == np.arange(count)).any()
+
+
+def write_split(tmp_path, train=1, val=5):
+    return write_yaml(tmp_path / "boxes.yaml", write_boxes(tmp_path / "boxes", train, val))
+
+
+@pytest.fixture
+def lively_weights(tmp_path):
+    """A detector with SOCA that finds boxes, and whose gate moves with the image."""
+    model = lively(nc=2)
+    torch.manual_seed(1)
+    for p in model.model[3].conv_du.parameters():
+        p.data.copy_(3 * torch.randn_like(p))
+    checkpoint.save(tmp_path / "lively.pt", {"model": model, "ema": None})
+    return tmp_path / "lively.pt"
+
+
+def test_a_split(tmp_path, run, lively_weights):
+    """The first line is what val.py measures; the other ones are the means of passes by hand, image by image."""
+    data = write_split(tmp_path)
+    page = tmp_path / "page.html"
+    words = ("--data", data, "--weights", lively_weights, "--img", 64, "--workers", 0, "--device", "cpu")
+    code, out, err = run(*words, "--html", page)
+    assert code == 0, err
+    found = {words[0]: words[1:] for line in out.splitlines() if (words := re.split("  +", line.strip())) and words[1:]}
+    expected = val.run(data, lively_weights, 32, 64, device="cpu", workers=0, plots=False, project=tmp_path)[0]
+    assert list(map(float, found["as they are"])) == pytest.approx(expected[2:4], abs=1e-4)
+    assert {"their means over the split", "of another image", "none"} < set(found)
+    assert float(found["none"][2]) == pytest.approx(float(found["none"][1]) - float(found["as they are"][1]), abs=2e-4)
+    spread = re.search(r"3-SOCA: gate [01]\.\d+ to [01]\.\d+; standard deviation over .* (\d\.\d{4}) at most", out)
+    assert float(spread[1]) > 0
+    assert "5 images" in page.read_text(encoding="utf-8")
+
+
+def test_constant_gates_lose_nothing_without_the_image():
+    """A pass that returns the gates' differences shows which are put in: their own, means, exchanged, ones."""
+    model = lively(nc=2)
+    images = torch.rand(4, 3, 64, 64)
+    block = next(iter(gated_blocks(model).values()))
+    torch.nn.init.zeros_(block.conv_du[2].weight)  # the gate is that of the bias, for every image
+
+    def reached(gates) -> np.ndarray:
+        with gates, torch.no_grad():
+            return model(images)[0].double().mean((0, 1))[:2].numpy()
+
+    rows = _measured(model, "a.pt", reached).rows
+    assert [row.map50 for row in rows[1:3]] == pytest.approx([rows[0].map50] * 2, rel=1e-6)
+    assert rows[3].map50 != pytest.approx(rows[0].map50, rel=1e-4)
+
+
+def test_a_split_of_one_image(tmp_path, run, lively_weights):
+    code, _, err = run("--data", write_split(tmp_path, 1, 1), "--weights", lively_weights, "--img", 64, "--workers", 0)
+    assert code == 1 and "the split must have at least two images" in err
 
 
 def test_every_replacement_of_a_gate_has_words():
@@ -176,6 +246,7 @@ def test_what_the_page_says_of_given_numbers():
     order = [text.index(f"channel {c}: {g}; {e} % of the map") for c, g, e in
              ((2, "1.000", 41.9), (0, "0.500", 20.9), (1, "0.250", 37.2))]  # fmt: skip
     assert order == sorted(order)
+    assert "<span>1.000</span>" in text and "<span>1.0" not in text.replace("<span>1.000", "")  # the gates' axis
     assert "<td>1<td>dog<td>0.750<td>0.500<td>8" in text
     assert (
         "1, dog: 0.750 with the gate</figcaption>" in text
