@@ -299,12 +299,12 @@ def classes_as_csv(ablation: Ablation) -> str:
 def as_markdown(ablation: Ablation) -> str:
     """Returns all tables and the conclusions as Markdown."""
     parts = [f"# {ablation.title}", progress(ablation)]
+    if said := verdicts(ablation):
+        parts.append("## Conclusions\n\n" + "\n".join(f"- {line}" for line in said))
     for table in tables(ablation):
         lines = [table.heads, ["---", *["--:"] * (len(table.heads) - 1)], *table.rows]
         parts.append(f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
         parts.append(table.note)
-    if said := verdicts(ablation):
-        parts.append("## Conclusions\n\n" + "\n".join(f"- {line}" for line in said))
     parts.append(f"```\n{ablation.command}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -367,7 +367,9 @@ def draw(ablation: Ablation) -> "Figure":
     return figure
 
 
-# colour (of Okabe and Ito) and mark of a verdict, which differ in print too
+# of Okabe and Ito, the order such that neighbours differ in print too
+COST_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#f0e442", "#cc79a7")
+# colour (also of theirs) and mark of a verdict, which differ in print too
 MARKS = {"better": ("#0072b2", ">"), "worse": ("#d55e00", "<")}
 
 
@@ -386,7 +388,7 @@ def _draw_costs(axis, ablation: Ablation, arms: list[str]) -> None:
     for k, (key, heading, _, _) in enumerate(known):
         more = [100 * (ablation.costs[arm][key] / first[key] - 1) for arm in arms]
         positions = [y - 0.4 + (k + 0.5) * height for y in range(len(arms))]
-        axis.barh(positions, more, height * 0.9, label=heading.partition(",")[0])
+        axis.barh(positions, more, height * 0.9, label=heading.partition(",")[0], color=COST_COLOURS[k])
     axis.axvline(0, color="black", lw=0.8)
     axis.set_title(f"cost, % more than {ablation.arms[0]}", fontsize=10)
     axis.legend(fontsize=7, frameon=False)
@@ -398,10 +400,10 @@ def as_html(ablation: Ablation, figure: bytes) -> str:
         page.paragraph(progress(ablation)),
         page.figure(figure, "Differences with their intervals, and costs", "png"),
     ]
-    for table in tables(ablation):
-        parts += [page.heading(table.title), page.table(table.heads, table.rows), page.paragraph(table.note, note=True)]
     if said := verdicts(ablation):
         parts += [page.heading("Conclusions"), page.bullets(said)]
+    for table in tables(ablation):
+        parts += [page.heading(table.title), page.table(table.heads, table.rows), page.paragraph(table.note, note=True)]
     heads, *rows = csv.reader(io.StringIO(as_csv(ablation)))
     parts += [page.heading("Every run"), page.table(heads, rows)]
     parts += [page.heading("Command"), page.preformatted(ablation.command)]

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.attention_view import Spectrum
 from utils import page
 from utils.drawing import class_name, draw_boxes
-from utils.inference.features import draw_emphasis, draw_heat, draw_maps
+from utils.inference.features import MIN_CONTRAST, draw_emphasis, draw_heat, draw_maps
 
 CHANNELS = 4  # number of channels shown with the highest gates, and with the lowest
 DETECTIONS = 20  # rows of a table of detections
@@ -338,11 +338,15 @@ def _lines(title: str, series: Sequence[tuple[str, np.ndarray]], x: str, log: bo
 
 
 def _range(curves: Sequence[np.ndarray], gate: bool = False) -> tuple[float, float]:
-    """Returns the ends of an axis that holds all curves; those of gates up to 1 lie between 0 and 1."""
+    """Returns the ends of an axis that holds all curves; those of gates up to 1 lie between 0 and 1.
+
+    Gates that hardly differ span MIN_CONTRAST, so that rounding does not look like a difference.
+    """
     low, high = min(float(c.min()) for c in curves), max(float(c.max()) for c in curves)
     margin = 0.05 * (high - low) or 0.01
-    if gate and low >= 0 and high <= 1:
-        return max(low - margin, 0), min(high + margin, 1)
+    if gate:
+        margin = max(margin, (MIN_CONTRAST - (high - low)) / 2)
+        return max(low - margin, 0), min(high + margin, 1) if high <= 1 else high + margin
     return low - margin, high + margin
 
 

@@ -16,7 +16,7 @@ from models.registry import keeps_channels, registered
 from models.yolo import Model
 from tools import attend
 from tools.attend_measures import classes_in_turn
-from tools.attend_report import SIDE, Block, ModelView, ScoredDetection, as_html, as_text
+from tools.attend_report import SIDE, Block, ModelView, ScoredDetection, _range, as_html, as_text
 from tools.attend_split import _measured, others
 from utils import checkpoint, cli
 
@@ -215,6 +215,16 @@ def test_constant_gates_lose_nothing_without_the_image():
 def test_a_split_of_one_image(tmp_path, run, lively_weights):
     code, _, err = run("--data", write_split(tmp_path, 1, 1), "--weights", lively_weights, "--img", 64, "--workers", 0)
     assert code == 1 and "the split must have at least two images" in err
+
+
+def test_the_axis_of_gates():
+    """It ends at 1, at 0, and spans at least a hundredth, so that what differs by rounding looks alike."""
+    low, high = _range([np.float32([0.9820, 0.9822])], gate=True)
+    assert (low, high) == pytest.approx((0.9771, 0.9871))
+    assert _range([np.float32([0.2, 1.0])], gate=True) == pytest.approx((0.16, 1))
+    assert _range([np.float32([0.0, 0.9])], gate=True) == pytest.approx((0, 0.945))
+    assert _range([np.float32([0.5, 1.5])], gate=True) == pytest.approx((0.45, 1.55))
+    assert _range([np.float32([0.2, 1.0])]) == pytest.approx((0.16, 1.04))
 
 
 def test_every_replacement_of_a_gate_has_words():
