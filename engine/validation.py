@@ -220,7 +220,7 @@ def _write_page(opt: cli.Options, setup: Setup, result: Evaluation) -> None:
     about = About(
         title=f"Validation {setup.save_dir.name}: {setup.stem or 'a model'} on {Path(options['data']).name}",
         given={name: value for name, value in options.items() if name in opt.given}, options=options, data=data,
-        facts={f"ms per image: {step}": f"{ms:.1f}" for step, ms in result.speed.items()},
+        facts={f"ms per image: {', '.join(result.speed)}": ", ".join(f"{ms:.1f}" for ms in result.speed.values())},
     )  # fmt: skip
     LOGGER.info(f"page of the run: {write_run_page(setup.save_dir, about, result)}")
 

@@ -114,7 +114,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Returns a number of a metrics.json; None for what is none, and for one too large to be a share or a count."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if plain and abs(value) < 1e9 else None
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

@@ -11,12 +11,14 @@ from fuzzing import CHANGES, EDITS, TEXTS, changed, damaged, few, harmless, refu
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tools import compare
 from utils.inference.ledger import Ledger
 from utils.inference.sources import IMAGE, VIDEO, Source
 from utils.runtimes.base import folder_metadata, write_metadata
 from utils.runtimes.litert_model import append_metadata, appended_metadata
 from utils.runtimes.metadata import Metadata
 from utils.runtimes.tensorrt_engine import join_engine, split_engine
+from utils.training.records import COLUMNS
 
 # --- metadata ---------------------------------------------------------------------------------------------------------
 
@@ -182,3 +184,41 @@ def test_a_sound_run_is_read(run):
     ledger = Ledger(folder)
     rows = [(source, frame, np.round(boxes.tolist(), 6).tolist()) for source, frame, boxes in ledger.rows(2)]
     assert rows == [(0, None, BOXES), (1, 1, BOXES), (1, 2, [])] and math.prod(ledger.todo(0, 1)) == 1
+
+
+# --- runs that are compared -------------------------------------------------------------------------------------------
+
+MEASURED = {
+    "split": "val", "image_size": 640, "settings": {"data": "a.yaml", "epochs": 3, "freeze": [0]}, "images": 9,
+    "precision": 0.5, "recall": 0.25, "mAP50": 0.4, "mAP50-95": 0.3,
+    "classes": [{"class": 0, "name": "cat", "images": 5, "objects": 7, "precision": None, "mAP50-95": 0.3}],
+}  # fmt: skip
+TABLE = "\n".join([",".join(COLUMNS), *(",".join(f"{0.1 * i + e:.5g}" for i in range(14)) for e in range(3))]) + "\n"
+OPT = "weights: ''\ndata: a.yaml\nimgsz: 320\n"
+
+
+def _compare(folder, **contents: bytes) -> None:
+    for name, content in contents.items():
+        (folder / name.replace("_", ".")).write_bytes(content)
+    with harmless(folder):
+        try:
+            runs = [compare.read_run(folder, "one"), compare.read_run(folder, "two")]
+            rows = compare.compared(runs)
+        except (ValueError, OSError) as error:
+            refusal(error, folder)
+            return
+        assert all(type(cell) is str for row in rows for cell in row) and len({len(row) for row in rows}) == 1
+        compare.as_text(["", "one", "two"], rows).encode()
+        compare.page.table(["", "one", "two"], rows).encode()
+
+
+@few
+@example([("set", 4, 0, 10**400)], [])  # which no float holds
+@given(CHANGES, EDITS)
+def test_runs_that_are_compared(tmp_path_factory, changes, edits):
+    folder = tmp_path_factory.getbasetemp() / "compared"
+    folder.mkdir(exist_ok=True)
+    sound = {"metrics_json": json.dumps(MEASURED).encode(), "results_csv": TABLE.encode(), "opt_yaml": OPT.encode()}
+    _compare(folder, **{**sound, "metrics_json": json.dumps(changed(MEASURED, changes)).encode()})
+    for name, content in sound.items():
+        _compare(folder, **{**sound, name: damaged(content, edits)})

@@ -36,8 +36,8 @@ class ResultTable(NamedTuple):
 
     @property
     def fitness(self) -> np.ndarray:
-        """Returns the fitness (epochs,) by which best.pt is chosen."""
-        return fitness(self.values[:, 4:8])
+        """Returns the fitness (epochs,) by which best.pt is chosen; NaN counts as 0."""
+        return np.nan_to_num(fitness(self.values[:, 4:8]))
 
     @property
     def best(self) -> int:
