@@ -156,7 +156,11 @@ def open_entry(entry: str | list[str], clip: bool = False) -> Listing:
         labelled = [has_labels(label) for _, label in pairs]
         owned = {key for key, found in zip(keys, labelled) if found}
         pairs = [pair for pair, key, found in zip(pairs, keys, labelled) if found or key not in owned]
-    return Listing([image for image, _ in pairs], [label for _, label in pairs], partial(read_labels, clip=clip))
+    return Listing(
+        [image for image, _ in pairs],
+        [label for _, label in pairs],
+        partial(read_labels, clip=True) if clip else read_labels,
+    )
 
 
 def _split_lines(text: str, path: str, faults: list[Fault]) -> tuple[list[int], list[list[str]]]:
