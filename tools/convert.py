@@ -55,7 +55,7 @@ def read(source: Path, split: str, image_folders: list[Path]) -> LabelledSplit:
     kinds = Counter(file.suffix.lower() for file in source.rglob("*"))
     if bool(kinds[".xml"]) == bool(kinds[".json"]):
         raise ValueError(f"{source}: must hold .xml files (VOC) or .json files (LabelMe), and not both")
-    return voc.load(source, image_folders) if kinds[".xml"] else labelme.load(source)
+    return voc.load(source, image_folders) if kinds[".xml"] else labelme.load(source, image_folders)
 
 
 def _read_yaml(source: Path, split: str) -> LabelledSplit:

@@ -279,8 +279,7 @@ def download_dataset(archives: list[Archive], root: Path, to: str | Path | None 
     SHA-256 differs, or it is not safe to unpack; then no file of it is unpacked.
     """
     root = Path(root).resolve()
-    if to is not None:
-        _check_place(root, (Path(to).expanduser() if to else DATASETS).resolve())
+    check_place(root, to)
     _check_root(root)
     for archive in archives:
         LOGGER.info(f"to download: {redact(archive.url)} into {root / archive.folder}")
@@ -299,11 +298,16 @@ def download_dataset(archives: list[Archive], root: Path, to: str | Path | None 
     shutil.rmtree(store)
 
 
-def _check_place(root: Path, base: Path) -> None:
-    if root != base and base not in root.parents:
+def check_place(root: Path, to: str | Path | None) -> None:
+    """Raises ValueError where a data set would be fetched or drawn elsewhere than below `to`.
+
+    to: a folder; "" for DATASETS, None for anywhere.
+    """
+    base = None if to is None else (Path(to).expanduser() if to else DATASETS).resolve()
+    if base and root != base and base not in root.parents:
         raise ValueError(
-            f"data sets are fetched below {base}, and `path` of this one is {root}; if it is to be written there, add "
-            f"--download-to {root}"
+            f"data sets are fetched and drawn below {base}, and `path` of this one is {root}; if it is to be written "
+            f"there, add --download-to {root}"
         )
 
 

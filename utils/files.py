@@ -146,19 +146,41 @@ def _writer(note: Path) -> str:
     return "another process"
 
 
+def stays_below(name: str) -> bool:
+    """Returns whether a file name that another file gives is relative, for any system, and has no `..` in it."""
+    windows = PureWindowsPath(name)
+    leads_out = PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts
+    return bool(windows.name) and "\0" not in name and not leads_out
+
+
 def below(folder: str | Path, name: str) -> Path:
     """Returns the path of a file that another file names, relative to folder; ValueError where that leads out of it.
 
     Neither absolute names nor `..`, nor links to other folders, lead to the user's other files.
     """
-    path, windows = PurePosixPath(name), PureWindowsPath(name)
-    wrong = "\0" in name or not name or path.is_absolute() or windows.drive or windows.root or ".." in windows.parts
-    target = Path(folder) / ("" if wrong else name)
-    if wrong or not target.resolve().is_relative_to(Path(folder).resolve()):
-        raise ValueError(
-            f"a file named by another must be below {folder}, found {printable(name[:200], lines=False)!r}"
-        )
+    target = Path(folder) / name if stays_below(name) else None
+    if target is None or not target.resolve().is_relative_to(Path(folder).resolve()):
+        raise _outside(folder, name)
     return target
+
+
+def within(folder: str | Path, start: str | Path, name: str) -> str:
+    """Returns the path of a file of a data set, which another file names relative to its folder `start`.
+
+    It may be absolute, or have `..` in it, as long as it stays in `folder`, which the user named; ValueError otherwise.
+    The path has no `..` any more. No file is looked for, and the user's own links in a data set are followed, as those
+    in a folder of images are.
+    """
+    path = os.path.normpath(os.path.join(start, name))
+    root = os.path.normpath(folder)
+    if not name or not os.path.abspath(path).startswith(os.path.join(os.path.abspath(root), "")):
+        raise _outside(folder, name)
+    return path
+
+
+def _outside(folder: str | Path, name: str) -> ValueError:
+    shown = printable(name[:200], lines=False)
+    return ValueError(f"a file named by another must be below {folder}, found {shown!r}")
 
 
 def find_file(name: str | Path, suffixes: tuple[str, ...] = ()) -> Path:

@@ -115,7 +115,9 @@ def test_data_sets_go_below_their_folder(served, tmp_path, monkeypatch):
     one = Archive(url=f"{url}/one.zip", sha256=sha256(folder / "one.zip"))
     monkeypatch.setattr("utils.downloads.DATASETS", tmp_path / "datasets")
     for root in (tmp_path / "other", tmp_path, tmp_path / "datasets/../other", tmp_path / "datasets2"):
-        with pytest.raises(ValueError, match=f"fetched below {tmp_path}/datasets, .*--download-to {tmp_path}"):
+        with pytest.raises(
+            ValueError, match=f"fetched and drawn below {tmp_path}/datasets, .*--download-to {tmp_path}"
+        ):
             download_dataset([one], root, "")
     assert not asked
     download_dataset([one], tmp_path / "datasets/one", "")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from utils.files import atomic_write, below, read_yaml, write_yaml
+from utils.files import atomic_write, below, read_yaml, stays_below, within, write_yaml
 
 
 @pytest.mark.parametrize("name", ["a.bin", "sub/a.bin", "./a", "a..b", ".../a", "link/inside"])
@@ -24,6 +24,33 @@ def test_names_that_lead_elsewhere(tmp_path, name):
     (folder / "out").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="must be below"):
         below(folder, name)
+    assert stays_below(name) == (name == "out/a")  # which only a look at the files tells
+
+
+@pytest.mark.parametrize(
+    "name, path",
+    [
+        ("a.jpg", "set/labels/a.jpg"),
+        ("../images/a.jpg", "set/images/a.jpg"),
+        ("./x/../a..b", "set/labels/a..b"),
+        ("link/../a", "set/labels/a"),  # what is checked is what is opened
+        ("{}/set/images/a.jpg", "set/images/a.jpg"),
+        ("../../a.jpg", None),
+        ("../../setting/a.jpg", None),  # begins as the folder does
+        ("../../set", None),
+        ("/etc/passwd", None),
+        ("", None),
+    ],
+)
+def test_names_in_a_data_set_stay_in_it(tmp_path, name, path):
+    root = tmp_path / "set"
+    (root / "labels").mkdir(parents=True)
+    (root / "labels" / "link").symlink_to(tmp_path)
+    if path is None:
+        with pytest.raises(ValueError, match=f"must be below {root}, found"):
+            within(root, root / "labels", name)
+    else:
+        assert within(root, root / "labels", name.format(tmp_path)) == str(tmp_path / path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

@@ -1,16 +1,20 @@
 """The labels of a split: every image and label of a dataset entry checked, in contiguous arrays, and cached.
 
 The result of a check is kept in `<labels folder>.cache` until the path, size or time of change of any file differs. The
-cache is one line of checksums, then a numpy archive without objects, so a foreign one can do no harm.
+cache is one line of checksums, then a numpy archive without objects; every value of it is checked, and a file of that
+name that is not a cache of this user is neither read nor replaced.
 """
 
 import hashlib
 import io
 import logging
 import os
+import re
+import stat
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -19,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.faults import Fault, FaultError
+from utils.data.faults import FAULT_KINDS, Fault, FaultError
 from utils.data.formats.coco import CocoSplit
 from utils.data.formats.labelme import LabelMeSplit
 from utils.data.formats.shards import ShardSplit, check_shard
@@ -40,7 +44,13 @@ from utils.log import LOGGER
 from utils.progress import Bar
 
 CACHE_VERSION = 4
-CACHED_ARRAYS = ("sizes", "labels", "starts", "points", "point_starts")
+CACHED_ARRAYS = {
+    "sizes": np.int64, "labels": np.float32, "starts": np.int64, "points": np.float32, "point_starts": np.int64
+}  # fmt: skip
+COUNTS = ("found", "missing", "empty", "corrupt", "total")
+MAX_V61 = 2**30  # bytes of a cache of v6.1, which are searched for its mark
+MAX_CLASS = 2**24  # float32 holds whole numbers up to it
+HEADER = re.compile(rb"labels \d+ [0-9a-f]{64} [0-9a-f]{64}\n")  # of a cache
 FAULTS_SHOWN = 20
 MANY_MISSING = 0.2  # share of images without a label file that is told as a warning
 Entry = (
@@ -128,14 +138,20 @@ def scan(
     """
     if isinstance(entry, ShardSplit):
         files, check = list(entry.files), lambda: _check_shards(entry, fix_labels)
+        starts = tuple(f"{os.path.normpath(file)}/" for file in files)
+
+        def may_name(image: str) -> bool:
+            return os.path.normpath(image).startswith(starts)
+
     else:
         listing = list_pairs(entry, fix_labels)
+        may_name = set(listing.images).__contains__
         files, check = [*listing.images, *dict.fromkeys(listing.label_files)], lambda: _check_all(listing, prefix)
     kind = [] if isinstance(entry, str | list) else [repr(entry)]  # names and options that decide what is read
     kind += [f"fix_labels {fix_labels}"] if fix_labels else []
     digest = files_digest([*kind, *files])
     path = cache_path(entry)
-    annotations = _load_cache(path, digest) if use_cache and not rehash else None
+    annotations = _load_cache(path, digest, may_name) if use_cache and not rehash else None
     if annotations is None:
         annotations = check()
         if (
@@ -208,7 +224,7 @@ def gather(images: list[str], checked: list[CheckedImage]) -> Annotations:
     labels = [image.labels for _, image in used]
     # a box has no corners, so that boxes and polygons can stand in one list
     polygons = [polygon for of in labels for polygon in of.polygons or [np.zeros((0, 2))] * len(of.rows)]
-    counts = {kind: sum(getattr(image, kind) for image in checked) for kind in ("found", "missing", "empty", "corrupt")}
+    counts = {kind: sum(getattr(image, kind) for image in checked) for kind in COUNTS[:-1]}
     return Annotations(
         images=[path for path, _ in used],
         sizes=np.array([image.size for _, image in used], np.int64).reshape(-1, 2),
@@ -289,7 +305,31 @@ def files_digest(paths: list[str]) -> str:
     return digest.hexdigest()
 
 
+def _own_cache(path: Path) -> bool:
+    """Returns whether a file is a label cache, of this program or of v6.1, which may be read and replaced.
+
+    It must be a plain file of this user, of root or of the owner of its folder; anything else is the user's own file.
+    """
+    try:
+        status = path.lstat()
+        owners = getattr(os, "geteuid", int)(), path.parent.stat().st_uid, 0  # 0 is everybody's on Windows
+        if not stat.S_ISREG(status.st_mode) or status.st_uid not in owners:
+            return False
+        with open(path, "rb") as file:
+            start = file.read(200)
+            of_v61 = start.startswith(b"\x93NUMPY") and b"'|O'" in start and b"version" in start + file.read(MAX_V61)
+    except (OSError, ValueError):
+        return False
+    return not start or of_v61 or bool(HEADER.match(start))
+
+
 def _save_cache(path: Path, digest: str, annotations: Annotations) -> None:
+    if os.path.lexists(path) and not _own_cache(path):
+        LOGGER.warning(
+            f"{path} is not a label cache of yours, and is left alone; the labels are checked in each run. Rename that "
+            "file to have them cached"
+        )
+        return
     counts = {f"count_{kind}": count for kind, count in annotations.counts.items()}
     texts = {"images": annotations.images}
     texts |= {f"fault_{name}": [getattr(f, name) for f in annotations.faults] for name in ("kind", "file", "words")}
@@ -305,26 +345,72 @@ def _save_cache(path: Path, digest: str, annotations: Annotations) -> None:
         LOGGER.warning(f"label cache {path} cannot be written ({error}); the next run will check the labels again")
 
 
-def _load_cache(path: Path, digest: str) -> Annotations | None:
-    """Reads the stored result of a check; None if there is none, it is damaged or not ours, or files have changed."""
+def _load_cache(path: Path, digest: str, may_name: Callable[[str], bool]) -> Annotations | None:
+    """Reads the stored result of a check; None if there is none, it is damaged or not ours, or files have changed.
+
+    may_name: whether it may name an image of this path.
+
+    The checksums show damage, not intent, so each value is checked too.
+    """
+    if not _own_cache(path):
+        return None
     try:
         header, _, content = path.read_bytes().partition(b"\n")
-    except OSError:
+        if header + b"\n" != _cache_header(digest, content):
+            return None
+        annotations = _unpacked(content)
+    except (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, zipfile.BadZipFile):
         return None
-    if header + b"\n" != _cache_header(digest, content):
-        return None
+    return annotations if _is_sound(annotations) and all(map(may_name, annotations.images)) else None
+
+
+def _unpacked(content: bytes) -> Annotations:
+    """Reads the archive of a cache. Raises ValueError, or an error of numpy or zipfile, where it is another archive."""
+    if any(member.compress_type != zipfile.ZIP_STORED for member in zipfile.ZipFile(io.BytesIO(content)).infolist()):
+        raise ValueError("a compressed member, which could be of any size")
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         columns = [_unpack(archive[f"fault_{name}"]) for name in ("kind", "file", "words")]
         columns += [[line or None for line in archive["fault_line"].tolist()], archive["fault_left_out"].tolist()]
+        if not set(columns[0]) <= set(FAULT_KINDS):
+            raise ValueError("an unknown kind of fault")
         return Annotations(
-            counts={name[6:]: int(archive[name]) for name in archive.files if name.startswith("count_")},
+            counts={name: int(archive[f"count_{name}"]) for name in COUNTS},
             images=_unpack(archive["images"]),
             faults=[
                 Fault(kind=kind, file=file, words=words, line=line, left_out=left_out)
-                for kind, file, words, line, left_out in zip(*columns)
+                for kind, file, words, line, left_out in zip(*columns, strict=True)
             ],
             **{name: archive[name] for name in CACHED_ARRAYS},
         )
+
+
+def _is_sound(a: Annotations) -> bool:
+    """Returns whether arrays have the types, shapes and ranges that a check gives, and agree with each other."""
+    n, rows, corners = len(a.images), len(a.labels), len(a.points)
+    shapes = {
+        "sizes": (n, 2),
+        "labels": (rows, 5),
+        "starts": (n + 1,),
+        "points": (corners, 2),
+        "point_starts": (rows + 1,),
+    }
+    if any(
+        getattr(a, name).shape != shape or getattr(a, name).dtype != CACHED_ARRAYS[name]
+        for name, shape in shapes.items()
+    ):
+        return False
+    for starts, end in ((a.starts, rows), (a.point_starts, corners)):
+        if starts[0] != 0 or starts[-1] != end or (np.diff(starts) < 0).any():
+            return False
+    classes, boxes = a.labels[:, 0], a.labels[:, 1:]
+    return bool(
+        (a.sizes > 0).all()
+        and ((classes >= 0) & (classes <= MAX_CLASS) & (classes % 1 == 0)).all()
+        and ((boxes > -0.01) & (boxes < 1.01)).all()  # not for NaN
+        and np.isfinite(a.points).all()
+        and min(a.counts.values()) >= 0
+        and n == a.counts["total"] - a.counts["corrupt"]
+    )
 
 
 def _cache_header(digest: str, archive: bytes) -> bytes:

@@ -24,8 +24,9 @@ or LabelMe: with `format: labelme`, folders or lists of images that have a JSON 
 
 Instead of a YAML, commands also take the labels themselves: see `utils.data.formats.source`.
 
-Two optional keys say what to do where images are missing. `draw: shapes` draws them. `download` is fetched if the user
-asked for it: the name of a known set (`utils.downloads.KNOWN_SETS`), archives, or a list of both:
+Two optional keys say what to do where images are missing. `draw: shapes` draws them, in the folders where downloads may
+go. `download` is fetched if the user asked for it: the name of a known set (`utils.downloads.KNOWN_SETS`), archives, or
+a list of both:
 
     download:
       - {url: https://example.com/cells.zip, sha256: 0123...cdef, folder: images}   # folder: below the root
@@ -46,7 +47,7 @@ from utils.data.formats.labelme import LabelMeSplit
 from utils.data.formats.shards import ShardSplit
 from utils.data.formats.source import KNOWN, YAML_SUFFIXES, describe, is_source
 from utils.data.formats.voc import VocSplit, is_voc_path
-from utils.downloads import KNOWN_SETS, Archive, download_dataset
+from utils.downloads import KNOWN_SETS, Archive, check_place, download_dataset
 from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, ROOT, find_file, read_yaml, with_numbers
 from utils.log import LOGGER
 
@@ -110,7 +111,7 @@ def _load(
             annotations = [path for path in paths if _is_json(path)]
     root = _choose_root(roots, paths, data)
     if "draw" in data and _missing(root, paths):
-        _draw(data["draw"], root, file)
+        _draw(data["draw"], root, file, to)
     archives = _archives(data.get("download"), file)
     if download and archives and _missing(root, paths):
         download_dataset(archives, root, to)
@@ -365,9 +366,11 @@ def _archives(download: Any, file: Path) -> list[Archive]:
     return archives
 
 
-def _draw(name: Any, root: Path, file: Path) -> None:
+def _draw(name: Any, root: Path, file: Path, to: str | Path | None) -> None:
     if name != "shapes":
         raise ValueError(f"{file}: draw must be 'shapes', the only dataset that can be drawn, got {name!r}")
+    if root != ROOT / "data" / "shapes":  # the project's own
+        check_place(root, to)
     from utils.data.shapes import write_dataset
 
     LOGGER.info(f"Drawing the images of {file.name} into {root}")

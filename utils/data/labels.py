@@ -7,6 +7,7 @@ one without area, or outside the image, is left out and reported.
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from utils.data.faults import Fault, FaultError, Location, UnknownClassError
 from utils.data.images import check_image, is_turned
+from utils.files import stays_below, within
 from utils.text import decode_text
 
 MAX_OVERHANG = 1.0  # pixels by which a box may reach over the edge of its image unreported: annotation tools round
@@ -136,10 +138,18 @@ def hull(points: np.ndarray) -> tuple[float, float, float, float]:
 def safe_name(name: Any, location: Location) -> str:
     """Returns a relative file name that stays below its folder, or raises FaultError."""
     path = PurePosixPath(str(name).replace("\\", "/"))
-    inside = isinstance(name, str) and path.name and not path.is_absolute() and ".." not in path.parts
-    if not inside or ":" in path.parts[0] or "\0" in name:
+    if not isinstance(name, str) or not stays_below(name) or ":" in path.parts[0]:
         raise location.error("format", f"a file name must lie below the folder of images, got {str(name)[:80]!r}")
     return str(path)
+
+
+def image_within(folders: Sequence[str | Path], start: str | Path, name: str, location: Location) -> str:
+    """Returns the path of an image that a label file names from `start`; FaultError where it is in none of folders."""
+    for folder in folders:
+        with suppress(ValueError):
+            return within(folder, start, name)
+    words = f"a file name must lie below {' or '.join(map(str, folders))}, got {name[:80]!r}"
+    raise location.error("format", words)
 
 
 def first_file(candidates: Sequence[Path]) -> Path | None:

@@ -241,8 +241,12 @@ def test_images_are_drawn_once_where_they_are_missing(dataset, tmp_path, monkeyp
 
     monkeypatch.setitem(sys.modules, "utils.data.shapes", types.SimpleNamespace(write_dataset=write_dataset))
     path = dataset(f"path: {tmp_path}/shapes\ndraw: shapes\n" + PLACES + CLASSES)
+    monkeypatch.setattr("utils.downloads.DATASETS", tmp_path / "datasets")
+    with pytest.raises(ValueError, match=f"fetched and drawn below {tmp_path}/datasets, .*--download-to {tmp_path}"):
+        load_dataset_yaml(path)
+    assert not drawn
     for _ in range(2):
-        assert load_dataset_yaml(path)["path"] == str(tmp_path / "shapes")
+        assert load_dataset_yaml(path, to=str(tmp_path))["path"] == str(tmp_path / "shapes")
     assert drawn == [tmp_path / "shapes"]
 
 

@@ -5,7 +5,6 @@ crowds and leaves them out, and keeps the outline of an object that has a single
 """
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from utils.data.labels import (
     check_size,
     first_file,
     hull,
+    image_within,
     left_out_as_difficult,
     open_image,
     read_json,
@@ -197,7 +197,7 @@ class CocoSplit:
             _report(content)
             for key, image in content.images.items():
                 location = Location(file, f"image {key}")
-                path = os.path.join(self.images, _value(image, "file_name", str, location))
+                path = self._path_of(image, file)
                 if path in annotated:
                     raise location.error("format", f"{image['file_name']} is listed twice")
                 annotated[path] = content, image
@@ -221,12 +221,16 @@ class CocoSplit:
             numbers = {name: content.written["categories", key] for key, name in content.categories.items()}
             categories = {**numbers, **categories}
             for key, image in content.images.items():
-                path = os.path.join(self.images, _value(image, "file_name", str, Location(file, f"image {key}")))
+                path = self._path_of(image, file)
                 ids[path] = content.written["images", key]
                 for annotation in content.annotations[key]:
                     boxes.append(self._metric_box(annotation, path, content))
         free = 1 + max((key for key in categories.values() if isinstance(key, int)), default=0)
         return ids, [categories.get(name, free + number) for number, name in enumerate(self.names)], boxes
+
+    def _path_of(self, image: dict, file: str) -> str:
+        location = Location(file, f"image {image['id']}")
+        return image_within([self.images], self.images, _value(image, "file_name", str, location), location)
 
     def _metric_box(self, annotation: dict, path: str, content: CocoFile) -> CocoBox:
         name = content.categories[annotation["category_id"]]

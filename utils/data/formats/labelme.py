@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +23,7 @@ from utils.data.labels import (
     finite_number,
     first_file,
     hull,
+    image_within,
     left_out_as_difficult,
     listed_first,
     names_in_order,
@@ -96,10 +97,11 @@ def labelme_names(split: LabelMeSplit) -> list[str]:
 # --- conversion -------------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path) -> LabelledSplit:
+def load(folder: Path, image_folders: Sequence[Path] = ()) -> LabelledSplit:
     """Reads the images and objects of a folder of JSON files, searched with its sub-folders.
 
-    Polygons of the same group_id and label are one object. Raises FaultError for whatever is wrong.
+    Polygons of the same group_id and label are one object. An image is looked for beside its JSON file, then where that
+    names it, which must be below `folder` or one of `image_folders`. Raises FaultError for whatever is wrong.
     """
     images = []
     for file in sorted(folder.rglob("*.json")):
@@ -108,8 +110,10 @@ def load(folder: Path) -> LabelledSplit:
         suffix = PurePosixPath(str(image).replace("\\", "/")).suffix if is_image(str(image)) else ".jpg"
         name = file.relative_to(folder).with_suffix(suffix).as_posix()
         sources = [file.with_suffix(suffix)]
-        if isinstance(image, str) and image and "\0" not in image:
-            sources.append(file.parent / image.replace("\\", "/"))
+        if isinstance(image, str) and image and first_file(sources) is None:
+            where = Location(str(file), "imagePath")
+            image = image.replace("\\", "/")
+            sources.append(Path(image_within([folder, *image_folders], file.parent, image, where)))
         size = (content.get("imageWidth"), content.get("imageHeight"))
         location = Location(str(file), "imageWidth, imageHeight")
         images.append(open_image(name, size, first_file(sources), location))

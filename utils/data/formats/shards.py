@@ -35,7 +35,7 @@ from utils.data.labels import (
     check_labelled_image,
     safe_name,
 )
-from utils.files import write_yaml
+from utils.files import stays_below, write_yaml
 from utils.text import decode_text
 
 IMAGES_PER_SHARD = 1000  # of those that `save` writes
@@ -107,6 +107,11 @@ def _read(stream: IO[bytes], member: tarfile.TarInfo) -> bytes:
 
 def image_of(file: str, sample: dict) -> tuple[str, bytes]:
     """Returns the path of a sample's image, and its bytes. Raises FaultError where it has no image."""
+    if not stays_below(sample["__key__"]):
+        fault = Location(f"{file}/{sample['__key__']}").fault(
+            "image", "a name in a shard must have no `..` and no / in front"
+        )
+        raise FaultError(fault)
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in sample), None)
     if suffix is None:
         words = "no image of this name; a file name must have only one dot, before a suffix such as jpg or png"

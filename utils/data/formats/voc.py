@@ -162,14 +162,21 @@ def is_voc_path(path: str | Path) -> bool:
     path = Path(path)
     if os.path.isdir(path):  # not Path's own methods, which raise for a name that is too long
         return path.name.lower() == "annotations"
-    return os.path.isfile(path) and "ImageSets" in path.parts[:-1] and not any(map(is_image, _listed_names(path)[:1]))
+    return (
+        os.path.isfile(path)
+        and "ImageSets" in path.parts[:-1]
+        and not any(is_image(name) for _, name in _listed_names(path)[:1])
+    )
 
 
-def _listed_names(file: Path, is_name: Callable[[str], bool] = lambda _: False) -> list[str]:
-    """Returns the names in a list. A number behind one says whether a class is in the image; it may be of a name."""
-    lines = decode_text(file.read_bytes(), errors="surrogateescape").splitlines()
-    names = [line.strip() for line in lines if line.strip()]
-    return [name if is_name(name) else _FLAG.sub("", name) for name in names]
+def _listed_names(file: Path, is_name: Callable[[str], bool] = lambda _: False) -> list[tuple[int, str]]:
+    """Returns the names in a list, each with its line, from 1.
+
+    A number behind one says whether a class is in the image; it may be of a name.
+    """
+    lines = enumerate(decode_text(file.read_bytes(), errors="surrogateescape").splitlines(), 1)
+    names = [(i, line.strip()) for i, line in lines if line.strip()]
+    return [(i, name if is_name(name) else _FLAG.sub("", name)) for i, name in names]
 
 
 def folder_beside(path: str | Path, *names: str) -> Path | None:
@@ -185,10 +192,9 @@ def _list_file(file: Path, images: str | None, annotations: str | None) -> dict[
     folder = Path(images or folder_beside(root / "x", "jpegimages", "images") or root / "JPEGImages")
     labels = annotations or folder_beside(root / "x", "annotations") or root / "Annotations"
     by_stem = _images_by_stem(folder)
-    return {
-        by_stem.get(name, str(folder / f"{name}.jpg")): os.path.join(labels, f"{name}.xml")
-        for name in _listed_names(file, by_stem.__contains__)
-    }
+    lines = _listed_names(file, by_stem.__contains__)
+    names = [safe_name(name, Location(str(file), line=line)) for line, name in lines]
+    return {by_stem.get(name, str(folder / f"{name}.jpg")): os.path.join(labels, f"{name}.xml") for name in names}
 
 
 def _folder(folder: str, images: str | None) -> dict[str, str]:

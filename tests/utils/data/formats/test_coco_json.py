@@ -122,6 +122,16 @@ def test_a_name_that_cannot_be_a_file_leaves_its_image_out(coco):
     assert found.counts["corrupt"] == 1 and [path[-5:] for path in found.images] == ["a.png"]
 
 
+@pytest.mark.parametrize("name", ["../other.png", "{}/other.png", "x/../../other.png"])
+def test_a_name_outside_the_folder_of_images_is_refused(coco, tmp_path, name):
+    split = coco(images=[{"id": 12, "file_name": name.format(tmp_path)}])
+    for read in (split.open, split.annotated):
+        with pytest.raises(ValueError, match=r"instances\.json: image 12: a file name must lie below .*other"):
+            read()
+    inside = coco(images=[{"id": 12, "file_name": f"{split.images}/sub/../b.png"}])
+    assert inside.open().images == [f"{split.images}/b.png"] == list(inside.annotated()[0])
+
+
 def test_an_image_of_another_size_is_left_out(coco):
     record = {"id": 11, "file_name": "a.png", "width": 50, "height": 100}
     other = {"id": 12, "file_name": "b.png"}  # which says no size

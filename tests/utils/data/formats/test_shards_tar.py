@@ -8,7 +8,7 @@ import pytest
 from label_files import pack
 
 from utils.data.annotations import scan
-from utils.data.formats.shards import ShardSplit, read_shard
+from utils.data.formats.shards import ShardSplit, load, read_shard
 
 pytest.importorskip("webdataset", reason="needs webdataset")
 
@@ -64,6 +64,19 @@ def test_json_polygons_backgrounds_and_broken_samples(tmp_path, png_file):
             name,
             list(map(str, found.faults)),
         )
+
+
+def test_a_name_that_leads_out_of_its_shard_is_left_out(tmp_path, png_file):
+    """A label file beside such a name, or results under it, would lie anywhere."""
+    names = ["../../out", "/abs", "a", "x/../../y"]
+    file = pack(
+        tmp_path / "x.tar", [m for n in names for m in ((f"{n}.png", png_file(1)), (f"{n}.txt", "0 .5 .5 .1 .1"))]
+    )
+    found = scan(ShardSplit((file,)), use_cache=False)
+    assert found.images == [f"{file}/a.png"] and found.counts["corrupt"] == 3
+    assert all("must have no `..` and no / in front; the image is left out" in str(fault) for fault in found.faults)
+    with pytest.raises(ValueError, match="must have no"):
+        load(ShardSplit((file,)), ["cat"])
 
 
 @pytest.mark.parametrize(

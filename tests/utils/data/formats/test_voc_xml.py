@@ -133,6 +133,14 @@ def test_images_and_files_that_are_missing(voc, tmp_path, caplog):
         list_pairs(VocSplit(split.paths, str(tmp_path / "nowhere"), NAMES))
 
 
+@pytest.mark.parametrize("name", ["../b", "x/../../b", "/etc/b", "C:\\b"])
+def test_a_list_names_files_of_its_own_set_only(voc, tmp_path, name):
+    split = voc({"b": voc_object()})
+    (tmp_path / "ImageSets/Main/train.txt").write_text(f"b\n{name} 1\n")
+    with pytest.raises(ValueError, match=r"Main/train\.txt:2: a file name must lie below .*, got "):
+        list_pairs(split)
+
+
 def test_against_torchvision(voc, tmp_path):
     """Its reader of VOC sees the same objects."""
     datasets = pytest.importorskip("torchvision.datasets", reason="needs torchvision")
