@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.ablate_statistics import LEVEL, POWER, Difference, detectable, holm, paired, pooled, verdict
 from utils import page
+from utils.text import csv_field
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -292,7 +293,7 @@ def classes_as_csv(ablation: Ablation) -> str:
     for split in ablation.splits:
         for arm in ablation.arms:
             for name, values in ablation.class_values(arm, split).items():
-                writer.writerows([arm, seed, split, name, f"{value:.5f}"] for seed, value in values.items())
+                writer.writerows([arm, seed, split, csv_field(name), f"{value:.5f}"] for seed, value in values.items())
     return text.getvalue()
 
 

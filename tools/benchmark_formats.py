@@ -25,6 +25,7 @@ if __name__ == "__main__":
 from utils import cli
 from utils.export.formats import Format, choose_formats
 from utils.log import LOGGER
+from utils.text import csv_field
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,7 +173,7 @@ def as_csv(rows: list[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["format", "precision", "megabytes", "map50", "map", "milliseconds", "reason"])
     for r in rows:
-        writer.writerow([r.name, r.precision, r.megabytes, r.map50, r.map, r.milliseconds, r.reason])
+        writer.writerow([r.name, r.precision, r.megabytes, r.map50, r.map, r.milliseconds, csv_field(r.reason)])
     return text.getvalue()
 
 

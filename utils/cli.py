@@ -133,6 +133,8 @@ def parse(parser: argparse.ArgumentParser, known: bool = False, argv: Sequence[s
     Raises ValueError for a number out of its range; argparse itself ends the program for other mistakes.
     """
     untouched = object()
+    # what was typed may hold a password
+    parser.error = lambda message: type(parser).error(parser, printable(redact(message)))
     names = [action.dest for action in _actions(parser)]
     opt = parser.parse_args([] if known else argv, Options(**dict.fromkeys(names, untouched)))
     opt.given = {name for name in names if getattr(opt, name) is not untouched}

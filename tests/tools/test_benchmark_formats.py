@@ -36,6 +36,8 @@ def test_the_table_and_the_csv():
     assert as_table([ROWS[0], not_run]).splitlines()[3] == "| CoreML | float32 | 7.5 | | | | it runs on Darwin only |"
     rows = list(csv.DictReader(as_csv(ROWS).splitlines()))
     assert rows[1]["milliseconds"] == "15.0" and rows[2]["map"] == "" and rows[2]["reason"] == "nncf failed"
+    formula = Row(name="ONNX", precision="float32", reason='=HYPERLINK("http://x")')
+    assert next(csv.DictReader(as_csv([formula]).splitlines()))["reason"] == '\'=HYPERLINK("http://x")'
 
 
 def test_the_figure_leaves_out_what_failed():

@@ -184,6 +184,17 @@ def test_an_error_of_a_reading_process_comes_without_its_traceback(capsys):
     assert end_of(raised.value, capsys) == (1, "train: error: a b.jpg: image cannot be decoded: no: really\n")
 
 
+def test_what_argparse_refuses_is_shown_without_secrets(capsys):
+    parser = argparse.ArgumentParser("detect.py")
+    parser.add_argument("--imgsz", type=int)
+    for words in (["--sauce", "rtsp://me:secret@camera/1"], ["--imgsz", "http://host/?token=secret\x1b[31m"]):
+        with pytest.raises(SystemExit):
+            cli.parse(parser, argv=words)
+        said = capsys.readouterr().err
+        assert "://***@camera/1" in said or "token=***" in said
+        assert "secret" not in said and "\x1b" not in said
+
+
 def test_our_own_bugs_keep_their_traceback(monkeypatch):
     for error in (RuntimeError("shapes"), KeyError("x"), AssertionError()):
         with pytest.raises(type(error)):

@@ -14,6 +14,7 @@ from utils.evaluation.metrics import IOU_THRESHOLDS, ClassMetrics, ConfusionMatr
 from utils.log import LOGGER
 from utils.nms import non_max_suppression
 from utils.progress import Bar
+from utils.text import printable
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Evaluation:
             m = self.metrics
             for c, *numbers in zip(m.classes, m.p, m.r, m.ap50, m.ap.mean(1)):
                 counts = self.images_per_class[c], self.labels_per_class[c]
-                rows.append(columns.format(self.names[c][:21], *counts, *numbers))
+                rows.append(columns.format(printable(self.names[c], lines=False)[:21], *counts, *numbers))
         return "\n".join(rows)
 
 

@@ -28,6 +28,7 @@ from utils.evaluation.evaluator import Boxes, EvaluatedBatch, Evaluation
 from utils.evaluation.metrics import ap_by_area
 from utils.evaluation.plots import MOSAIC_IMAGES, detections_to_targets, plot_batch
 from utils.inference.outputs import result_stems, write_labels
+from utils.text import printable
 
 COCO_AND_V61 = (
     "COCO counts 100 detections per image, matches them again at each IoU and leaves crowds out; "
@@ -47,7 +48,7 @@ ERROR_SIDE, LEGEND = 1280, 28  # pixels: longer side of the drawings, height of 
 
 def _row(name: str, counts: Sequence[int], numbers: Sequence[float]) -> str:
     shown = ("-" if np.isnan(number) else f"{number:.3g}" for number in numbers)
-    return f"{name[:21]:>22}" + "".join(f"{text:>11}" for text in (*counts, *shown))
+    return f"{printable(name, lines=False)[:21]:>22}" + "".join(f"{text:>11}" for text in (*counts, *shown))
 
 
 def size_table(result: Evaluation) -> str:
