@@ -69,7 +69,9 @@ def choose(data: DataSet, classes: list[int] | None, per_class: int, seed: int) 
     """
     rng, chosen = np.random.default_rng(seed), {}
     for c in [*range(len(data.names)), BACKGROUND] if classes is None else classes:
-        having = [(name, int(i)) for name, split in data.splits.items() for i in _images_with(split, c)]
+        found = [(name, int(i)) for name, split in data.splits.items() for i in _images_with(split, c)]
+        # an image of two splits is shown once
+        having = list({data.splits[name].images[i]: (name, i) for name, i in reversed(found)}.values())[::-1]
         picked = np.sort(rng.choice(len(having), min(per_class, len(having)), replace=False))
         chosen[c] = [having[i] for i in picked]
     return chosen

@@ -60,6 +60,11 @@ def test_chosen_images_have_the_class_and_each_is_as_likely(clean):
     assert choose(data, [1], 9, 0) == {1: sorted(set(seen[1]))}
 
 
+def test_an_image_of_two_splits_is_shown_once(clean):
+    (clean / "data.yaml").write_text(f"path: {clean}\ntrain: images/train\nval: images/train\nnames: [cat, dog]\n")
+    assert choose(read_data(clean / "data.yaml"), [0], 9, 0) == {0: [("train", i) for i in range(1, 6)]}
+
+
 def test_boxes_of_the_class_are_thick_the_others_thin(clean):
     data = read_data(clean / "data.yaml")
     (_, caption, image), *_ = drawn_images(data, {1: [("train", 1)]})
