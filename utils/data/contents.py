@@ -12,7 +12,7 @@ from utils.data.alike import SIDE, thumbnail
 from utils.data.annotations import list_pairs
 from utils.data.dataset_yaml import SPLITS
 from utils.data.faults import FaultError, UnknownClassError
-from utils.data.formats.yolo import read_label_text, read_labels, read_lines
+from utils.data.formats.yolo import read_label_text, read_lines
 from utils.data.images import ORIENTATION, check_image, decode_image, open_with_pillow, read_bytes
 from utils.data.labels import Read, Size, has_labels
 from utils.data.machine import usable_cores
@@ -81,7 +81,7 @@ def read_contents(data: dict) -> Contents:
             contents.images += listing.images
             contents.label_files += listing.label_files
             contents.splits += [split] * len(listing.images)
-            contents.in_lines += [listing.read is read_labels] * len(listing.images)
+            contents.in_lines += [isinstance(data[split], str | list)] * len(listing.images)
             readers += [listing.read] * len(listing.images)
     files = sorted(set(contents.images))
     with ThreadPool(min(8, usable_cores())) as pool:
