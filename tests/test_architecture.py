@@ -19,7 +19,7 @@ utils               text log progress cli user_blocks boxes files dist device ar
 utils               checkpoint nms drawing class_names page
 utils.data          machine alike shapes faults image_header images letterbox labels
 utils.data.formats  yolo coco voc labelme shards source
-utils.data          dataset_yaml options annotations contents checks cache store augmentations mosaic dataset
+utils.data          dataset_yaml options annotations contents checks splitting cache store augmentations mosaic dataset
 utils.data          shard_loader loader
 utils.training      hyperparameters targets loss optimizer schedule ema sampling autoanchor guard records autobatch
 utils.training      loggers search
@@ -37,7 +37,7 @@ engine              run setup validation training detection
 .                   hubconf train val detect export
 tools               setup_env demo draw_shapes costs explain ablate_statistics ablate_report ablate_runs ablate
 tools               attend_report attend_measures attend_split attend doctor_report doctor preview_report preview
-tools               convert benchmark_formats compare
+tools               split convert benchmark_formats compare
 """
 # The doors for programs written for v6.1, which nothing else imports
 DOORS = """

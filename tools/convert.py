@@ -4,8 +4,8 @@ python tools/convert.py --train instances_train.json --val instances_val.json --
 python tools/convert.py --train Annotations/ --to coco --out new_folder            # VOC, a folder of XML files
 python tools/convert.py --train my.yaml --val my.yaml --to labelme --out new_folder --no-images
 
-The format of a source is recognised: a JSON file is COCO, a data set YAML names YOLO text files or tar shards, a folder
-of .xml files is VOC, one of .json files is LabelMe. --out must not exist; it appears whole or not at all, and none of
+A source is whatever train.py takes as --data, and its format is recognised: a JSON file is COCO, a folder of .xml files
+is VOC, one of .json files beside images is LabelMe. --out must not exist; it appears whole or not at all, and none of
 your files is changed.
 
     yolo     data.yaml, images/train/..., labels/train/...          coco     train.json, images/train/...
@@ -18,18 +18,21 @@ objects, which are left out.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli
 from utils.data.dataset_yaml import SPLITS, load_dataset_yaml
 from utils.data.formats import coco, labelme, shards, voc, yolo
+from utils.data.formats.source import kind_of_json
 from utils.data.labels import LabelledImage, LabelledSplit
 from utils.log import LOGGER
 
@@ -43,32 +46,44 @@ WRITERS: dict[str, tuple[Callable, str | None]] = {  # with the folder of images
 
 
 def read(source: Path, split: str, image_folders: list[Path]) -> LabelledSplit:
-    """Reads a source of any format. Raises ValueError, naming file and row, for what is wrong in it."""
+    """Reads a source of any format. Raises ValueError, naming file and row, for what is wrong in it.
+
+    image_folders: where images are looked for, besides those folders in which the format has them.
+    """
     if not source.exists():
         raise FileNotFoundError(f"no such file or folder of labels: {source}")
-    if source.is_file():
-        if source.suffix.lower() in (".yaml", ".yml"):
-            return _read_yaml(source, split)
-        if source.suffix.lower() == ".json":
-            return coco.load(source, image_folders)
-        raise ValueError(f"{source}: must be a data set YAML, a COCO JSON, or a folder of VOC or LabelMe files")
-    kinds = Counter(file.suffix.lower() for file in source.rglob("*"))
-    if bool(kinds[".xml"]) == bool(kinds[".json"]):
-        raise ValueError(f"{source}: must hold .xml files (VOC) or .json files (LabelMe), and not both")
-    return voc.load(source, image_folders) if kinds[".xml"] else labelme.load(source, image_folders)
-
-
-def _read_yaml(source: Path, split: str) -> LabelledSplit:
+    if source.is_file() and source.suffix.lower() == ".json":
+        return coco.load(source, image_folders)
+    if source.is_dir() and not (source / "data.yaml").exists():
+        xml = source if any(source.glob("*.xml")) else voc.folder_beside(source / "x", "annotations")
+        if xml and next(xml.rglob("*.xml"), None):
+            return voc.load(xml, image_folders)
+        if next(source.rglob("*.xml"), None):
+            return voc.load(source, image_folders)
+        if (file := next(source.rglob("*.json"), None)) and kind_of_json(file) == "labelme":
+            return labelme.load(source, image_folders)
     data = load_dataset_yaml(source, (split,))
-    entry = data[split]
+    return _load(data[split], data["names"], image_folders)
+
+
+def _load(entry: Any, names: list[str], image_folders: list[Path]) -> LabelledSplit:
+    """Reads what a loaded data set has for a split."""
     if isinstance(entry, shards.ShardSplit):
-        return shards.load(entry, data["names"])
-    if not isinstance(entry, str | list):
-        raise ValueError(
-            f"{source}: the labels of {split} are not YOLO text files; give the COCO JSON or the folder of VOC files "
-            f"itself: --{split} {entry.paths[0]}"
-        )
-    return yolo.load(entry, data["names"])
+        return shards.load(entry, names)
+    if isinstance(entry, str | list):
+        return yolo.load(entry, names)
+    if isinstance(entry, coco.CocoSplit):
+        parts = [coco.load(Path(file), [Path(entry.images), *image_folders]) for file in entry.files]
+    elif isinstance(entry, voc.VocSplit):
+        pairs = entry.pairs()
+        homes = list(dict.fromkeys(Path(image).parent for image in pairs))
+        files = [Path(file) for file in pairs.values()]
+        parts = [voc.load(files[0].parent, [*homes, *image_folders], files)]
+    else:
+        files = [Path(file) for file in entry.open().label_files]
+        parts = [labelme.load(Path(os.path.commonpath([file.parent for file in files])), image_folders, files)]
+    found = [name for part in parts for name in part.names]
+    return LabelledSplit(list(dict.fromkeys([*names, *found])), [image for part in parts for image in part.images])
 
 
 def convert(splits: dict[str, LabelledSplit], kind: str, out: Path, with_images: bool = True) -> None:
@@ -121,6 +136,11 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--to", choices=WRITERS, required=True, help="format to write")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; it must not exist")
     parser.add_argument("--images", type=Path, nargs="+", default=[], metavar="FOLDER", help="folders of the images")
+    parser.add_argument(
+        "--difficult",
+        action="store_true",
+        help="write crowds and difficult objects as ordinary ones, which YOLO can hold",
+    )
     parser.add_argument("--no-images", action="store_true", help="write the labels without a copy of the images")
     return parser.parse_args(argv)
 
@@ -131,6 +151,9 @@ def main(options: argparse.Namespace) -> None:
     if not sources:
         raise ValueError("there is nothing to convert: give --train, --val or --test")
     splits = {split: read(source, split, options.images) for split, source in sources.items()}
+    for image in (image for labels in splits.values() for image in labels.images if options.difficult):
+        for item in image.objects:
+            item.difficult = False
     convert(splits, options.to, options.out, not options.no_images)
     for split, labels in splits.items():
         objects = sum(len(image.objects) for image in labels.images)

@@ -6,6 +6,7 @@ Nothing in the project imports this file. Training sets are in utils/data.
 import contextlib
 import math
 import os
+import random
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 
 from utils.augmentations import letterbox
 from utils.data.formats.yolo import image_to_label_path
-from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, listed_files, read_image
+from utils.data.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, list_images, listed_files, read_image
+from utils.data.labels import has_labels
 from utils.data.letterbox import letterbox_planes
 from utils.data.loader import create_dataloader as _create_dataloader
 from utils.data.options import LoaderOptions
@@ -257,6 +259,30 @@ def _q_pressed() -> bool:
 def img2label_paths(img_paths: Sequence[str | Path]) -> list[str]:
     """Returns the path of the label file of each image: the last folder `images` becomes `labels`, the suffix .txt."""
     return [image_to_label_path(str(path)) for path in img_paths]
+
+
+def autosplit(
+    path: str | Path = "../datasets/coco128/images",
+    weights: Sequence[float] = (0.9, 0.1, 0.0),
+    annotated_only: bool = False,
+) -> None:
+    """Writes autosplit_train.txt, autosplit_val.txt and autosplit_test.txt beside a folder of images, chosen by lot.
+
+    weights: chances of an image to come to train, val, test. annotated_only: leave out images without a label file.
+    tools/split.py does more: it gives each class its share in each part, and keeps images that belong together so.
+    """
+    path = Path(path).absolute()
+    images = list_images(path)
+    parts = random.Random(0).choices(range(3), weights=weights, k=len(images))
+    LOGGER.info("autosplit deals images out by lot; tools/split.py gives each class its share in train, val and test")
+    files = [path.parent / f"autosplit_{part}.txt" for part in ("train", "val", "test")]
+    for i, file in enumerate(files):
+        chosen = [image for image, part in zip(images, parts) if part == i]
+        chosen = [image for image in chosen if not annotated_only or has_labels(image_to_label_path(image))]
+        lines = [f"./{Path(image).relative_to(path.parent).as_posix()}\n" for image in chosen]
+        file.unlink(missing_ok=True)  # of an earlier call; a part without images has no list
+        if lines:
+            file.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
 
 
 def create_dataloader(

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exports import EXPORTS, photographs
+from exports import NAMES as CELLS
 from PIL import Image
 
+from tools import split as splitting
 from tools.convert import convert, main, parse_options, read
 from utils.data.annotations import scan
 from utils.data.dataset_yaml import load_dataset_yaml
@@ -299,3 +302,17 @@ def test_command(tmp_path):
     run = subprocess.run([*command, "--train", tmp_path / "none.json"], capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.startswith("convert: error: no such file or folder of labels")
     assert not Path(tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("export", EXPORTS, ids=lambda export: export.__name__)
+def test_every_source_of_training_is_converted_with_its_objects(export, tmp_path):
+    """Also a <filename> without suffix, and a data set YAML of Pascal VOC or COCO, as tools/split.py writes it."""
+    source = export(tmp_path / "set")
+    expected = [{(CELLS[c], *box) for c, *box in objects} for _, _, objects in photographs()]
+    of = ["--of", "train"] if "roboflow" in export.__name__ else []
+    splitting.main(splitting.parse_options([str(source), "--out", str(tmp_path / "split"), "--test", "0", *of]))
+    parts = [read(tmp_path / "split" / "data.yaml", part, []) for part in ("train", "val")]
+    for labels in (read(source, "train", []).images, [image for part in parts for image in part.images]):
+        images = sorted(labels, key=lambda image: image.source.name)
+        found = [{(item.name, *(round(v, 2) for v in item.box)) for item in image.objects} for image in images]
+        assert found == expected

@@ -97,14 +97,15 @@ def labelme_names(split: LabelMeSplit) -> list[str]:
 # --- conversion -------------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path, image_folders: Sequence[Path] = ()) -> LabelledSplit:
+def load(folder: Path, image_folders: Sequence[Path] = (), files: Sequence[Path] | None = None) -> LabelledSplit:
     """Reads the images and objects of a folder of JSON files, searched with its sub-folders.
 
     Polygons of the same group_id and label are one object. An image is looked for beside its JSON file, then where that
-    names it, which must be below `folder` or one of `image_folders`. Raises FaultError for whatever is wrong.
+    names it, which must be below `folder` or one of `image_folders`. files: to read of the folder; None for all. Raises
+    FaultError for whatever is wrong.
     """
     images = []
-    for file in sorted(folder.rglob("*.json")):
+    for file in sorted(folder.rglob("*.json")) if files is None else files:
         content = read_json(file)
         image = content.get("imagePath")
         suffix = PurePosixPath(str(image).replace("\\", "/")).suffix if is_image(str(image)) else ".jpg"

@@ -82,7 +82,7 @@ def _yaml_in(folder: Path) -> Path | None:
 def _of_file(file: Path) -> dict[str, Any]:
     suffix = file.suffix.lower()
     if suffix == ".json":
-        if _kind(file) == "labelme":
+        if kind_of_json(file) == "labelme":
             raise ValueError(f"{file}: the LabelMe file of one image; give the folder of all")
         return {"train": str(file), "images": str(_coco_images(file)), "names": coco_names([file])}
     if suffix == ".tar":
@@ -99,7 +99,7 @@ def _of_file(file: Path) -> dict[str, Any]:
     return {"train": str(file), **_yolo_classes(str(file))}
 
 
-def _kind(file: Path) -> str:
+def kind_of_json(file: Path) -> str:
     """Returns what labels a JSON file holds: "coco", "labelme", or "" for none."""
     if file.stat().st_size > LARGE_JSON:
         return "coco"
@@ -132,8 +132,7 @@ def _of_any(path: Path) -> dict[str, Any]:
 
 def _split_files(folder: Path) -> dict[str, Path]:
     """Returns the COCO JSON or the list below ImageSets of each split."""
-    files = [*_json_in(folder, "coco"), *_json_in(folder / "annotations", "coco")]
-    if files:
+    if files := _coco_files(folder):
         named = {
             split: [file for file in files if any(word in file.stem.lower() for word in words)]
             for split, words in SPLIT_FOLDERS.items()
@@ -148,10 +147,15 @@ def _split_files(folder: Path) -> dict[str, Path]:
     return found if "train" in found else {}
 
 
+def _coco_files(folder: Path) -> list[Path]:
+    """Returns the COCO JSONs of a folder, or of the folder annotations in it."""
+    return [*_json_in(folder, "coco"), *_json_in(folder / "annotations", "coco")]
+
+
 def _json_in(folder: Path, kind: str) -> list[Path]:
     """Returns the JSON files of a folder that hold labels of a kind, "coco" or "labelme"; the first tells of all."""
     files = sorted(folder.glob("*.json")) if os.path.isdir(folder) else []
-    kinds = ((i, _kind(file)) for i, file in enumerate(files))
+    kinds = ((i, kind_of_json(file)) for i, file in enumerate(files))
     first = next(((i, found) for i, found in kinds if found), (0, ""))  # notes of tools may come first
     return files[first[0] :] if first[1] == kind else []
 

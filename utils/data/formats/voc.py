@@ -15,7 +15,7 @@ from typing import Any
 from xml.parsers import expat
 
 from utils.data.faults import FaultError, Location, UnknownClassError
-from utils.data.images import is_image, list_images
+from utils.data.images import IMAGE_SUFFIXES, is_image, list_images
 from utils.data.labels import (
     NAMES_FILE,
     ImageLabels,
@@ -261,20 +261,25 @@ def voc_names(split: VocSplit) -> list[str]:
 # --- conversion -------------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path, image_folders: Sequence[Path]) -> LabelledSplit:
+def load(folder: Path, image_folders: Sequence[Path], files: Sequence[Path] | None = None) -> LabelledSplit:
     """Reads the images and objects of a folder of XML files, searched with its sub-folders.
 
-    Images are looked for in the folders, then in the folder itself, JPEGImages and images beside it. Raises FaultError
-    for whatever is wrong.
+    Images are looked for in the folders, then in the folder itself, JPEGImages and images beside it. files: to read of
+    the folder; None for all. Raises FaultError for whatever is wrong.
     """
     images = []
-    for file in sorted(folder.rglob("*.xml")):
+    beside = folder_beside(folder, "jpegimages"), folder_beside(folder, "images")
+    folders = [*image_folders, folder, *filter(None, beside)]
+    for file in sorted(folder.rglob("*.xml")) if files is None else files:
         root, location = parse_xml(read_label_bytes(file), file), Location(str(file))
         name = (root.findtext("filename") or f"{file.stem}.jpg").strip()
         name = safe_name(name, Location(str(file), "filename"))
         name = (file.parent.relative_to(folder) / Path(name).name).as_posix()
-        folders = [*image_folders, folder, folder.parent / "JPEGImages", folder.parent / "images"]
-        source = first_file([folder / name for folder in folders])
+        names = [name]
+        if not is_image(name):  # some tools leave out the suffix
+            names = [f"{name}.{suffix}" for suffix in ("jpg", *IMAGE_SUFFIXES)]
+        there = ((each, first_file([home / each for home in folders])) for each in names)
+        name, source = next((pair for pair in there if pair[1]), (names[0], None))
         image = open_image(name, stated_size(root), source, Location(str(file), "size"))
         for node, location in objects_of(root, file):
             item = object_of(node, location)
