@@ -59,6 +59,8 @@ def test_unknown_keyword_of_a_python_call():
 def test_a_yaml_that_is_none(refused, flag, name, content, says):
     if flag == "--hyp" and name == "text.txt":  # which may have any name
         says = "missing key 'lr0'"
+    if flag == "--data" and not name.endswith(".yaml"):  # a list of images, or their folder
+        says = f"no images in {Path(name).absolute()}; an image file ends in"
     if content is not None:
         Path(name).write_bytes(content)
     refused("train", flag, name, says=says)
