@@ -6,7 +6,8 @@ python tools/split.py my_photos --out my_split --folds 5           # my_split/fo
 python train.py --data my_split/data.yaml
 
 SOURCE is whatever train.py takes as --data. The new folder --out gets a list of images, or a JSON of a COCO JSON, for
-each part, and a data.yaml; the images and labels stay where they are. The same seed gives the same split.
+each part, and a data.yaml; the images and labels stay where they are. Copies of one file stay in one part. The same
+seed gives the same split.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from utils.data.formats.labelme import LabelMeSplit
 from utils.data.formats.shards import ShardSplit
 from utils.data.formats.voc import VocSplit
 from utils.data.labels import read_json
-from utils.data.splitting import alike_pairs, class_presence, groups_of, keys_by_name, stratify
+from utils.data.splitting import alike_pairs, class_presence, groups_of, keys_by_name, same_pairs, stratify
 from utils.files import write_yaml
 from utils.log import LOGGER
 
@@ -53,8 +54,8 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--near-duplicates", action="store_true", help="keep images together that look the same")
     parser.add_argument("--difficult", action="store_true", help="keep objects marked as difficult or as crowds")
-    parser.add_argument("--seed", type=int, default=0, help="of the random choice (default: %(default)s)")
-    options = parser.parse_args(argv)
+    parser.add_argument("--seed", type=cli.whole(0), default=0, help="of the random choice (default: %(default)s)")
+    options = cli.parse(parser, argv=argv)
     if options.test is None:
         options.test = 0.0 if options.folds else 0.15
     return options
@@ -106,7 +107,10 @@ def parts_of(annotations: Annotations, nc: int, options: argparse.Namespace) -> 
     """Returns the image numbers of each part, for each fold."""
     images, rng = annotations.images, np.random.default_rng(options.seed)
     keys = keys_by_name(images, options.group_by) if options.group_by else [None] * len(images)
-    pairs = alike_pairs(annotations) if options.near_duplicates else []
+    pairs = same_pairs(images)
+    if copies := len({i for pair in pairs for i in pair}):
+        LOGGER.info(f"{copies} images are copies of others, byte for byte; copies stay in one part")
+    pairs += alike_pairs(annotations) if options.near_duplicates else []
     groups = groups_of(len(images), keys, pairs)
     if options.group_by or options.near_duplicates:
         LOGGER.info(f"{len(images)} images in {len(groups)} groups, the largest of {max(map(len, groups))} images")
@@ -187,7 +191,13 @@ class Writer:
 
     def _list(self, images: list[str]) -> str:
         is_voc = isinstance(self.entry, VocSplit)
-        return "".join(f"{Path(image).stem if is_voc else image}\n" for image in images)
+        lines = [Path(image).stem if is_voc else image for image in images]
+        for image, line in zip(images, lines):
+            if line.strip().splitlines() != [line]:
+                raise ValueError(
+                    f"{image}: a list holds no name with a line break or a blank at an end; rename it, its label too"
+                )
+        return "".join(f"{line}\n" for line in lines)
 
     def _subset(self, images: list[str]) -> str:
         """Returns the COCO JSON of some images, with all that the file says of them."""
@@ -234,4 +244,4 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_options(), "split")
+    cli.run(main, parse_options, "split")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exports import EXPORTS, photographs
+from exports import EXPORTS, photographs, two_folders
 from exports import NAMES as CELLS
 from PIL import Image
 
@@ -316,3 +316,19 @@ def test_every_source_of_training_is_converted_with_its_objects(export, tmp_path
         images = sorted(labels, key=lambda image: image.source.name)
         found = [{(item.name, *(round(v, 2) for v in item.box)) for item in image.objects} for image in images]
         assert found == expected
+
+
+def test_an_image_renamed_with_its_xml_is_found_as_training_finds_it(tmp_path):
+    """Each <filename> names another image than the XML: one that is gone, or the next one's."""
+    root = two_folders(tmp_path / "set")
+    names = sorted(path.name for path in (root / "IMAGES").iterdir())
+    for i, name in enumerate(names):
+        xml = (root / "ANNOTATIONS" / name).with_suffix(".xml")
+        for file in (root / "IMAGES" / name, xml):
+            file.rename(file.with_stem(os.fsdecode(b"caf\xe9 %d" % i) if i % 2 else file.stem))
+        if not i % 2:
+            xml.write_text(xml.read_text().replace(Path(name).stem, Path(names[(i + 2) % len(names)]).stem))
+    labels = read(root, "train", [])
+    assert all(image.source.stem == Path(image.name).stem for image in labels.images)
+    found = {image.source.read_bytes(): {(o.name, *o.box) for o in image.objects} for image in labels.images}
+    assert found == {path.read_bytes(): {(CELLS[c], *box) for c, *box in rows} for path, _, rows in photographs()}

@@ -66,6 +66,19 @@ def test_groups_and_copies_stay_together(tmp_path):
     assert any({"zz0", "zz1", "zz2"} <= part for part in names)
 
 
+def test_copies_of_a_file_stay_together_unasked(tmp_path):
+    root = labelme(tmp_path / "set")
+    for path, _, _ in photographs():  # a copy or a link of each
+        twin = root / f"twin_{path.name}"
+        twin.symlink_to(path) if path.stem[-1] in "13579" else twin.write_bytes(path.read_bytes())
+        (root / f"twin_{path.stem}.json").write_bytes((root / f"{path.stem}.json").read_bytes())
+    for seed in "012":
+        data = split(root, tmp_path / seed, "--seed", seed)
+        parts = [{Path(path).name for path in labels_by_image(data[part])} for part in ("train", "val", "test")]
+        assert sorted(map(len, parts)) == [2, 2, 12]
+        assert all({f"twin_{name}" for name in part if "twin_" not in name} <= part for part in parts)
+
+
 def test_difficult_objects_are_kept_when_asked_for(tmp_path):
     root = two_folders(tmp_path / "set")
     file = next((root / "ANNOTATIONS").glob("*.xml"))
@@ -86,12 +99,32 @@ def test_difficult_objects_are_kept_when_asked_for(tmp_path):
         (["--group-by", "("], "--group-by must be a regular expression"),
         (["--group-by", "."], "none of the 8 images are left for"),
         (["--of", "test"], "has no test; --of may be train"),
+        (["--seed", "-1"], "--seed must be"),
     ],
 )
 def test_options_that_cannot_be(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         split(cvat_yolo(tmp_path / "set"), tmp_path / "out", *options)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("name", ["a\nb.jpg", "a\u2028b.jpg", "a\x0cb.jpg"])
+def test_names_that_no_list_can_hold_are_refused(name, tmp_path):
+    root = labelme(tmp_path / "set")
+    first = photographs()[0][0].name
+    (root / first).rename(root / name)
+    (root / first).with_suffix(".json").rename((root / name).with_suffix(".json"))
+    with pytest.raises(ValueError, match="a list holds no name with a line break or a blank at an end; rename it"):
+        split(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_xml_with_blanks_at_an_end_are_refused(tmp_path):
+    root = two_folders(tmp_path / "set")
+    for file in [*root.rglob("*.jpg"), *root.rglob("*.xml")]:
+        file.rename(file.with_name(f" {file.name}"))
+    with pytest.raises(ValueError, match="a blank at an end"):
+        split(root, tmp_path / "out")
 
 
 def test_what_is_split_already_is_told(tmp_path):

@@ -4,6 +4,8 @@ Iterative stratification (Sechidis, Tsoumakas and Vlahavas, On the Stratificatio
 that has the fewest images left is dealt out first, each of its images to the part that lacks it most.
 """
 
+import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,7 +16,7 @@ import numpy as np
 
 from utils.data.alike import SIDE, group_pairs, near_pairs, thumbnail
 from utils.data.annotations import Annotations
-from utils.data.images import read_image
+from utils.data.images import read_bytes, read_image
 from utils.data.machine import usable_cores
 
 
@@ -79,6 +81,16 @@ def keys_by_name(images: Sequence[str], pattern: str) -> list[str | None]:
     """Returns what a regular expression finds in each file name: its first group, else all of it; None for nothing."""
     found = [re.search(pattern, Path(image).name) for image in images]
     return [None if match is None else match[1] if match.re.groups else match[0] for match in found]
+
+
+def same_pairs(images: Sequence[str]) -> list[tuple[int, int]]:
+    """Returns pairs that join the images whose files are the same byte for byte; links to one file are too."""
+    by_size, by_content = defaultdict(list), defaultdict(list)
+    for i, image in enumerate(images):
+        by_size[os.path.getsize(image)].append(i)
+    for i in (i for same in by_size.values() if len(same) > 1 for i in same):
+        by_content[hashlib.sha256(read_bytes(images[i])).digest()].append(i)
+    return [(same[0], other) for same in by_content.values() for other in same[1:]]
 
 
 def alike_pairs(annotations: Annotations) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ crowds and leaves them out, and keeps the outline of an object that has a single
 """
 
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -230,7 +231,11 @@ class CocoSplit:
 
     def _path_of(self, image: dict, file: str) -> str:
         location = Location(file, f"image {image['id']}")
-        return image_within([self.images], self.images, _value(image, "file_name", str, location), location)
+        name = _value(image, "file_name", str, location)
+        path = image_within([self.images], self.images, name, location)
+        if "\\" in name and not os.path.isfile(path):  # written under Windows
+            path = image_within([self.images], self.images, name.replace("\\", "/"), location)
+        return path
 
     def _metric_box(self, annotation: dict, path: str, content: CocoFile) -> CocoBox:
         name = content.categories[annotation["category_id"]]

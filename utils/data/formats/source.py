@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.data.faults import FaultError
 from utils.data.formats.coco import coco_names, read_file
 from utils.data.formats.labelme import LabelMeSplit, labelme_names
 from utils.data.formats.shards import check_shard
@@ -33,12 +34,15 @@ NAME_FILES = ("classes.txt", "obj.names", NAMES_FILE)  # of class names, one a l
 LARGE_JSON = 2**26  # bytes from which a JSON is not parsed for a look: no file of a single image is so large
 LEVELS = 3  # folders above the images in which the names are looked for
 NAMES_SHOWN = 10
+ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")  # which people unpack themselves
+LABELS = (".xml", ".json", ".txt", ".tar")  # endings of files that may belong to a data set
+USUAL_FOLDERS = ("images", "jpegimages", "annotations", "labels", "train")  # which mean something where they are alone
 KNOWN = "a data set YAML, a COCO JSON, a list of images or of ImageSets, a tar shard, a folder of images or of XML"
 
 
 def is_source(text: str | Path) -> bool:
     """Returns whether a text names a source that is not a data set YAML: a folder, or a file of labels or of names."""
-    return os.path.isdir(text) or str(text).lower().endswith((".json", ".txt", ".tar"))
+    return os.path.isdir(text) or str(text).lower().endswith((".json", ".txt", ".tar", *ARCHIVES))
 
 
 def describe(source: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -69,8 +73,8 @@ def describe(source: str | Path) -> tuple[Path, dict[str, Any]]:
 def _yaml_in(folder: Path) -> Path | None:
     """Returns the data set YAML of a folder; None if there is none."""
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in YAML_SUFFIXES and file.is_file()]
-    usual = [file for file in files if file.stem in ("data", "dataset")]
-    files = usual or [file for file in files if {"train", "val"} & set(read_yaml(file))]
+    files = [file for file in files if {"train", "val", "test"} & set(read_yaml(file))]
+    files = [file for file in files if file.stem in ("data", "dataset")] or files
     if len(files) > 1:
         raise ValueError(f"{folder}: holds several data set YAMLs; name one of them: {', '.join(map(str, files))}")
     return files[0] if files else None
@@ -88,6 +92,8 @@ def _of_file(file: Path) -> dict[str, Any]:
     if suffix == ".tar":
         found = _names_near(file.parent)
         return {"train": str(file), **(found or _numbered(lambda: _classes_in_shards([str(file)]), file))}
+    if suffix in ARCHIVES:
+        raise ValueError(f"{file}: an archive; unpack it and give the folder that comes out")
     if suffix != ".txt":
         raise ValueError(f"{file}: must be {KNOWN}")
     names = [line.strip() for line in decode_text(file.read_bytes(), errors="surrogateescape").splitlines()]
@@ -120,10 +126,24 @@ def _coco_images(file: Path) -> Path:
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
+    folder = _where_it_was_unpacked(folder)
     found = _split_files(folder) or _split_folders(folder)
     if len(found) > 1:
         return _joined(folder, found)
     return _of_any(found["train"]) if found else _of_one_folder(folder)
+
+
+def _where_it_was_unpacked(folder: Path) -> Path:
+    """Returns the folder itself, or the only one in it, as archives are often unpacked into a folder of their name."""
+    for _ in range(LEVELS):
+        with os.scandir(folder) as entries:
+            inside = [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
+        folders = [entry.path for entry in inside if entry.is_dir()]
+        alone = len(folders) == 1 and not any(is_image(e.name) or e.name.lower().endswith(LABELS) for e in inside)
+        if not alone or os.path.basename(folders[0]).lower() in USUAL_FOLDERS:
+            break
+        folder = Path(folders[0])
+    return folder
 
 
 def _of_any(path: Path) -> dict[str, Any]:
@@ -155,9 +175,16 @@ def _coco_files(folder: Path) -> list[Path]:
 def _json_in(folder: Path, kind: str) -> list[Path]:
     """Returns the JSON files of a folder that hold labels of a kind, "coco" or "labelme"; the first tells of all."""
     files = sorted(folder.glob("*.json")) if os.path.isdir(folder) else []
-    kinds = ((i, kind_of_json(file)) for i, file in enumerate(files))
+    kinds = ((i, _kind_if_any(file)) for i, file in enumerate(files))
     first = next(((i, found) for i, found in kinds if found), (0, ""))  # notes of tools may come first
     return files[first[0] :] if first[1] == kind else []
+
+
+def _kind_if_any(file: Path) -> str:
+    try:
+        return kind_of_json(file)
+    except FaultError:  # a file of another tool, or a broken one, which `_strangers` names where nothing else is found
+        return ""
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
@@ -194,7 +221,7 @@ def _of_one_folder(folder: Path) -> dict[str, Any]:
         split = VocSplit((str(xml),), None if xml == folder else str(inside or folder), ())
         images = {"images": split.images} if split.images else {}
         return {"train": str(xml), "format": "voc", **images, "names": voc_names(split)}
-    if _json_in(folder, "labelme"):
+    if _json_in(folder, "labelme") or _labelme_beside(folder):
         return {"train": str(folder), "format": "labelme", "names": labelme_names(LabelMeSplit((str(folder),), ()))}
     images = inside or folder
     beside = folder_beside(folder, "annotations")  # of a folder of images alone
@@ -202,6 +229,13 @@ def _of_one_folder(folder: Path) -> dict[str, Any]:
         split = VocSplit((str(beside),), str(folder), ())
         return {"train": str(beside), "format": "voc", "images": str(folder), "names": voc_names(split)}
     return {"train": str(images), **_yolo_classes(str(images))}
+
+
+def _labelme_beside(folder: Path) -> bool:
+    """Returns whether images of a folder or its sub-folders have a LabelMe JSON beside; the first tells of all."""
+    files = (Path(image).with_suffix(".json") for image in list_images(folder))
+    first = next((file for file in files if os.path.isfile(file)), None)
+    return first is not None and _kind_if_any(first) == "labelme"
 
 
 def _holds(folder: Path, suffix: str) -> bool:
@@ -219,12 +253,28 @@ def _yolo_classes(entry: str) -> dict[str, Any]:
     labels = [label for label in map(image_to_label_path, images) if has_labels(label)]
     if not labels:
         raise ValueError(
-            f"{entry}: no labels were found: no XML or JSON files, and no text file of YOLO labels such as "
-            f"{image_to_label_path(images[0])}"
+            f"{entry}: no labels were found: no XML of Pascal VOC, no COCO or LabelMe JSON, and no text file of YOLO "
+            f"labels such as {image_to_label_path(images[0])}{_strangers(Path(entry))}"
         )
     above = os.path.commonpath([entry if os.path.isdir(entry) else os.path.dirname(images[0]), labels[0]])
     found = _names_near(Path(labels[0]).parent, Path(images[0]).parent, Path(above))
     return found or _numbered(lambda: _classes_in(map(read_label_text, labels)), entry)
+
+
+def _strangers(path: Path) -> str:
+    """Says which JSON beside the images holds labels of a tool's own kind, or none that can be read."""
+    folder = path if os.path.isdir(path) else path.parent
+    near = [folder, folder / "labels", folder.parent, folder.parent / "labels"]
+    files = [file for home in near if os.path.isdir(home) for file in sorted(home.glob("*.json"))]
+    if not files:
+        return ""
+    try:
+        kind = kind_of_json(files[0])
+    except FaultError as error:
+        return f"; {error}"
+    if kind == "labelme":
+        return f"; {files[0]} is of LabelMe, whose JSON must lie beside its image: move them together"
+    return f"; {files[0]} is neither COCO JSON nor of LabelMe: let the labelling tool export one of the formats above"
 
 
 def _names_near(*folders: Path) -> dict[str, Any] | None:

@@ -68,7 +68,11 @@ def parse_xml(data: bytes, path: str | Path) -> ET.Element:
     except expat.ExpatError as error:
         words = f"not valid XML: {expat.ErrorString(error.code)}"
         raise Location(str(path), line=error.lineno).error("format", words) from None
-    return tree.close()
+    root = tree.close()
+    if root.tag == "annotations":  # of all images in one file
+        words = "not Pascal VOC, but CVAT's own XML; export it from CVAT as COCO 1.0, Pascal VOC or YOLO 1.1"
+        raise Location(str(path)).error("format", words)
+    return root
 
 
 def _decode_xml(data: bytes, location: Location) -> str:
@@ -254,6 +258,10 @@ def voc_names(split: VocSplit) -> list[str]:
             continue
         found |= {_name(node) for node, _ in objects_of(root, file)} - {""}
     if not found:
+        for file in (
+            file for path in split.paths if os.path.isdir(path) for file in sorted(Path(path).glob("*.xml"))[:1]
+        ):
+            parse_xml(read_label_bytes(file), file)  # says of what kind it is, if it is not of VOC
         raise ValueError(f"{split}: no objects in {len(files)} XML files, so there are no classes")
     return listed_first(Path(files[0]).parent, found)
 
@@ -275,11 +283,13 @@ def load(folder: Path, image_folders: Sequence[Path], files: Sequence[Path] | No
         name = (root.findtext("filename") or f"{file.stem}.jpg").strip()
         name = safe_name(name, Location(str(file), "filename"))
         name = (file.parent.relative_to(folder) / Path(name).name).as_posix()
-        names = [name]
-        if not is_image(name):  # some tools leave out the suffix
-            names = [f"{name}.{suffix}" for suffix in ("jpg", *IMAGE_SUFFIXES)]
-        there = ((each, first_file([home / each for home in folders])) for each in names)
-        name, source = next((pair for pair in there if pair[1]), (names[0], None))
+        suffixes = ("jpg", *IMAGE_SUFFIXES)
+        named = [name] if is_image(name) else [f"{name}.{suffix}" for suffix in suffixes]  # some tools leave it out
+        stem = file.relative_to(folder).with_suffix("").as_posix()
+        # as training, which looks at the XML's own name: that of an image which was renamed with its XML
+        beside = [f"{stem}.{suffix}" for suffix in (PurePosixPath(name).suffix[1:] or "jpg", *suffixes)]
+        there = ((each, first_file([home / each for home in folders])) for each in (*beside, *named))
+        name, source = next((pair for pair in there if pair[1]), (named[0], None))
         image = open_image(name, stated_size(root), source, Location(str(file), "size"))
         for node, location in objects_of(root, file):
             item = object_of(node, location)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exports import EXPORTS, NAMES, labelme, photographs, two_folders
+from exports import EXPORTS, NAMES, coco_json, label_studio_yolo, labelme, photographs, two_folders
 
 from utils.data.annotations import scan
 from utils.data.dataset_yaml import load_dataset_yaml, open_source
@@ -80,13 +80,83 @@ def _table(root):
     return root / "a.csv"
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", '{"images": [', '{"a": 1}', "\xff"])
+def test_a_json_of_another_tool_is_passed_over(text, tmp_path):
+    root = label_studio_yolo(tmp_path)
+    (root / "about.json").write_text(text, encoding="latin-1")
+    assert found(open_source(root)["train"], NAMES) == expected()
+
+
+def test_a_yaml_of_names_alone_gives_the_names(tmp_path):
+    root = label_studio_yolo(tmp_path)
+    (root / "classes.txt").unlink()
+    (root / "data.yaml").write_text("nc: 3\nnames: [RBC, WBC, Platelets]\n")
+    data = open_source(root)
+    assert data["names"] == NAMES and found(data["train"], NAMES) == expected()
+
+
+@pytest.mark.parametrize("export", EXPORTS, ids=lambda export: export.__name__)
+def test_an_archive_unpacked_into_a_folder_of_its_name(export, tmp_path):
+    export(tmp_path / "cells" / "export 1")
+    (tmp_path / "cells" / "__MACOSX").mkdir()
+    data = open_source(tmp_path / "cells")
+    assert found(data["train"], data["names"]) == expected()
+    assert (data["val"] is not None) == export.__name__.startswith("roboflow")
+
+
+def test_labelme_in_sub_folders(tmp_path):
+    root = labelme(tmp_path)
+    for i, (path, _, _) in enumerate(photographs()):
+        (root / f"day{i % 2}").mkdir(exist_ok=True)
+        for file in root.glob(f"{path.stem}.*"):
+            file.rename(root / f"day{i % 2}" / file.name)
+    data = open_source(root)
+    assert data["names"] == sorted(NAMES) and found(data["train"], data["names"]) == expected()
+
+
+def test_coco_names_of_windows(tmp_path):
+    file = coco_json(tmp_path)
+    file.write_text(file.read_text().replace('"file_name": "', r'"file_name": "images\\'))
+    data = open_source(file)
+    assert found(data["train"], data["names"]) == expected()
+
+
+def _cvat_xml(root):
+    for path, _, _ in photographs():
+        (root / path.name).write_bytes(path.read_bytes())
+    (root / "annotations.xml").write_text("<annotations><version>1.1</version></annotations>")
+    return root
+
+
+def _archive(root):
+    (root / "cells.zip").write_bytes(b"PK")
+    return root / "cells.zip"
+
+
+def _labelme_apart(root):
+    labelme(root / "images")
+    (root / "labels").mkdir()
+    for file in (root / "images").glob("*.json"):
+        file.rename(root / "labels" / file.name)
+    return root
+
+
+def _other_json(root):
+    (_without_labels(root) / "via.json").write_text('{"_via_settings": {}}')
+    return root
+
+
 @pytest.mark.parametrize(
     "make, error, message",
     [
         (lambda root: root / "nothing.json", FileNotFoundError, "no such file or folder: .*nothing.json; give a data"),
         (lambda root: root, ValueError, "no images in .*; an image file ends in"),
         (lambda root: next(labelme(root).glob("*.json")), ValueError, "LabelMe file of one image; give the folder"),
-        (_without_labels, ValueError, "no labels were found: no XML or JSON files, and no text file of YOLO labels"),
+        (_without_labels, ValueError, "no labels were found: no XML of Pascal VOC, no COCO or Lab"),
+        (_cvat_xml, ValueError, "annotations.xml: not Pascal VOC, but CVAT's own XML; export it from CVAT as COCO 1.0"),
+        (_archive, ValueError, "cells.zip: an archive; unpack it and give the folder"),
+        (_labelme_apart, ValueError, r"001.json is of LabelMe, whose JSON must lie beside its image"),
+        (_other_json, ValueError, "via.json is neither COCO JSON nor of LabelMe"),
         (_table, ValueError, "or give a data set YAML, a COCO JSON"),
     ],
 )
