@@ -117,6 +117,8 @@ def _load_setup(opt: cli.Options) -> Setup:
     model.check_use(opt.conf_thres, opt.iou_thres, opt.augment)
     imgsz = frame_size(model, opt.imgsz)
     rect = model.fixed is None and opt.task != "benchmark"  # else frames of one size, with the padding of a square
+    if opt.data == cli.DATA:
+        _check_number_of_classes(model, load_dataset_yaml(opt.data, ())["names"], weights, opt)  # before it is drawn
     data = load_dataset_yaml(opt.data, (split,), cli.fetches(opt.download, "data"), opt.download_to)
     names = ["item"] if opt.single_cls else data["names"]
     _check_classes(model, names, weights, opt)
@@ -145,7 +147,7 @@ def _of_training(opt: cli.Options, model: torch.nn.Module, loader: Iterable, sav
     )  # fmt: skip
 
 
-def _check_classes(model: Backend, names: list[str], weights: list[Path], opt: cli.Options) -> None:
+def _check_number_of_classes(model: Backend, names: list[str], weights: list[Path], opt: cli.Options) -> None:
     nc, data_file = len(model.names), opt.data
     if nc != len(names) and not opt.single_cls:
         if "data" in opt.given:
@@ -154,7 +156,11 @@ def _check_classes(model: Backend, names: list[str], weights: list[Path], opt: c
             fix = ", the data set where none is given; name the data set that the weights were trained on: --data FILE"
             fix += " (official weights: --data data/coco.yaml)" if nc == 80 else ""
         raise ValueError(f"{weights[0]} has {nc} class{'es' * (nc != 1)}, but {data_file} has {len(names)}{fix}")
-    if not opt.single_cls and (words := difference(model.names, names, weights[0], data_file)):
+
+
+def _check_classes(model: Backend, names: list[str], weights: list[Path], opt: cli.Options) -> None:
+    _check_number_of_classes(model, names, weights, opt)
+    if not opt.single_cls and (words := difference(model.names, names, weights[0], opt.data)):
         LOGGER.warning(
             f"the classes are named {words}; classes are compared by number, "
             "so the metrics are wrong unless both names mean the same"

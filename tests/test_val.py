@@ -31,6 +31,7 @@ import val
 from engine import validation
 from models.backend import load_checkpoint
 from utils import checkpoint
+from utils.data import dataset_yaml
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.loader import create_dataloader
 from utils.data.options import LoaderOptions
@@ -100,6 +101,20 @@ def test_the_default_data_set_is_said_to_be_one(command, here):
     code, err = command("val", "--weights", here / "coco.pt", "--imgsz", SIZE, "--device", "cpu", "--workers", 0)
     assert code == 1 and "but data/shapes.yaml has 4, the data set where none is given; name the data set" in err
     assert "--data FILE (official weights: --data data/coco.yaml)" in err and not (here / "runs").exists()
+
+
+def test_the_default_data_set_is_not_drawn_for_weights_of_another(command, here, monkeypatch):
+    """Its images are drawn at their first use; weights that cannot be measured on them are refused before."""
+    drawn = []
+    monkeypatch.setattr(dataset_yaml, "_missing", lambda root, paths: list(paths))  # as in a fresh checkout
+    monkeypatch.setattr(dataset_yaml, "_draw", lambda *arguments: drawn.append(arguments))
+    for nc in (3, 4):
+        checkpoint.save(here / f"{nc}.pt", checkpoint.pack(lively(nc=nc)))
+    words = ["--imgsz", SIZE, "--device", "cpu", "--workers", 0]
+    code, err = command("val", "--weights", here / "3.pt", *words)
+    assert code == 1 and "3.pt has 3 classes, but data/shapes.yaml has 4" in err and not drawn
+    code, err = command("val", "--weights", here / "4.pt", *words)
+    assert code == 1 and len(drawn) == 1 and "which does not exist" in err  # since drawing was only noted
 
 
 def test_channels_of_weights_and_data_set_are_compared(command, usual, variant, here):
