@@ -18,13 +18,7 @@ from utils.evaluation.numbers import add_latex
 if TYPE_CHECKING:
     from engine.training import Measurement
 
-REMOVED = {  # options of v6.1, and what replaces them
-    "--bucket": "machines share a search through --evolve-storage URL",
-    "--entity": "set WANDB_ENTITY in the environment",
-    "--upload_dataset": "data sets are not uploaded",
-    "--bbox_interval": "images are logged at the end of training",
-    "--artifact_alias": "data sets are not read from artifacts",
-}
+UNUSED = ("--upload_dataset", "--bbox_interval", "--artifact_alias")  # of v6.1, for W&B
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -36,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_machine(parser.add_argument_group("machine"))
     _add_records(parser.add_argument_group("validation, checkpoints, logs"))
     cli.add_run_folder(parser, "runs/train")
-    cli.add_removed(parser, REMOVED)
+    cli.add_removed(parser, {"--bucket": "machines share a search through --evolve-storage URL"})
     return parser
 
 
@@ -163,6 +157,9 @@ def _add_records(group: argparse._ArgumentGroup) -> None:
     add_latex(group)
     # torchrun takes `--log` for a shortened option of its own, hence the second name
     group.add_argument("--log", "--loggers", default="", help="also log to these: tensorboard,wandb,mlflow")
+    for flag in UNUSED:
+        group.add_argument(flag, nargs="?", const=True, help="ignored; for commands of v6.1")
+    group.add_argument("--entity", help="account or team at W&B (default: WANDB_ENTITY of the environment)")
 
 
 def parse_opt(known: bool = False, argv: list[str] | None = None) -> cli.Options:
@@ -203,6 +200,8 @@ def main(opt: argparse.Namespace) -> "Measurement | dict[str, float]":
     parser = make_parser()
     opt = cli.accept(parser, opt)
     LOGGER.info(cli.describe("train", opt))
+    if unused := [flag for flag in UNUSED if flag[2:] in opt.given]:
+        LOGGER.warning(f"{', '.join(unused)}: ignored, W&B gets neither data sets nor boxes")
     user_blocks.use(opt.blocks)
     if opt.resume and opt.evolve is None:
         with resumed_run(opt, parser) as (opt, resumed):

@@ -212,6 +212,7 @@ class WandB(Tracker):
         self.run = wandb.init(
             project=project_name(self.options),
             name=run_name(self.options),
+            entity=self.options.get("entity"),
             config={**_plain(self.options), "hyp": self.hyp},
             dir=str(self.save_dir),
             id=self.run_id,

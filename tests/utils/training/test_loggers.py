@@ -182,6 +182,12 @@ def test_histograms_go_to_those_who_want_them(tmp_path, fake):
 # --- W&B --------------------------------------------------------------------------------------------------------------
 
 
+def test_wandb_gets_the_entity(tmp_path, fake):
+    wandb = fake("wandb")
+    create_loggers("wandb", tmp_path, {**OPTIONS, "entity": "my team"}, HYP)
+    assert wandb.calls[0][1]["entity"] == "my team"
+
+
 def test_wandb_gets_configuration_numbers_images_and_summary(tmp_path, fake, image):
     wandb = fake("wandb")
     loggers = create_loggers("wandb", tmp_path, OPTIONS, HYP)
@@ -190,7 +196,7 @@ def test_wandb_gets_configuration_numbers_images_and_summary(tmp_path, fake, ima
     loggers.finish({"best/epoch": 0})
     (_, init), *rest = wandb.calls
     assert (init["project"], init["name"], init["id"], init["dir"]) == ("YOLOv5", None, None, str(tmp_path))
-    assert init["config"] == {**OPTIONS, "hyp": HYP}
+    assert init["config"] == {**OPTIONS, "hyp": HYP} and init["entity"] is None
     assert init["settings"]["save_code"] is False and init["settings"]["disable_git"] is True
     assert rest == [
         ("log", VALUES, 0),
