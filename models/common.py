@@ -422,7 +422,9 @@ class SE(ChannelGate):
 
 for _rule, _layer in (
     (upsamples, nn.Upsample), (upsamples_by_convolution, nn.ConvTranspose2d), (pools, nn.MaxPool2d),
-    (passes, nn.ZeroPad2d), (passes, nn.Identity), (normalises, nn.BatchNorm2d),
+    (pools, nn.AvgPool2d), (passes, nn.ZeroPad2d), (normalises, nn.BatchNorm2d),
+    *((passes, layer) for layer in (nn.Identity, nn.Dropout, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.ELU)),
+    *((passes, layer) for layer in (nn.GELU, nn.Mish, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh)),
 ):  # fmt: skip
     register(_rule, f"nn.{_layer.__name__}")(_layer)
 

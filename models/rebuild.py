@@ -202,7 +202,9 @@ class _Filling:
             raise ValueError(f"the YAML in it has {len(sequence)} layers, its network has {len(layers)}")
         for i, layer in enumerate(sequence):
             where = f"layer {i} ({type(layer).__name__})"
+            place = {name: vars(layer)[name] for name in ("i", "f", "type", "np")}
             sequence[i] = layer = self._of_same_class(layer, layers[str(i)], where)
+            vars(layer).update(place)  # where it is the activation of the file
             self._fill(layer, layers[str(i)], f"{where}, ")
 
     def _fill(self, built: nn.Module, found: StandIn, where: str) -> None:

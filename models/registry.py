@@ -167,6 +167,8 @@ def expands(row: Row) -> Plan:
 def detects(row: Row) -> Plan:
     """Plans the head: (nc, anchors, [c1, ...]). A number of anchors stands for the placeholders 0, 1, 2, ... pixels."""
     _check_list(row)
+    if len(row.args) != 2:
+        raise ValueError(f"takes the number of classes and the anchors: write [nc, anchors], got {row.args}")
     nc, anchors = row.args
     if isinstance(anchors, int):
         if anchors > MAX_ANCHORS:

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from models import common, registry
+from models.backend import load_model
 from models.registry import Row, convolves, keeps_channels, lookup, register, widens, widens_repeating
 from models.yolo import Model, parse_model
+from utils import checkpoint
 from utils.files import ROOT
 
 SMALL = {
@@ -274,7 +276,7 @@ WRONG = {  # section, row number, row -> what is said
     "an odd map": ("head", 1, [-1, 1, "nn.ConvTranspose2d", [64, 3, 2, 1]], "as in [256, 2, 2] or [256, 4, 2, 1]"),
     "no kernel": ("head", 1, [-1, 1, "nn.ConvTranspose2d", [64]], "[channels, kernel, stride, padding, output"),
     "no class": ("backbone", 3, [-1, 1, None, [96]], "unknown module None"),
-    "detect without anchors": ("head", 3, [[6, 4], 1, "Detect", ["nc"]], "Detect[2]"),
+    "detect without anchors": ("head", 3, [[6, 4], 1, "Detect", ["nc"]], "write [nc, anchors]"),
     "detect with a level less": (
         "head",
         3,
@@ -393,6 +395,31 @@ def test_numbers_that_yaml_reads_as_text():
     model = Model(with_row([-1, 1, "SimAM", [96, "1e-3"]]) | {"width_multiple": "5e-1"})
     assert model.model[4].lambda_ == 0.001
     assert model.model[2].cv3.conv.out_channels == 32
+
+
+# class -> what it gives for x, by its definition
+LAYERS = {
+    "nn.ReLU": ([True], lambda x: x.clamp(min=0)),
+    "nn.LeakyReLU": ([0.25], lambda x: torch.where(x > 0, x, x / 4)),
+    "nn.SiLU": ([], lambda x: x / (1 + (-x).exp())),
+    "nn.GELU": ([], lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
+    "nn.ELU": ([], lambda x: torch.where(x > 0, x, x.exp() - 1)),
+    "nn.Tanh": ([], lambda x: 1 - 2 / ((2 * x).exp() + 1)),
+    "nn.Dropout": ([0.5], lambda x: x),
+    "nn.AvgPool2d": ([3, 1, 1], lambda x: nn.functional.conv2d(x, torch.full((x.shape[1], 1, 3, 3), 1 / 9),
+                                                               padding=1, groups=x.shape[1])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_torch_compute_what_they_say_also_from_a_checkpoint(name, tmp_path):
+    args, by_definition = LAYERS[name]
+    model = Model(with_row([-1, 1, name, args])).eval()
+    checkpoint.save(tmp_path / "a.pt", checkpoint.pack(model))
+    for layer in (model.model[4], load_model(tmp_path / "a.pt", fuse=False).model[4]):
+        x = torch.randn(1, 8, 5, 5)
+        assert torch.allclose(layer(x.clone()), by_definition(x), atol=1e-5)
+        assert (layer.i, layer.f) == (4, -1)
 
 
 def test_words_in_rows():

@@ -171,6 +171,8 @@ def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
 
 def _whole(value: Any, key: str, what: str, maximum: int, file: Path) -> int:
     value = with_numbers(value)
+    whole = value.is_integer() if isinstance(value, float) else isinstance(value, str) and value.isdecimal()
+    value = int(value) if whole else value  # as v6.1 reads '2' and 2.0
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
         raise ValueError(f"{file}: {key} must be a whole number of {what}, 1 to {maximum}, got {value!r:.80}")
     return value
@@ -180,11 +182,13 @@ def _list_of_names(names: Any, file: Path) -> list[str]:
     if isinstance(names, list | dict) and len(names) > MAX_CLASSES:
         raise ValueError(f"{file}: names has {len(names)} entries, more than {MAX_CLASSES}, the maximum")
     if isinstance(names, dict):
-        if not names or set(names) != set(range(len(names))):
+        numbers = [int(key) if isinstance(key, str) and key.isdecimal() else key for key in names]
+        if not names or set(numbers) != set(range(len(names))):
             raise ValueError(
                 f"{file}: the keys of names must be 0 to {max(len(names) - 1, 0)}, got {list(names)!r:.80}"
             )
-        names = [names[i] for i in range(len(names))]
+        numbered = dict(zip(numbers, names.values()))
+        names = [numbered[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise ValueError(f"{file}: names must be a list, or a mapping from class number to name, got {names!r:.80}")
     for i, name in enumerate(names):
@@ -347,10 +351,10 @@ def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries:
 
 def _archives(download: Any, file: Path) -> list[Archive]:
     """Returns the archives that can be fetched; none where `download` is left out or is a text for the user."""
-    if isinstance(download, str) and download.strip() not in KNOWN_SETS:
+    if not download or (isinstance(download, str) and download.strip() not in KNOWN_SETS):
         return []
     archives: list[Archive] = []
-    for source in [] if download is None else _as_list(download):
+    for source in _as_list(download):
         if isinstance(source, str) and source.strip() in KNOWN_SETS:
             archives += KNOWN_SETS[source.strip()]
         elif isinstance(source, dict) and {"url", "sha256"} <= set(source) <= {"url", "sha256", "folder"}:

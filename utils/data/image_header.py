@@ -69,7 +69,10 @@ def check_header(read: Reader, path: str | Path) -> tuple[str, int]:
 
     Raises FaultError where it is of another kind, states no size, or states more than `max_pixels()` for a page.
     """
-    kind = _kind(read(0, 12))
+    start = read(0, 12)
+    if not start:
+        raise _fault(path, "image cannot be decoded: the file is empty")
+    kind = _kind(start)
     if kind is None:
         raise _fault(path, f"image cannot be decoded: its first bytes are not those of {', '.join(KINDS)}")
     try:

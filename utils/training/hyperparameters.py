@@ -39,7 +39,7 @@ RANGES = {
     "hsv_h": _FRACTION,
     "hsv_s": _FRACTION,
     "hsv_v": _FRACTION,
-    "degrees": Range(0, 180),
+    "degrees": Range(0, 360),
     "translate": _FRACTION,
     "scale": _FRACTION,
     "shear": Range(0, 90, open_high=True),
@@ -75,8 +75,8 @@ OPTIONAL = (
     *CHOICES,
 )
 
-# Keys that came with later releases, and their values for a file that is older
-LATER = {"perspective": 0.0, "mixup": 0.0, "copy_paste": 0.0}
+# Keys that came with later releases, and their values for a file that is older; iou_t, which nothing reads, as in v6.1
+LATER = {"perspective": 0.0, "mixup": 0.0, "copy_paste": 0.0, "iou_t": 0.2}
 
 
 def choose_hyp(images: int, epochs: int, batch_size: int, optimizer: str | None = None) -> tuple[Path, str]:
@@ -154,7 +154,7 @@ def _missing(hyp: dict[str, float | str]) -> list[str]:
 
 
 def _meant(key: object, known: list[str], cutoff: float = 0.6) -> str | None:
-    near = difflib.get_close_matches(str(key), known, 1, cutoff)
+    near = difflib.get_close_matches(str(key).lower(), known, 1, cutoff)
     return near[0] if near else None
 
 

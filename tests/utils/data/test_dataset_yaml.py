@@ -38,7 +38,11 @@ CLASSES = "nc: 2\nnames: [red, white]\n"
     [
         ("nc: 2\nnames: [red, white]\n", ["red", "white"]),
         ("nc: 2e0\nnames: [red, white]\n", ["red", "white"]),  # text for YAML 1.1
+        ("nc: '2'\nnames: [red, white]\n", ["red", "white"]),  # v6.1 reads whatever int() does
+        ("nc: 2.0\nnames: [red, white]\n", ["red", "white"]),
         ("nc: 2\nnames: {0: red, 1: white}\n", ["red", "white"]),
+        ("nc: 2\nnames: {'1': white, '0': red}\n", ["red", "white"]),  # as JSON has its keys
+        ("nc: 2\nnames: [red, white]\ndownload: false\n", ["red", "white"]),
         ("nc: 2\nnames: {1: white, 0: red}\n", ["red", "white"]),  # in any order
         ("nc: 2\n", ["class0", "class1"]),  # no names
         ("names: [red, white]\n", ["red", "white"]),  # no number
@@ -179,6 +183,8 @@ def test_only_asked_splits_must_exist(dataset):
         (PLACES + "nc: 3\nnames: [a, b]\n", "nc is 3 but names has 2 entries"),
         (PLACES + "nc: two\n", "nc must be a whole number of classes, 1 to 32768, got 'two'"),
         (PLACES + "nc: 0\n", "nc must be"),
+        (PLACES + "nc: 2.5\n", "nc must be .*, got 2.5"),
+        (PLACES + "names: {'0': a, 0: b}\n", "the keys of names must be 0 to 1, got "),
         (PLACES + "nc: 1000000000\n", "nc must be a whole number of classes, 1 to 32768, got 1000000000"),
         (PLACES + "nc: 1\nchannels: 100000\n", "channels must be a whole number of channels of an image, 1 to 1024"),
         (PLACES + f"names: {['a'] * 32769}\n", "names has 32769 entries, more than 32768, the maximum"),

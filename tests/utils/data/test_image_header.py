@@ -116,7 +116,6 @@ def test_the_largest_page_counts(monkeypatch):
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
         b"%!PS-Adobe-3.0 EPSF-3.0\n",
         b"GIF89a" + bytes(50),
         b"P6 10 10 255\n" + bytes(300),
@@ -133,6 +132,11 @@ def test_no_other_kind_is_decoded(data):
         ValueError, match=r"a\.jpg: image cannot be decoded: its first bytes are not those of BMP, JPEG, PNG"
     ):
         header(data)
+
+
+def test_an_empty_file_is_said_to_be_empty():
+    with pytest.raises(ValueError, match=r"a\.jpg: image cannot be decoded: the file is empty$"):
+        header(b"")
 
 
 @pytest.mark.parametrize("name", KINDS)

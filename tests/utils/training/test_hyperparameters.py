@@ -109,6 +109,7 @@ def test_ranges_follow_the_order_of_the_files():
         ("mosaic: 1.0", "mosaic: 1.0\nscale_cls: text", r"scale_cls must be true or false, got text"),
         ("mosaic: 1.0", "mosaic: 1.0\noptimiser: SGD", r"unknown key 'optimiser'; did you mean 'optimizer'\?"),
         ("mosaic: 1.0", "mosaic: 1.0\nema_shard: 0.2", r"unknown key 'ema_shard'; did you mean 'ema_share'\?"),
+        ("lr0: 0.01", "LR0: 0.01", r"unknown key 'LR0'; did you mean 'lr0'\?"),
         ("mosaic: 1.0", "mosaic: 1.0\nema_share: 0", r"ema_share must be above 0 and at most 1, got 0"),
     ],
 )
@@ -154,9 +155,18 @@ def test_keys_of_other_programs_are_left_out(edited, caplog):
     assert "hyp.yaml:29: unknown key 'paste_in'" in caplog.text
 
 
-@pytest.mark.parametrize("key", ["copy_paste", "mixup", "perspective"])
-def test_keys_of_later_releases_may_be_missing(edited, key):
-    assert load_hyp(edited(f"{key}: 0.0", ""))[key] == 0
+@pytest.mark.parametrize("line", ["copy_paste: 0.0", "mixup: 0.0", "perspective: 0.0", "iou_t: 0.20"])
+def test_keys_of_later_releases_and_those_that_nothing_reads_may_be_missing(edited, line):
+    key, value = line.split(": ")
+    path = edited(line, "")
+    assert f"\n{key}:" not in path.read_text()
+    assert load_hyp(path)[key] == float(value)
+
+
+def test_a_full_turn_in_either_direction_is_a_rotation(edited):
+    assert load_hyp(edited("degrees: 0.0", "degrees: 360.0"))["degrees"] == 360
+    with pytest.raises(ValueError, match="degrees must be between 0 and 360, got 361"):
+        load_hyp(edited("degrees: 0.0", "degrees: 361"))
 
 
 def test_a_dict_is_checked_the_same_way():
