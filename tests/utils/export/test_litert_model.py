@@ -1,16 +1,20 @@
 """LiteRT files compute what PyTorch computes; SOCA stays in float32. `make test-export` makes their environment."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_world import TINY
 
 import export
 from models.backend import Backend
+from models.yolo import Model
 from utils.export.formats import ExportError
 from utils.export.graph import Decoded
+from utils.export.litert_model import float32_patterns
 from utils.nms import non_max_suppression
 from utils.runtimes.base import Metadata
 from utils.runtimes.environments import ENVIRONMENTS
@@ -52,6 +56,25 @@ def test_metadata_at_the_end_of_a_file(tmp_path):
     assert appended_metadata(path) is None
     append_metadata(path, META)
     assert appended_metadata(path) == META and path.read_bytes().startswith(b"a flatbuffer")
+
+
+INSIDE = "utils.export.graph.ChannelsLast/utils.export.graph.Decoded_decoded/models.yolo.Model_detector/"
+
+
+def test_which_operations_stay_in_float32():
+    """Names as litert-torch 0.10 gives them: the modules around an operation, by class and name."""
+    insert = [{"after": 4, "module": block} for block in ("SOCA", "SE", "GSoP", "SRM", "MCA")]
+    patterns = float32_patterns(Decoded(Model({**TINY, "insert": insert})))
+
+    def stays(name: str) -> bool:
+        return any(re.search(pattern, name) for pattern in patterns)
+
+    assert all(stays(f"{INSIDE}models.channel_attention.{kind};") for kind in ("GSoP_5", "SRM_7", "MCA_8"))
+    assert stays(f"{INSIDE}models.common.SOCA_4/torch.nn.modules.container.Sequential_conv_du/torch.nn.modules.ReLU_1;")
+    assert stays(f"{INSIDE}models.yolo.Detect_12;") and stays("utils.export.graph.ChannelsLast;")
+    assert not stays(f"{INSIDE}models.yolo.Detect_12/torch.nn.modules.ModuleList_m/torch.nn.modules.conv.Conv2d_0;")
+    assert not stays(f"{INSIDE}models.common.SE_6/torch.nn.modules.container.Sequential_conv_du;")
+    assert not stays(f"{INSIDE}models.channel_attention.FCA_6;")  # no block of this detector
 
 
 def boxes_of(weights, images: torch.Tensor) -> list[torch.Tensor]:
