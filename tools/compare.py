@@ -91,9 +91,10 @@ def read_run(folder: Path, name: str) -> RunRecord:
         settings |= {f"hyp: {key}": value for key, value in read_yaml(files["hyp.yaml"]).items()}
     facts, scores = {}, {key: _number(measured.get(key)) for key in SCORES}
     if curves:
-        best = curves.values[curves.best]
-        facts = {"epochs done": str(len(curves.values)), "best epoch": f"{best[0]:.0f}"}
-        scores = scores if measured else dict(zip(SCORES, map(float, best[4:8])))
+        best, facts = curves.values[curves.best], {"epochs done": str(len(curves.values))}
+        if curves.validated[curves.best]:  # not in a run with --noval that has not come to its end
+            facts["best epoch"] = f"{best[0]:.0f}"
+            scores = scores if measured else dict(zip(SCORES, map(float, best[4:8])))
     rows = [row for row in measured.get("classes", []) if isinstance(row, dict)]
     settings = {str(key): page.shown(value) for key, value in settings.items() if key not in OF_THE_FOLDER}
     return RunRecord(

@@ -164,9 +164,16 @@ def _charts(data: DataSet) -> Iterator[str]:
 
 
 def _faults(data: DataSet) -> Iterator[str]:
-    faults = [str(fault) for split in data.splits.values() for fault in split.faults]
+    found = [fault for split in data.splits.values() for fault in split.faults]
+    faults = [str(fault) for fault in found if fault.kind != "difficult"]
+    if hard := len(found) - len(faults):
+        yield page.paragraph(
+            f"Objects left out because they are marked as difficult or as crowds: {hard}. "
+            "`difficult: true` in the data set YAML keeps them.",
+            note=True,
+        )
     if faults:
-        yield page.heading(f"Files that cannot be used as they are: {len(faults)}")
+        yield page.heading(f"Files and labels that cannot be used as they are: {len(faults)}")
         yield page.bullets(faults[:FAULTS_SHOWN])
         yield page.paragraph("tools/doctor.py tells of all of them, and what to do.", note=True)
 

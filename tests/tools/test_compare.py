@@ -129,6 +129,17 @@ def test_a_folder_that_is_no_run(tmp_path, runs, here, monkeypatch, capsys, cont
     assert end.value.code == 1 and says in error and "Traceback" not in error and not list(here.iterdir())
 
 
+def test_epochs_that_were_not_validated_have_no_scores(tmp_path):
+    """With --noval train.py writes zeros for them; only the last epoch is measured."""
+    rows = values(0.4)
+    rows[:, 3:10] = 0
+    table = dict(compare.compared(read([write_run(tmp_path / "stopped", OPTIONS, rows)])))
+    assert {table[key] for key in (*compare.SCORES, "best epoch")} == {"-"} and table["epochs done"] == "3"
+    rows[-1, 3:10] = 0.25
+    table = dict(compare.compared(read([write_run(tmp_path / "ended", OPTIONS, rows)])))
+    assert table["mAP50-95"] == "0.2500" and table["best epoch"] == "2"
+
+
 def test_one_run_alone(runs, here, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["compare.py", str(runs[0])])
     with pytest.raises(SystemExit):

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from clean_set import CLEAN, label, write_clean_set
+from exports import two_folders
 
 from tools import preview, preview_report
 from tools.convert import convert, read
@@ -110,6 +111,16 @@ def test_mistakes_end_in_one_message(clean):
     with pytest.raises(ValueError, match="none of the chosen classes has an image"):
         run(yaml, "--out", clean / "look", "--classes", "cow")
     assert not list(clean.glob("look*"))
+
+
+def test_difficult_objects_are_counted_in_one_line(tmp_path):
+    root = two_folders(tmp_path)
+    files = sorted((root / "ANNOTATIONS").glob("*.xml"))
+    for file in files[:3]:
+        file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 2))
+    run(root, "--out", tmp_path / "look")
+    text = (tmp_path / "look.html").read_text()
+    assert "marked as difficult or as crowds: 6." in text and text.count("marked as difficult") == 1
 
 
 def test_foreign_names_are_escaped(clean):

@@ -28,6 +28,9 @@ BEST = "#D55E00"  # of what marks the best
 # --- tables of train.py and of --evolve -------------------------------------------------------------------------------
 
 
+MEASURED = slice(4, 11)  # columns of a results.csv that validation gives: metrics and losses
+
+
 class ResultTable(NamedTuple):
     """The content of a results.csv: a row per epoch."""
 
@@ -43,6 +46,17 @@ class ResultTable(NamedTuple):
     def best(self) -> int:
         """Returns the row of the best epoch, the last one of equals, as train.py chooses it."""
         return len(self.values) - 1 - int(self.fitness[::-1].argmax())
+
+    @property
+    def validated(self) -> np.ndarray:
+        """Returns which epochs (epochs,) were validated; of the others, after --noval, the table has zeros."""
+        return self.values[:, MEASURED].any(1)
+
+    def curve(self, column: int | None) -> np.ndarray:
+        """Returns a column (epochs,), or the fitness for None, with NaN where nothing was measured."""
+        if column is None or column in range(*MEASURED.indices(len(self.titles))):
+            return np.where(self.validated, self.fitness if column is None else self.values[:, column], np.nan)
+        return self.values[:, column]
 
 
 def read_results(file: str | Path) -> ResultTable:
@@ -121,7 +135,7 @@ def draw_panel(ax: "Axes", tables: Mapping[str, ResultTable], columns: Sequence[
     for k, (name, table) in enumerate(tables.items()):
         known = [c for c in columns if c < len(table.titles)]
         titles = [table.titles[c] for c in known] or titles
-        curves = [table.values[:, c] for c in known] if columns else [table.fitness]
+        curves = [table.curve(c) for c in (known if columns else [None])]
         labels = _short(titles) if alone else [plain_text(name)] + [None] * len(curves)
         for j, (curve, label) in enumerate(zip(curves, labels)):
             look = j if alone else k

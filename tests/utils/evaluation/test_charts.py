@@ -207,3 +207,14 @@ def test_shares_and_counts_stand_in_the_cells(tmp_path, figures):
 def test_nothing_to_confuse(tmp_path):
     charts.plot_confusion_matrix(ConfusionMatrix(1), tmp_path, ["a"])
     assert (tmp_path / "confusion_matrix_counts.png").is_file()
+
+
+def test_epochs_that_were_not_validated_are_left_out_of_the_curves():
+    values = np.full((4, len(COLUMNS)), 0.5)
+    values[:, 0], values[:3, 4:11] = range(4), 0  # --noval
+    table = charts.ResultTable(list(COLUMNS), values)
+    assert table.validated.tolist() == [False, False, False, True]
+    axes = charts.draw_results({"a": table}).axes
+    for ax, columns in zip(axes, (*charts.PANELS, (None,))):
+        measured = columns[0] is None or 4 <= columns[0] < 11
+        assert np.isnan(ax.lines[0].get_ydata()).tolist() == [measured] * 3 + [False]
