@@ -15,7 +15,7 @@ from models.backend import load_checkpoint
 from utils import checkpoint, cli, dist
 from utils.files import check_own_files, only_writer
 from utils.log import LOGGER
-from utils.text import printable
+from utils.text import brief, printable
 from utils.training.autoanchor import AnchorReport
 from utils.training.ema import ModelEMA
 from utils.training.hyperparameters import NOMINAL_BATCH, accumulation, check_hyp
@@ -35,6 +35,7 @@ RESUMED_OPTIONS = (
     "noval", "nosave", "save_period",
     "fix_labels",
 )  # fmt: skip
+MOST = 2**53  # of a whole number in a state: what counts steps is less, and a float holds all below
 PARTS = ("opt", "hyp", "state", "model", "ema", "optimizer", "scaler", "stopper", "random")  # of `snapshot`
 
 
@@ -145,6 +146,8 @@ def restore(run: Run, saved: dict) -> None:
         for part, usual in numbers.items():
             if wrong := [name for name, value in usual.items() if not _alike(saved[part][name], value)]:
                 raise ValueError(f"{wrong[0]} of {part} has the wrong type")
+        if not 0 <= saved["ema"]["updates"] < MOST:
+            raise ValueError("updates of ema must be a number from 0")
         run.model.load_state_dict(saved["model"])
         run.ema.load_state_dict(saved["ema"])
         _load_optimizer(run.optimizer, saved["optimizer"])
@@ -177,21 +180,44 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     optimizer.load_state_dict(saved)
     for group, before in zip(optimizer.param_groups, usual, strict=True):
         for name, value in before.items():
-            if not _alike(group.get(name), value):
-                raise ValueError(f"{name} of the optimizer must be of the type of {value!r}, got {group.get(name)!r}")
+            if not (_alike(group.get(name), value) and _in_range(group[name])):
+                raise ValueError(f"{name} of the optimizer must be like {value!r}, got {brief(group.get(name))}")
         for parameter in group["params"]:
-            for name, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
-                    raise ValueError(
-                        f"{name} must have the shape of its parameter, {list(parameter.shape)}, got {list(value.shape)}"
-                    )
+            _check_moments(optimizer, parameter)
+
+
+def _check_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+    """Raises ValueError where what an optimizer keeps of a parameter is not what it makes itself."""
+    if not (state := optimizer.state.get(parameter)):  # no step was taken yet
+        return
+    adam = isinstance(optimizer, torch.optim.Adam)
+    for name in ("exp_avg", "exp_avg_sq") if adam else ("momentum_buffer",):
+        value = state.get(name)
+        if value is None and not adam:
+            continue
+        if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+            found = list(value.shape) if isinstance(value, torch.Tensor) else brief(value)
+            raise ValueError(f"{name} must have the shape of its parameter, {list(parameter.shape)}, got {found}")
+    step = state.get("step")
+    if adam and not (isinstance(step, torch.Tensor) and step.numel() == 1 and 0 <= step.item() < MOST):
+        raise ValueError(f"step must be one number from 0, got {brief(step)}")
+
+
+def _in_range(value: object) -> bool:
+    """Returns whether a setting of an optimizer is small enough; all are shares and rates from 0."""
+    if isinstance(value, tuple | list):
+        return all(0 <= number < 1 for number in value)  # Adam's betas
+    return not isinstance(value, int | float) or 0 <= value < 1000
 
 
 def _alike(value: object, usual: object) -> bool:
     if isinstance(usual, tuple):
         return isinstance(value, tuple | list) and len(value) == len(usual) and all(map(_alike, value, usual))
-    number = isinstance(usual, int | float) and not isinstance(usual, bool)
-    return isinstance(value, int | float) and not isinstance(value, bool) if number else type(value) is type(usual)
+    if not isinstance(usual, int | float) or isinstance(usual, bool):
+        return type(value) is type(usual)
+    # NaN and infinity are numbers that a training can come to; a whole number beyond all floats is none
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and (isinstance(value, float) or abs(value) < MOST)
 
 
 def save_checkpoints(run: Run, is_best: bool) -> None:
@@ -301,6 +327,8 @@ def _read_checkpoint(path: Path) -> dict:
     for name, value in saved["state"].items():
         if name not in usual or not _alike_state(value, usual[name]):
             raise ValueError(f"{path}: {str(name)!r:.80} in the state of training is not what train.py writes")
+    if not 0 <= saved["state"].get("seconds", 0) < MOST:
+        raise ValueError(f"{path}: 'seconds' in the state of training is not what train.py writes")
     return content
 
 
@@ -309,7 +337,7 @@ def _alike_state(value: object, usual: object) -> bool:
     if isinstance(usual, tuple):
         return isinstance(value, tuple | list) and all(_alike(number, 0.0) for number in value)
     whole = isinstance(usual, int) and not isinstance(usual, bool)
-    return _alike(value, usual) and (not whole or (isinstance(value, int) and -1 <= value < 2**53))
+    return _alike(value, usual) and (not whole or (isinstance(value, int) and -1 <= value < MOST))
 
 
 def tell_how_to_resume(run: Run) -> None:

@@ -19,6 +19,7 @@ from models.insert import insert_rows
 from models.registry import MAX_ANCHORS, Plan, Row, keeps_channels, lookup
 from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, find_file, read_yaml, with_numbers
 from utils.log import LOGGER
+from utils.text import brief
 
 # What a model YAML may ask for: far more than any model in use, far less than fills a machine's memory
 MAX_STRIDE = 2**16
@@ -106,7 +107,7 @@ def plan_layers(d: dict, ch: int = 3, source: str = "model") -> list[PlannedLaye
     Raises ValueError that names the row.
     """
     if not isinstance(ch, int) or isinstance(ch, bool) or not 1 <= ch <= MAX_IMAGE_CHANNELS:
-        raise ValueError(f"{source}: ch, channels of an image, must be from 1 to {MAX_IMAGE_CHANNELS}, got {ch!r:.80}")
+        raise ValueError(f"{source}: ch, channels of an image, must be from 1 to {MAX_IMAGE_CHANNELS}, got {brief(ch)}")
     anchors, nc = d["anchors"], d["nc"]
     na = len(anchors[0]) // 2 if isinstance(anchors, list) else anchors
     words = {"nc": nc, "anchors": anchors, "None": None, "True": True, "False": False}
@@ -264,7 +265,9 @@ def _check_keys(d: dict, source: str) -> None:
         raise ValueError(f"{source}: a model YAML needs {', '.join(needed)}; missing: {', '.join(missing)}")
     for key in ("backbone", "head"):
         if not isinstance(d[key], list) or not d[key]:
-            raise ValueError(f"{source}: {key} must be a list of rows [from, number, module, args], got {d[key]!r:.80}")
+            raise ValueError(
+                f"{source}: {key} must be a list of rows [from, number, module, args], got {brief(d[key])}"
+            )
     if (rows := len(d["backbone"]) + len(d["head"])) > MAX_ROWS:
         raise ValueError(f"{source}: backbone and head have {rows} rows, more than {MAX_ROWS}, the maximum")
     limits = (
@@ -274,39 +277,39 @@ def _check_keys(d: dict, source: str) -> None:
     )
     for key, kinds, maximum in limits:
         if not isinstance(d[key], kinds) or isinstance(d[key], bool) or not 0 < d[key] <= maximum:
-            raise ValueError(f"{source}: {key} must be a positive number up to {maximum}, got {d[key]!r:.80}")
+            raise ValueError(f"{source}: {key} must be a positive number up to {maximum}, got {brief(d[key])}")
     anchors = d["anchors"]
     if isinstance(anchors, list):
         if not anchors or any(not isinstance(level, list) or len(level) % 2 or not level for level in anchors):
-            raise ValueError(f"{source}: anchors must be one list of w,h pairs per level, got {anchors!r:.80}")
+            raise ValueError(f"{source}: anchors must be one list of w,h pairs per level, got {brief(anchors)}")
         if len(anchors) > MAX_LEVELS or max(map(len, anchors)) > 2 * MAX_ANCHORS:
             raise ValueError(f"{source}: anchors may have at most {MAX_LEVELS} levels of {MAX_ANCHORS} pairs")
         if not all(isinstance(side, int | float) and abs(side) < 2**31 for level in anchors for side in level):
-            raise ValueError(f"{source}: anchors must be numbers of pixels, got {anchors!r:.80}")
+            raise ValueError(f"{source}: anchors must be numbers of pixels, got {brief(anchors)}")
     elif not isinstance(anchors, int) or not 1 <= anchors <= MAX_ANCHORS:
         raise ValueError(
             f"{source}: anchors must be lists of w,h pairs or a number of anchors from 1 to {MAX_ANCHORS}, "
-            f"got {anchors!r:.80}"
+            f"got {brief(anchors)}"
         )
 
 
 def _check_row(row: list, i: int, where: str) -> tuple[int | list[int], int, str, list]:
     if not isinstance(row, list) or len(row) != 4:
-        raise ValueError(f"{where}: a row is [from, number, module, args], got {row!r:.80}")
+        raise ValueError(f"{where}: a row is [from, number, module, args], got {brief(row)}")
     f, number, name, args = row
     sources = [f] if isinstance(f, int) else f
     if not isinstance(sources, list) or not sources or not all(isinstance(j, int) for j in sources):
-        raise ValueError(f"{where}: `from` must be a layer number or a list of them, got {f!r:.80}")
+        raise ValueError(f"{where}: `from` must be a layer number or a list of them, got {brief(f)}")
     for j in sources:
         if not -max(i, 1) <= j < i:
             before = f"only layers 0 to {i - 1} come" if i else "no layer comes"
             raise ValueError(f"{where}: `from` names layer {j}, but {before} before it")
     if not isinstance(number, int) or not 1 <= number <= MAX_REPEATS:
         raise ValueError(
-            f"{where}: the number of repeats must be a whole number from 1 to {MAX_REPEATS}, got {number!r:.80}"
+            f"{where}: the number of repeats must be a whole number from 1 to {MAX_REPEATS}, got {brief(number)}"
         )
     if not isinstance(args, list):
-        raise ValueError(f"{where}: args must be a list, got {args!r:.80}")
+        raise ValueError(f"{where}: args must be a list, got {brief(args)}")
     if (count := _count(args)) > MAX_ARGUMENTS:
         raise ValueError(f"{where}: a row may have at most {MAX_ARGUMENTS} values as args, got {count}")
     return f, number, name, args

@@ -22,8 +22,10 @@ from models.common import SOCA, Conv
 from models.registry import registered
 from models.yolo import Detect, Model
 from utils import activations, user_blocks
+from utils.files import MAX_NAME
 from utils.log import LOGGER
 from utils.pickles import StandIn, plain
+from utils.text import brief
 
 # activation -> the numbers that its result depends on
 ACTIVATIONS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -53,7 +55,7 @@ _NO_MATTER = {"training", "inplace", "np", "type", "recompute_scale_factor"}
 _LEFT_BEHIND = {"anchor_grid", "total_ops", "total_params"}  # buffers of old heads, and of a counter of operations
 _UNUSED = {SOCA: {"max_pool"}}  # children without a use: the SOCA that is usually pasted into v6.1 has one
 _FILE_KEYS = ("base", "insert")  # of a YAML; they name other files
-REPEATS, ANCHORS, CALLS, NAME = 10_000, 1_000, 500_000, 1_000  # limits of what a file may ask for
+REPEATS, ANCHORS, CALLS = 10_000, 1_000, 500_000  # limits of what a file may ask for
 
 
 class Names:
@@ -102,7 +104,7 @@ def rebuild(found: StandIn, names: Names, numbers: int) -> Model:
     Raises ValueError that names the layer. The generators of random numbers are left as they are.
     """
     outer = found
-    while names.find(found.of) in _WRAPPERS:
+    if names.find(found.of) in _WRAPPERS:
         found = _children(found, "the wrapper").get("module")
         if not isinstance(found, StandIn):
             raise ValueError("holds a DataParallel without a model in it")
@@ -125,7 +127,7 @@ def rebuild(found: StandIn, names: Names, numbers: int) -> Model:
 
 def _checked_yaml(yaml: Any) -> dict:
     if not isinstance(yaml, dict):
-        raise ValueError(f"its model has no YAML (`yaml`), from which it could be built; found {yaml!r:.80}")
+        raise ValueError(f"its model has no YAML (`yaml`), from which it could be built; found {brief(yaml)}")
     if named := [key for key in _FILE_KEYS if key in yaml]:
         raise ValueError(f"the YAML in a checkpoint must not use {' or '.join(named)}, which name other files or rows")
     return yaml
@@ -248,7 +250,7 @@ class _Filling:
                 continue
             given = state[name]
             if (_is_plain(value) or isinstance(value, dict)) and not _same(value, given):
-                raise ValueError(f"{where}{name} is {plain(given)!r:.80} in the file, but its YAML says {value!r:.80}")
+                raise ValueError(f"{where}{name} is {brief(given)} in the file, but its YAML says {brief(value)}")
         if isinstance(built, Detect):
             _check_stride(built, state.get("stride"), where)
 
@@ -287,7 +289,7 @@ def _activation(built: nn.Module, kind: type[nn.Module], found: StandIn, where: 
     for name in ACTIVATIONS[kind]:
         value = state.get(name, getattr(activation, name))
         if name == "approximate" and value not in ("none", "tanh"):
-            raise ValueError(f"{where}.{name}: must be none or tanh, got {plain(value)!r:.80}")
+            raise ValueError(f"{where}.{name}: must be none or tanh, got {brief(value)}")
         setattr(activation, name, value if name == "approximate" else _number(value, f"{where}.{name}"))
     if "inplace" in vars(activation):
         activation.inplace = True
@@ -340,10 +342,10 @@ def _checked_names(names: Any, nc: int) -> list[str]:
     if isinstance(names, list | tuple):
         names = dict(enumerate(names))
     if not isinstance(names, dict):
-        raise ValueError(f"names must be a list or a mapping of class names, got {names!r:.80}")
-    wrong = [v for v in names.values() if not isinstance(v, str | int | float) or len(str(v)) > NAME]
+        raise ValueError(f"names must be a list or a mapping of class names, got {brief(names)}")
+    wrong = [v for v in names.values() if not isinstance(v, str | int | float) or len(str(v)) > MAX_NAME]
     if wrong or any(isinstance(k, bool) or not isinstance(k, int) for k in names):
-        raise ValueError(f"names must give a text of at most {NAME} characters for each number, got {names!r:.80}")
+        raise ValueError(f"names must give a text of at most {MAX_NAME} characters for each number, got {brief(names)}")
     if set(names) != set(range(nc)):
         LOGGER.warning(f"the checkpoint has {len(names)} names for {nc} classes; a class without one has its number")
     return [str(names.get(i, i)) for i in range(nc)]
@@ -404,7 +406,7 @@ def _number(value: Any, where: str) -> float | None:
     """Returns an epsilon, a momentum or a slope as it is; ValueError where it is none."""
     fine = value is None if where.endswith("momentum") else False
     if not fine and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1000):
-        raise ValueError(f"{where} must be a number from 0, got {plain(value)!r:.80}")
+        raise ValueError(f"{where} must be a number from 0, got {brief(value)}")
     return value
 
 
@@ -420,7 +422,9 @@ def _same(own: Any, given: Any) -> bool:
         return own == given
     if isinstance(own, tuple | list) != isinstance(given, tuple | list):
         one, several = (given, own) if isinstance(own, tuple | list) else (own, given)
-        return isinstance(one, int | float) and len(several) > 0 and all(_same(one, item) for item in several)
+        # lists in lists of a file may go on for ever
+        flat = not any(isinstance(item, tuple | list) for item in several)
+        return isinstance(one, int | float) and len(several) > 0 and flat and all(_same(one, i) for i in several)
     if isinstance(own, tuple | list):
         return len(own) == len(given) and all(map(_same, own, given))
     return isinstance(given, bool | int | float | str | None) and own == given

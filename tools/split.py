@@ -12,6 +12,7 @@ seed gives the same split.
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
@@ -36,6 +37,7 @@ from utils.data.labels import read_json
 from utils.data.splitting import alike_pairs, class_presence, groups_of, keys_by_name, same_pairs, stratify
 from utils.files import write_yaml
 from utils.log import LOGGER
+from utils.text import is_utf8
 
 
 def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -117,6 +119,7 @@ def parts_of(annotations: Annotations, nc: int, options: argparse.Namespace) -> 
     if missed := sum(key is None for key in keys) if options.group_by else 0:
         LOGGER.warning(f"--group-by finds nothing in the names of {missed} images, which stand alone")
     shown = class_presence(annotations, nc)
+    shown = shown[:, shown.any(0)]  # of thousands of names few may occur
     if not options.folds:
         train = 1 - options.val - options.test
         part = stratify(shown, groups, (train, options.val, options.test), rng)
@@ -205,10 +208,14 @@ class Writer:
             raise ValueError(f"{self.entry}: several COCO JSONs in one part; split each by itself")
         content = read_json(self.entry.files[0])
         chosen = set(images)
-        kept = [r for r in content["images"] if str(Path(self.entry.images) / r["file_name"]) in chosen]
+        kept = [
+            r for r in content["images"] if os.path.normpath(os.path.join(self.entry.images, r["file_name"])) in chosen
+        ]
         ids = {str(record["id"]) for record in kept}
         annotations = [record for record in content["annotations"] if str(record["image_id"]) in ids]
-        return json.dumps({**content, "images": kept, "annotations": annotations}, ensure_ascii=False)
+        content |= {"images": kept, "annotations": annotations}
+        text = json.dumps(content, ensure_ascii=False)
+        return text if is_utf8(text) else json.dumps(content)
 
 
 def main(options: argparse.Namespace) -> None:

@@ -3,9 +3,11 @@
 import difflib
 import operator
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from utils.text import printable
+from utils.files import MAX_CLASSES, MAX_NAME
+from utils.text import brief, is_utf8, printable
 
 
 class ClassNames(list):
@@ -91,3 +93,29 @@ def difference(ours: Sequence[str], theirs: Sequence[str], our_file: object, the
 
 def _plain(name: str) -> str:
     return "".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
+def checked_names(names: Any, file: str | Path) -> list[str]:
+    """Returns the class names that a file gives as a list, or as a mapping from 0, 1, 2 ...; ValueError for others."""
+    if isinstance(names, list | dict) and len(names) > MAX_CLASSES:
+        raise ValueError(f"{file}: names has {len(names)} entries, more than {MAX_CLASSES}, the maximum")
+    if isinstance(names, dict):
+        numbers = [int(k) if isinstance(k, str) and k.isdecimal() and len(k) < 9 else k for k in names]
+        if not names or set(numbers) != set(range(len(names))):
+            raise ValueError(
+                f"{file}: the keys of names must be 0 to {max(len(names) - 1, 0)}, got {brief(list(names))}"
+            )
+        numbered = dict(zip(numbers, names.values()))
+        names = [numbered[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{file}: names must be a list, or a mapping from class number to name, got {brief(names)}")
+    for i, name in enumerate(names):
+        if not isinstance(name, str | int | float) or isinstance(name, bool):
+            # YAML 1.1 reads the words yes, no, on and off as booleans
+            raise ValueError(f"{file}: names[{i}] must be text, got {brief(name)}; put it in quotes")
+    names = [str(name) for name in names]
+    if broken := [i for i, name in enumerate(names) if not is_utf8(name)]:
+        raise ValueError(f"{file}: names[{broken[0]}] must be text, got {brief(names[broken[0]])}, half a character")
+    if long := [i for i, name in enumerate(names) if len(name) > MAX_NAME]:
+        raise ValueError(f"{file}: names[{long[0]}] has {len(names[long[0]])} characters; at most {MAX_NAME}")
+    return names

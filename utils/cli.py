@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
-        return above and below and math.isfinite(value)
+        return above and below and abs(value) <= sys.float_info.max  # no NaN, and no whole number beyond all floats
 
     def __str__(self) -> str:
         """Returns what follows "must be": "at least 0", "between 0 and 1", "above 0 and at most 1"."""
@@ -181,7 +182,7 @@ def adopt(
     if not isinstance(saved, Mapping):
         raise ValueError(f"{file}: its options must be a mapping, got {_kind(saved)}")
     actions = {action.dest: action for action in _actions(parser)}
-    adopted = {}
+    defaults, adopted = {name: parser.get_default(name) for name in actions}, {}
     for name in names:
         if name not in saved or name not in actions:
             continue
@@ -189,17 +190,13 @@ def adopt(
         try:
             if value is not None:
                 value = _converted(actions[name], _of_file(actions[name], value))
-                check(parser, argparse.Namespace(**{**_defaults(parser), name: value}))
+                check(parser, argparse.Namespace(**{**defaults, name: value}))
         except ValueError as error:
             raise ValueError(f"{file}: one of its options is wrong: {error}") from None
         adopted[name] = value
         if name not in opt.given:
             setattr(opt, name, value)
     return adopted
-
-
-def _defaults(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    return {action.dest: parser.get_default(action.dest) for action in _actions(parser)}
 
 
 def _of_file(action: argparse.Action, value: Any) -> Any:
@@ -332,11 +329,13 @@ def run(main: Callable[[Options], object], opt: Options | Callable[[], Options],
     try:
         main(opt() if callable(opt) else opt)
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
-        # of torch's RuntimeErrors a user can mend only a full GPU; torch is not imported here
-        bug = isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError"
-        if bug or os.environ.get("YOLOv5_TRACEBACK"):
+        # of torch's RuntimeErrors a user can mend only full memory; torch is not imported here
+        full = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+        if isinstance(error, RuntimeError) and not full:
             raise
-        print(f"{verb}: error: {printable(redact(_message(error)))}", file=sys.stderr)
+        shows = os.environ.get("YOLOv5_TRACEBACK")
+        text = traceback.format_exc().rstrip() if shows else f"{verb}: error: {_message(error)}"
+        print(printable(redact(text)), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as stop:  # Ctrl-C, or another signal that `stopped_by_signals` turned into one
         number = stop.args[0] if stop.args else signal.SIGINT

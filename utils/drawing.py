@@ -17,6 +17,7 @@ import torch
 
 from utils.files import atomic_write
 from utils.log import LOGGER
+from utils.text import printable
 
 Names = Sequence[str] | Mapping[int, str]
 Colour = tuple[int, int, int]
@@ -279,6 +280,7 @@ class Annotator:
 
     def _fit(self, text: str) -> tuple[str, int, int]:
         """Returns the text, shortened until it is no wider than the image, and the width and height of its strip."""
+        text = printable(text, lines=False)  # fonts have no control characters
         if not text.isascii() and not (self._font and visible(text) <= self._characters):
             self._characters |= visible(text)
             self._use_pillow()

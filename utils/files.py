@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import re
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from utils.text import decode_text, printable
 ROOT = Path(__file__).resolve().parents[1]  # the repository
 GIB = 2**30  # bytes
 MAX_YAML = 1 << 26  # bytes of a YAML file
+MAX_LIST = 1 << 30  # bytes of a list of images or of class names
 MAX_CLASSES = 2**15  # of a data set or a model; ImageNet-21k has 21841
+MAX_NAME = 1_000  # characters of a class's name
 MAX_IMAGE_CHANNELS = 2**10  # of the images of a data set or a model
 ALIASED_VALUES = 10_000  # that the aliases of a YAML file may stand for, besides ten times its length
 
@@ -210,6 +213,18 @@ def find_file(name: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Returns the mapping in a YAML file; errors name the file, and the line of a fault."""
     return parse_yaml(read_text(path), path)
+
+
+def read_at_most(path: str | Path, maximum: int) -> bytes:
+    """Returns the bytes of a file; ValueError where it has more than the maximum, or is a pipe, which may never end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        size = os.fstat(file.fileno())
+        if not stat.S_ISREG(size.st_mode):
+            raise ValueError(f"{path}: must be a plain file, and this is a pipe or a device")
+        data = file.read(maximum + 1) if size.st_size <= maximum else None
+    if data is None or len(data) > maximum:
+        raise ValueError(f"{path}: has more than {maximum} bytes, the maximum of such a file")
+    return data
 
 
 def read_text(path: str | Path) -> str:

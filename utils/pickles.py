@@ -73,6 +73,9 @@ class StandIn:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __repr__(self) -> str:
+        return f"<{self.of}>"
+
 
 def stand_in(name: str) -> type[StandIn]:
     """Returns a new class of stand-ins for the class or function of that full name."""

@@ -8,6 +8,7 @@ stored.
 import codecs
 import hashlib
 import re
+import reprlib
 from collections.abc import Iterable
 from unicodedata import category
 from urllib.parse import unquote
@@ -62,6 +63,22 @@ def printable(text: object, lines: bool = True) -> str:
 
 def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 3, 80, 80, 80
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = _BRIEF.maxset = 12
+
+
+def brief(value: object) -> str:
+    """Returns a value of a file as Python writes it, at most 80 characters.
+
+    What is long in it is not written out first: a short file can hold the same long text a million times.
+    """
+    try:
+        return _BRIEF.repr(value)[:80]
+    except ValueError:  # a whole number of more digits than Python writes
+        return f"a {type(value).__name__}"
 
 
 # --- for a table ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The folder of a run that comes from elsewhere decides nothing but the training; and one process writes into it."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import train
-from engine.run import KEPT_OPTIONS, RESUMED_OPTIONS, resumed_run
+from engine.run import KEPT_OPTIONS, RESUMED_OPTIONS, _load_optimizer, resumed_run
 from models.backend import load_checkpoint
 from utils import checkpoint, cli
 from utils.files import only_writer
@@ -96,6 +97,12 @@ def test_options_of_another_type_or_range_are_refused(received, command, name, v
         ("state", {"results": [0.0] * 3}),
         ("state", {"class_maps": [0.5] * 9}),
         ("state", {"\x1b[2J": 1}),
+        ("state", {"seconds": 10**600}),
+        ("state", {"seconds": float("inf")}),
+        ("state", {"best_fitness": 10**600}),
+        ("ema", {"updates": -(10**9)}),
+        ("ema", {"updates": float("nan")}),
+        ("hyp", {"box": 10**600}),
         ("stopper", {"best_epoch": None, "best_fitness": {}}),
         ("model", {"no.such.weight": torch.zeros(1)}),
         ("ema", {"model": 3}),
@@ -175,6 +182,35 @@ def test_a_run_that_lives_is_not_resumed(received, command):
     assert not list(Path("exp").glob(".writer*"))
     epochs = [row.split(",")[0].strip() for row in Path("exp/results.csv").read_text().splitlines()[1:]]
     assert epochs == ["0", "1", "2"]
+
+
+def _without_a_moment(saved):
+    del saved["state"][0]["exp_avg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda saved: saved["param_groups"][0].update(weight_decay=10**600), "weight_decay of the optimizer must be"),
+        (lambda saved: saved["param_groups"][0].update(betas=(0.9, 7)), "betas of the optimizer must be"),
+        (lambda saved: saved["param_groups"][0].update(eps=-1.0), "eps of the optimizer must be"),
+        (_without_a_moment, r"exp_avg must have the shape of its parameter, \[3\], got None"),
+        (lambda saved: saved["state"][0].update(exp_avg=torch.zeros(1)), r"exp_avg must .* got \[1\]"),
+        (lambda saved: saved["state"][0].update(exp_avg_sq=[0.0] * 3), "exp_avg_sq must have the shape"),
+        (lambda saved: saved["state"][0].update(step=torch.tensor(-1.0)), "step must be one number from 0"),
+    ],
+)
+def test_the_state_of_an_optimizer_that_is_none(change, says):
+    """Each would end the next step in a traceback of torch."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    _load_optimizer(torch.optim.AdamW([parameter]), copy.deepcopy(saved))
+    change(saved)
+    with pytest.raises(ValueError, match=says):
+        _load_optimizer(torch.optim.AdamW([parameter]), saved)
 
 
 def test_two_runs_never_share_a_folder(usual, command, here):

@@ -285,6 +285,56 @@ def test_names_that_are_none(names, small, tmp_path):
         load_checkpoint(path)
 
 
+# --- values without end, in short files -------------------------------------------------------------------------------
+
+LONG = "A" * 10**6
+
+
+def endless(numbers: tuple = (6,)) -> list:
+    """60 lists, each with the one before twice: 2^60 numbers where they are written out or compared one by one."""
+    value = list(numbers)
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+def in_itself() -> list:
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("place", "attribute", "value"),
+    [
+        ("model.0.conv", "kernel_size", (endless((3,)), endless((3,)))),
+        ("model.0.conv", "groups", endless((1,))),
+        ("model.0.conv", "groups", in_itself()),
+        ("model.0.bn", "eps", [LONG] * 10**5),  # 100 GB of text in a message that is cut to 80 characters
+        ("", "names", [[LONG] * 10**5, "b"]),
+        ("", "yaml", [LONG] * 10**5),
+    ],
+    ids=["kernel", "groups", "groups in themselves", "eps", "names", "yaml"],
+)
+def test_values_without_end(place, attribute, value, small, tmp_path):
+    model = deepcopy(small)
+    model.get_submodule(place).__dict__[attribute] = value
+    path = saved(tmp_path / "a.pt", model)
+    assert path.stat().st_size < 3e6
+    with pytest.raises(ValueError, match=r"a\.pt: ") as error:
+        load_checkpoint(path)
+    assert len(str(error.value)) < 600 + len(str(path))
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_wrappers_around_themselves(length, tmp_path):
+    wrappers = [nn.DataParallel(nn.Identity()) for _ in range(length)]
+    for wrapper, other in zip(wrappers, [*wrappers[1:], wrappers[0]]):
+        wrapper.__dict__["_modules"]["module"] = other
+    with pytest.raises(ValueError, match=r"a\.pt: holds a DataParallel, not a detector"):
+        load_checkpoint(saved(tmp_path / "a.pt", wrappers[0]))
+
+
 # --- files of other releases and programs -----------------------------------------------------------------------------
 
 

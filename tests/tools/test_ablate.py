@@ -137,6 +137,14 @@ def test_classes(complete):
     assert {"arm": "SOCA@P5", "seed": "2", "split": "val", "class": "dog", "mAP50-95": "0.25000"} in rows
 
 
+def test_names_of_classes_are_no_formulas(complete):
+    for result in complete.results.values():
+        values = result["classes"]["val"].values()
+        result["classes"] = {"val": dict(zip(["=1+1", "@SUM(A1)"], values))}
+    rows = list(csv.DictReader(classes_as_csv(complete).splitlines()))
+    assert {row["class"] for row in rows} == {"'=1+1", "'@SUM(A1)"} and len(rows) == 5 * 3 * 2
+
+
 def test_power_line(complete):
     """The spread is that of the differences, and the arms are those that Holm's first step counts."""
     found = compared(complete, "none", "val", "mAP50-95")

@@ -1,11 +1,13 @@
 """A split writes lists, moves nothing, and is read by training with the labels that the source has."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from exports import EXPORTS, cvat_yolo, labelme, photographs, roboflow_yolo, two_folders
+from PIL import Image
 
 from tools.split import main, parse_options
 from utils.data.annotations import scan
@@ -125,6 +127,21 @@ def test_names_of_xml_with_blanks_at_an_end_are_refused(tmp_path):
         file.rename(file.with_name(f" {file.name}"))
     with pytest.raises(ValueError, match="a blank at an end"):
         split(root, tmp_path / "out")
+
+
+def test_a_coco_json_with_two_dots_and_half_a_character(tmp_path):
+    for i, (image, *_) in enumerate(photographs()[:6]):
+        (tmp_path / f"{i}.jpg").write_bytes(Path(image).read_bytes())
+    width, height = Image.open(tmp_path / "0.jpg").size
+    content = {
+        "info": "\ud800",
+        "images": [{"id": i, "file_name": f"x/../{i}.jpg", "width": width, "height": height} for i in range(6)],
+        "annotations": [{"image_id": i, "category_id": 1, "bbox": [1, 1, 9, 9]} for i in range(6)],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    data = split(tmp_path / "all.json", tmp_path / "out", "--val", "0.5", "--test", "0")
+    assert len(scan(data["train"], use_cache=False).images) == len(scan(data["val"], use_cache=False).images) == 3
 
 
 def test_what_is_split_already_is_told(tmp_path):

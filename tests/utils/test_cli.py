@@ -3,6 +3,8 @@
 import argparse
 import copy
 import inspect
+import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,25 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch):
     for error in (RuntimeError("shapes"), KeyError("x"), AssertionError()):
         with pytest.raises(type(error)):
             end_of(error, None)
+
+
+def test_a_traceback_that_is_asked_for_has_no_secrets(monkeypatch, capsys):
     monkeypatch.setenv("YOLOv5_TRACEBACK", "1")
-    with pytest.raises(ValueError):
-        end_of(ValueError("bad"), None)
+    _, text = end_of(ValueError("cannot open rtsp://me:secret@camera/1\x1b[2J"), capsys)
+    assert text.startswith("Traceback") and "in main" in text and "cannot open rtsp://***@camera/1\\x1b[2J" in text
+    assert "secret" not in text and "\x1b" not in text
+
+
+def test_memory_of_the_cpu_that_is_full_is_no_bug(capsys):
+    try:
+        torch.empty(2**50)
+    except RuntimeError as error:
+        assert "out of memory; try a smaller --batch-size" in end_of(error, capsys)[1]
+
+
+def test_numbers_beyond_all_floats_are_in_no_range():
+    largest = int(sys.float_info.max)
+    assert largest in cli.Range(0) and -largest in cli.Range(high=0)
+    assert not any(
+        n in r for n in (10 * largest, -10 * largest, math.inf, math.nan) for r in (cli.Range(), cli.Range(-1))
+    )

@@ -270,3 +270,13 @@ def test_tracks_and_hidden_parts():
     ]
     assert changed[0] > changed[1] > changed[2] > changed[3] > 0
     assert not image.any()
+
+
+def test_control_characters_in_a_caption_are_drawn_as_they_are_shown():
+    """Pillow ends in an error of the library that lays its text out."""
+    drawn = []
+    for text in ("a\x1b[2J\nb", r"a\x1b[2J\nb"):
+        annotator = drawing.Annotator(np.zeros((60, 300, 3), np.uint8), 1, 14, pil=True)
+        annotator.text((0, 0), text)
+        drawn.append(annotator.result())
+    assert drawn[0].any() and (drawn[0] == drawn[1]).all()

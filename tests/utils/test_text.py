@@ -7,10 +7,11 @@ import os
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from utils import cli
 from utils.log import LOGGER
-from utils.text import csv_field, decode_text, file_name, is_utf8, printable, redact, xml_can_hold
+from utils.text import brief, csv_field, decode_text, file_name, is_utf8, printable, redact, xml_can_hold
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,14 @@ def test_the_passwords_of_an_address_are_hidden_in_the_errors_of_libraries():
     for error in ("Access denied for 'u' (using pa@ss/word)", f"bad url {address!r}", "nonnumeric port: 'word@host'"):
         found = redact(error, [address])
         assert "pa" + "%40ss" not in found and "pa@ss" not in found and "word" not in found
+
+
+def test_the_start_of_a_value():
+    values = [3, "a'b", [1, "b", None], {"a": (1, 2)}, {2}, 2.5, True, list(range(12))]
+    assert [brief(value) for value in values] == [repr(value) for value in values]
+    text = "x" * 10**6
+    assert all(len(brief(v)) <= 80 for v in (text, [text] * 10**6, {text: text}, 10**600, torch.zeros(3000)))
+    assert brief(1 << 2**16) == "a int"  # Python writes no whole number so long
 
 
 def test_every_message_passes_through(capsys, monkeypatch):

@@ -41,6 +41,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from utils.class_names import checked_names
 from utils.cli import require
 from utils.data.formats.coco import CocoSplit, coco_names
 from utils.data.formats.labelme import LabelMeSplit
@@ -50,6 +51,7 @@ from utils.data.formats.voc import VocSplit, is_voc_path
 from utils.downloads import KNOWN_SETS, Archive, check_place, download_dataset
 from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, ROOT, find_file, read_yaml, with_numbers
 from utils.log import LOGGER
+from utils.text import brief
 
 MAX_SHARDS = 1_000_000
 SPLITS = ("train", "val", "test")
@@ -163,7 +165,7 @@ def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
         raise ValueError(f"{file}: keys 'nc' and 'names' are missing; give the number of classes and their names")
     if nc is not None:
         nc = _whole(nc, "nc", "classes", MAX_CLASSES, file)
-    names = [f"class{i}" for i in range(nc)] if names is None else _list_of_names(names, file)
+    names = [f"class{i}" for i in range(nc)] if names is None else checked_names(names, file)
     if nc is not None and len(names) != nc:
         raise ValueError(f"{file}: nc is {nc} but names has {len(names)} entries; they must agree")
     return len(names), names
@@ -171,31 +173,15 @@ def _classes(data: dict[str, Any], file: Path) -> tuple[int, list[str]]:
 
 def _whole(value: Any, key: str, what: str, maximum: int, file: Path) -> int:
     value = with_numbers(value)
-    whole = value.is_integer() if isinstance(value, float) else isinstance(value, str) and value.isdecimal()
+    whole = (
+        value.is_integer()
+        if isinstance(value, float)
+        else isinstance(value, str) and value.isdecimal() and len(value) < 9
+    )
     value = int(value) if whole else value  # as v6.1 reads '2' and 2.0
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
-        raise ValueError(f"{file}: {key} must be a whole number of {what}, 1 to {maximum}, got {value!r:.80}")
+        raise ValueError(f"{file}: {key} must be a whole number of {what}, 1 to {maximum}, got {brief(value)}")
     return value
-
-
-def _list_of_names(names: Any, file: Path) -> list[str]:
-    if isinstance(names, list | dict) and len(names) > MAX_CLASSES:
-        raise ValueError(f"{file}: names has {len(names)} entries, more than {MAX_CLASSES}, the maximum")
-    if isinstance(names, dict):
-        numbers = [int(key) if isinstance(key, str) and key.isdecimal() else key for key in names]
-        if not names or set(numbers) != set(range(len(names))):
-            raise ValueError(
-                f"{file}: the keys of names must be 0 to {max(len(names) - 1, 0)}, got {list(names)!r:.80}"
-            )
-        numbered = dict(zip(numbers, names.values()))
-        names = [numbered[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise ValueError(f"{file}: names must be a list, or a mapping from class number to name, got {names!r:.80}")
-    for i, name in enumerate(names):
-        if not isinstance(name, str | int | float) or isinstance(name, bool):
-            # YAML 1.1 reads the words yes, no, on and off as booleans
-            raise ValueError(f"{file}: names[{i}] must be text, got {name!r:.80}; put it in quotes")
-    return [str(name) for name in names]
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
@@ -365,7 +351,7 @@ def _archives(download: Any, file: Path) -> list[Archive]:
         else:
             raise ValueError(
                 f"{file}: download must be the name of a known set ({', '.join(KNOWN_SETS)}), url and sha256 (and "
-                f"folder) of an archive, a list of these, or a text for the user; got {source!r:.80}"
+                f"folder) of an archive, a list of these, or a text for the user; got {brief(source)}"
             )
     return archives
 

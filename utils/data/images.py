@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from utils.data.faults import Fault, FaultError
 from utils.data.image_header import KINDS, check_file_size, check_header, reader_of
+from utils.files import MAX_LIST, read_at_most
 from utils.log import LOGGER
 from utils.text import decode_text
 
@@ -110,7 +111,7 @@ def listed_files(list_file: Path) -> list[str]:
     A leading `./` means the text file's folder, another relative path the current folder, as in v6.1. Where there is no
     such file, one beside the text file, above it, or in the other of the two folders is meant.
     """
-    lines = decode_text(list_file.read_bytes(), errors="surrogateescape").splitlines()
+    lines = decode_text(read_at_most(list_file, MAX_LIST), errors="surrogateescape").splitlines()
     return [_find_listed(line.strip(), list_file.parent) for line in lines if line.strip()]
 
 

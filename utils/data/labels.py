@@ -16,11 +16,13 @@ import numpy as np
 
 from utils.data.faults import Fault, FaultError, Location, UnknownClassError
 from utils.data.images import check_image, is_turned
-from utils.files import stays_below, within
+from utils.files import MAX_LIST, read_at_most, stays_below, within
 from utils.text import decode_text
 
 MAX_OVERHANG = 1.0  # pixels by which a box may reach over the edge of its image unreported: annotation tools round
 NAMES_FILE = "labels.txt"  # in a folder of VOC or LabelMe files: class names in their order, one a line
+MAX_LABELS = 2**26  # bytes of the labels of one image
+MAX_JSON = 2**32  # bytes of a JSON of a whole data set; that of LVIS has 10^9
 Size = tuple[int, int]  # width, height in pixels
 
 
@@ -95,7 +97,9 @@ def has_labels(label_file: str) -> bool:
 def read_label_bytes(label_file: str | Path) -> bytes:
     """Reads a label file. Raises FaultError where it cannot be read."""
     try:
-        return Path(label_file).read_bytes()
+        return read_at_most(label_file, MAX_LABELS)
+    except ValueError as error:
+        raise Location(str(label_file)).error("format", str(error).removeprefix(f"{label_file}: ")) from None
     except OSError as error:
         link = _broken_link(str(label_file))
         words = f"{link} is a link to {os.readlink(link)}, which does not exist" if link else error.strerror
@@ -122,9 +126,9 @@ def read_json(file: str | Path) -> dict:
     """Reads the object in a JSON file. Raises FaultError where there is none."""
     location = Location(str(file))
     try:
-        content = json.loads(Path(file).read_bytes())
+        content = json.loads(read_at_most(file, MAX_JSON))
     except (ValueError, RecursionError) as error:  # of JSON, or of letters that are not UTF-8
-        raise location.error("format", f"not a JSON file: {error}") from None
+        raise location.error("format", f"not a JSON file: {str(error).removeprefix(f'{file}: ')}") from None
     if not isinstance(content, dict):
         raise location.error("format", f"expected an object {{...}} at the top, found a {type(content).__name__}")
     return content
@@ -171,7 +175,7 @@ def listed_first(folder: Path, names: Iterable[str]) -> list[str]:
 
 def _text_lines(file: Path) -> list[str]:
     try:
-        return decode_text(file.read_bytes()).splitlines()
+        return decode_text(read_at_most(file, MAX_LIST)).splitlines()
     except UnicodeDecodeError as error:
         raise Location(str(file)).error("format", f"not a text file in UTF-8: {error}") from None
 

@@ -21,9 +21,9 @@ from utils.data.machine import usable_cores
 
 
 def class_presence(annotations: Annotations, nc: int) -> np.ndarray:
-    """Returns which classes each image shows: (n, nc) int, 0 or 1."""
+    """Returns which classes each image shows: (n, nc) uint8, 0 or 1."""
     owner = np.repeat(np.arange(len(annotations.images)), np.diff(annotations.starts))
-    shown = np.zeros((len(annotations.images), nc), int)
+    shown = np.zeros((len(annotations.images), nc), np.uint8)
     shown[owner, annotations.labels[:, 0].astype(int)] = 1
     return shown
 
@@ -42,7 +42,7 @@ def stratify(
     """
     order = rng.permutation(len(groups))
     groups = sorted((groups[i] for i in order), key=len, reverse=True)  # large ones first, while all parts have room
-    sums = np.array([shown[group].sum(0) for group in groups]).reshape(len(groups), -1)
+    sums = np.array([shown[group].sum(0, dtype=np.int32) for group in groups]).reshape(len(groups), -1)
     sizes = np.array([len(group) for group in groups])
     wanted = np.outer(shares, sums.sum(0)).astype(float)  # (parts, nc) images of each class
     room = np.array(shares, float) * sizes.sum()  # images

@@ -285,6 +285,16 @@ def test_aliases_that_double_line_by_line_are_refused_at_once(dataset, rule):
         load_dataset_yaml(dataset(PLACES + CLASSES + "\n".join(lines)))
 
 
+def test_one_long_text_many_times(dataset):
+    """Aliases are few values, which can be many characters: written out, these would be gigabytes."""
+    file = dataset(PLACES + f"long: &a {'x' * 10**6}\nnames: [{'*a, ' * 9000}]\n")
+    with pytest.raises(ValueError, match=r"cells\.yaml: names\[0\] has 1000000 characters; at most 1000$"):
+        load_dataset_yaml(file)
+    file.write_text(file.read_text().replace("names: [", "names: [[").replace("]\n", "]]\n"))
+    with pytest.raises(ValueError, match=r"cells\.yaml: names\[0\] must be text, got \['xxx.{,100}$"):
+        load_dataset_yaml(file)
+
+
 def test_honest_aliases_work(dataset):
     data = load_dataset_yaml(dataset("common: &c {nc: 2, names: [red, white]}\n<<: *c\n" + PLACES))
     assert data["names"] == ["red", "white"]

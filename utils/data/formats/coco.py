@@ -34,6 +34,7 @@ from utils.data.labels import (
     write_new,
 )
 from utils.log import LOGGER
+from utils.text import brief
 
 BBOX = "bbox must be 4 numbers (x, y, width, height in pixels)"
 TYPES = {str: "text", int | str: "a whole number or text", list: "a list of objects"}
@@ -103,11 +104,11 @@ def object_of(annotation: dict, name: str, location: Location) -> tuple[Labelled
         if points is not None and len(points) >= 6 and len(points) % 2 == 0 and np.isfinite(points).all():
             polygons.append(points.reshape(-1, 2))
         else:
-            faults = [location.fault("outline", f"a polygon must be 3 or more pairs x y, got {part!r:.60}")]
+            faults = [location.fault("outline", f"a polygon must be 3 or more pairs x y, got {brief(part)}")]
     if "bbox" in annotation or not polygons:
         numbers = _numbers(annotation.get("bbox"))
         if numbers is None or len(numbers) != 4:
-            raise location.error("format", f"{BBOX}, got {annotation.get('bbox')!r:.80}")
+            raise location.error("format", f"{BBOX}, got {brief(annotation.get('bbox'))}")
         x, y, width, height = numbers.tolist()
         box = (x, y, x + width, y + height)
     else:
@@ -128,7 +129,7 @@ def _read_records(file: str | Path) -> dict[str, list[dict]]:
 def _value(record: dict, key: str, kind: Any, location: Location) -> Any:
     value = record.get(key)
     if not isinstance(value, kind):
-        raise location.error("format", f"{key!r} must be {TYPES[kind]}, got {value!r:.80}")
+        raise location.error("format", f"{key!r} must be {TYPES[kind]}, got {brief(value)}")
     return value
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.class_names import checked_names
 from utils.data.faults import FaultError
 from utils.data.formats.coco import coco_names, read_file
 from utils.data.formats.labelme import LabelMeSplit, labelme_names
@@ -24,7 +25,7 @@ from utils.data.formats.voc import VocSplit, folder_beside, is_voc_path, voc_nam
 from utils.data.formats.yolo import image_to_label_path, read_label_text
 from utils.data.images import is_image, list_images
 from utils.data.labels import NAMES_FILE, has_labels, read_json
-from utils.files import read_yaml
+from utils.files import MAX_LIST, read_at_most, read_yaml
 from utils.log import LOGGER
 from utils.text import decode_text
 
@@ -96,7 +97,7 @@ def _of_file(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: an archive; unpack it and give the folder that comes out")
     if suffix != ".txt":
         raise ValueError(f"{file}: must be {KNOWN}")
-    names = [line.strip() for line in decode_text(file.read_bytes(), errors="surrogateescape").splitlines()]
+    names = [line.strip() for line in decode_text(read_at_most(file, MAX_LIST), errors="surrogateescape").splitlines()]
     if not any(names):
         raise ValueError(f"{file}: names no images; it must hold a path or a name a line")
     plain = not any(map(is_image, names))
@@ -283,12 +284,12 @@ def _names_near(*folders: Path) -> dict[str, Any] | None:
     for place in dict.fromkeys(places):
         for name in NAME_FILES:
             if os.path.isfile(place / name):
-                lines = decode_text((place / name).read_bytes()).splitlines()
+                lines = decode_text(read_at_most(place / name, MAX_LIST)).splitlines()
                 if names := [line.strip() for line in lines if line.strip()]:
                     return {"names": names}
         for name in ("data.yaml", "dataset.yaml"):
             if os.path.isfile(place / name) and (found := read_yaml(place / name).get("names")):
-                return {"names": list(found.values()) if isinstance(found, dict) else found}
+                return {"names": checked_names(found, place / name)}
     return None
 
 

@@ -35,6 +35,7 @@ from utils.data.labels import (
     safe_name,
     write_new,
 )
+from utils.files import MAX_LIST, read_at_most
 from utils.log import LOGGER
 from utils.text import decode_text, printable, xml_can_hold
 
@@ -178,7 +179,7 @@ def _listed_names(file: Path, is_name: Callable[[str], bool] = lambda _: False) 
 
     A number behind one says whether a class is in the image; it may be of a name.
     """
-    lines = enumerate(decode_text(file.read_bytes(), errors="surrogateescape").splitlines(), 1)
+    lines = enumerate(decode_text(read_at_most(file, MAX_LIST), errors="surrogateescape").splitlines(), 1)
     names = [(i, line.strip()) for i, line in lines if line.strip()]
     return [(i, name if is_name(name) else _FLAG.sub("", name)) for i, name in names]
 

@@ -1,5 +1,6 @@
 """Every source of labels gives the same boxes, whatever tool has written it, and tells of its classes."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,48 @@ def test_classes_without_names_are_numbers(tmp_path, caplog):
         data = open_source(source)
         assert data["names"] == [f"class{i}" for i in range(5)]
     assert "no file of class names near it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("names: {1: dog, 0: cat}", ["cat", "dog"]),
+        ("names: [1, yellow]", ["1", "yellow"]),
+        ("names: 5", "names must be a list"),
+        ("names: {5: cat}", "the keys of names must be 0 to 0"),
+        ("names: [[cat]]", r"names\[0\] must be text"),
+        (r'names: ["\ud800"]', r"names\[0\] must be text, got '.*', half a character"),
+    ],
+)
+def test_names_of_a_yaml_above_the_images(text, names, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(photographs()[0][0].read_bytes())
+    (tmp_path / "photos/a.txt").write_text("0 .5 .5 .2 .2\n")
+    (tmp_path / "data.yaml").write_text(text + "\n")
+    if isinstance(names, list):
+        assert open_source(tmp_path / "photos")["names"] == names
+        return
+    with pytest.raises(ValueError, match=rf"data\.yaml: .*{names}"):
+        open_source(tmp_path / "photos")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
+@pytest.mark.parametrize("name", ["a.json", "list.txt"])
+def test_a_pipe_that_never_ends_is_not_read(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: .*must be a plain file, and this is a pipe"):
+        open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "a.json", "a.txt"])
+def test_a_file_that_is_larger_than_memory_is_not_read(name, tmp_path):
+    """A file that has nothing in it takes no space, whatever its size."""
+    (tmp_path / "a.jpg").write_bytes(photographs()[0][0].read_bytes())
+    (tmp_path / "a.txt").write_text("0 .5 .5 .2 .2\n")
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=f"{name}.* has more than .* bytes, the maximum"):
+        open_source(tmp_path / (name if name == "a.json" else ""))
 
 
 def _without_labels(root):
