@@ -19,7 +19,7 @@ which takes 28 products of A with a vector, each computed as Xc (Xc^T v) in O(C 
 no larger than Xc.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -85,15 +85,23 @@ def second_order_statistic(x: torch.Tensor, iterations: int = ITERATIONS) -> tor
         (N, C), in the type of x. s(k x) = |k| s(x); the order of positions does not matter.
     """
     coefficients = chebyshev_coefficients(iterations)
-    exporting = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+    exporting = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or _is_exporting()
     with torch.autocast(x.device.type, enabled=False):
         maps = x if x.dtype == torch.float64 else x.float()
         flat = central(maps).flatten(2)  # (N, C, M)
         if exporting:
             s = _plain_statistic(flat, coefficients)
+        elif torch.compiler.is_compiling():
+            s = statistic_in_graph(flat, coefficients)
         else:
             s = _SecondOrderStatistic.apply(flat, coefficients)
     return s.to(x.dtype)
+
+
+def _is_exporting() -> bool:
+    """Tells whether torch.export runs, which reads the graph as torch.compile does, but for other programs."""
+    asked = getattr(torch.compiler, "is_exporting", None)  # torch 2.7 has it; before, a graph gets the plain operators
+    return asked() if asked else torch.compiler.is_compiling()
 
 
 def central(x: torch.Tensor) -> torch.Tensor:
@@ -207,23 +215,66 @@ class _SecondOrderStatistic(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, coefficients):
-        at_a_time = _images_at_a_time(x)
-        with _true_float32():
-            parts = [_statistic(part, coefficients) for part in x.split(at_a_time)]
-        ctx.coefficients, ctx.at_a_time, ctx.like = coefficients, at_a_time, torch.empty_like(x, device="meta")
-        ctx.save_for_backward(*(tensor for _, saved in parts for tensor in saved))
-        return torch.cat([s for s, _ in parts])
+        ctx.coefficients, ctx.at_a_time = coefficients, _images_at_a_time(x)
+        ctx.like = torch.empty_like(x, device="meta")
+        s, saved = _in_parts(x, ctx.at_a_time, coefficients)
+        ctx.save_for_backward(*saved)
+        return s
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         grad_x = torch.empty_like(ctx.like, device=grad.device)
-        u = grad.to(grad_x.dtype).split(ctx.at_a_time)
-        saved = iter(ctx.saved_tensors)
-        with torch.autocast(grad.device.type, enabled=False), _true_float32():
-            for part, u_part in zip(grad_x.split(ctx.at_a_time), u, strict=True):
-                _statistic_grad(part, u_part, *(next(saved) for _ in range(5)), ctx.coefficients)
-        return grad_x, None
+        return _grad_in_parts(grad_x, grad, ctx.saved_tensors, ctx.at_a_time, ctx.coefficients), None
+
+
+def _in_parts(x: torch.Tensor, at_a_time: int, coefficients: Sequence[float]) -> tuple[torch.Tensor, list]:
+    """Returns s (N, C) for x (N, C, M), and what the gradient needs: 5 entries for each part of at_a_time images."""
+    with torch.autocast(x.device.type, enabled=False), _true_float32():
+        parts = [_statistic(part, coefficients) for part in x.split(at_a_time)]
+    return torch.cat([s for s, _ in parts]), [tensor for _, saved in parts for tensor in saved]
+
+
+def _grad_in_parts(
+    grad_x: torch.Tensor, grad: torch.Tensor, saved: Sequence, at_a_time: int, coefficients: Sequence[float]
+) -> torch.Tensor:
+    """Writes dL/dx into grad_x (N, C, M), from grad = dL/ds (N, C) and what `_in_parts` saved; returns it."""
+    saved, u = iter(saved), grad.to(grad_x.dtype).split(at_a_time)
+    with torch.autocast(grad.device.type, enabled=False), _true_float32():
+        for part, u_part in zip(grad_x.split(at_a_time), u, strict=True):
+            _statistic_grad(part, u_part, *(next(saved) for _ in range(5)), coefficients)
+    return grad_x
+
+
+# --- the same for torch.compile ---------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("soca::statistic", mutates_args=())
+def statistic_in_graph(x: torch.Tensor, coefficients: Sequence[float]) -> torch.Tensor:
+    """Returns s (N, C) for x (N, C, M) as one node of a compiled graph, of the same bits and gradient as without it.
+
+    For the gradient the graph keeps x alone, from which the vectors v_k are computed again: they would be as large as
+    x, and whether S is formed depends on sizes that a graph may not know.
+    """
+    return _in_parts(x, _images_at_a_time(x), coefficients)[0]
+
+
+@torch.library.custom_op("soca::statistic_gradient", mutates_args=())
+def _gradient_in_graph(grad: torch.Tensor, x: torch.Tensor, coefficients: Sequence[float]) -> torch.Tensor:
+    at_a_time = _images_at_a_time(x)
+    return _grad_in_parts(torch.empty_like(x), grad, _in_parts(x, at_a_time, coefficients)[1], at_a_time, coefficients)
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, ctx.coefficients = inputs
+    ctx.save_for_backward(x)
+
+
+statistic_in_graph.register_fake(lambda x, coefficients: x.new_empty(x.shape[:2]))
+_gradient_in_graph.register_fake(lambda grad, x, coefficients: torch.empty_like(x))
+statistic_in_graph.register_autograd(
+    lambda ctx, grad: (_gradient_in_graph(grad, *ctx.saved_tensors, ctx.coefficients), None), setup_context=_keep
+)
 
 
 def _images_at_a_time(x: torch.Tensor) -> int:

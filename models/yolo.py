@@ -69,8 +69,9 @@ class Detect(nn.Module):
             level = conv(level)
             B, _, ny, nx = level.shape
             raw.append(level.view(B, self.na, self.no, ny, nx).permute(0, 1, 3, 4, 2))
+        # in this order: torch.compile cannot ask for inference mode, and its graph would end there
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-        if torch.is_inference_mode_enabled() and not self.training and not traced:
+        if not self.training and not traced and torch.is_inference_mode_enabled():
             return self._decode_once(raw), raw
         raw = [level.contiguous() for level in raw]
         return raw if self.training else (self.decode(raw), raw)

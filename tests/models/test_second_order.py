@@ -530,19 +530,31 @@ def test_exported_for_any_size():
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled(backend):
+@pytest.mark.parametrize("shape", [(2, 24, 8, 6), (2, 24, 4, 5)], ids=str)
+def test_compiled(backend, shape):
+    """The same bits as without, where S is formed and where not, alive and still, in true float32."""
+    torch.compiler.reset()
     compiled = torch.compile(second_order_statistic, backend=backend, fullgraph=True)
-    lively = make("white", (2, 24, 8, 6))
-    still = torch.cat([lively[:1], torch.full((1, 24, 8, 6), 0.3)])
+    lively = make("white", shape)
+    still = torch.cat([lively[:1], torch.full_like(lively[:1], 0.3)])
     for x in (lively, still):
         x.requires_grad_()
         eager = second_order_statistic(x)
         (gradient,) = torch.autograd.grad(eager.square().sum(), x)
-        s = compiled(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            s = compiled(x)
         (gradient_compiled,) = torch.autograd.grad(s.square().sum(), x)
-        assert near(s, eager, 1e-5)
-        assert near(gradient_compiled, gradient, 2e-5)
+        assert torch.equal(s, eager)
+        assert torch.equal(gradient_compiled, gradient)
     torch.compiler.reset()
+
+
+def test_the_node_of_a_compiled_graph():
+    """torch's own checks of an operator: its shapes without values, its gradient, and that it changes no input."""
+    x = make("white", (2, 6, 3, 3)).flatten(2).requires_grad_()
+    assert set(
+        torch.library.opcheck(second_order.statistic_in_graph, (x, list(chebyshev_coefficients()))).values()
+    ) == {"SUCCESS"}
 
 
 # --- the plain forms --------------------------------------------------------------------------------------------------
