@@ -41,8 +41,9 @@ def load(path: str | Path, known: Callable[[str], bool]) -> dict[str, Any]:
         known: whether a full name, such as models.common.Conv, is that of a module class that may occur.
 
     Returns:
-        its dict. `model` and `ema` are stand-ins for modules, or what else the file has there; the rest is plain: text,
-        numbers, lists, dicts, tensors. Of a path there is the text, of any other object None.
+        its dict. `model` and `ema` are stand-ins for modules, or what else the file has there; an `ema` without a model
+        is the `model`. The rest is plain: text, numbers, lists, dicts, tensors. Of a path there is the text, of any
+        other object None.
 
     Raises:
         ValueError: the file is damaged, is not a checkpoint, or asks for anything that is not allowed.
@@ -64,8 +65,11 @@ def load(path: str | Path, known: Callable[[str], bool]) -> dict[str, Any]:
         if is_out_of_memory(error):
             raise MemoryError(f"{path}: {megabytes(path):.0f} MB do not fit into memory: {error}") from None
         raise ValueError(f"{path}: {on_one_line(_reason(error))}") from None
+    if isinstance(content, dict) and content.get("model") is None and isinstance(content.get("ema"), StandIn):
+        content |= {"model": content["ema"], "ema": None}  # v6.1 asks for `ema` first, and needs no other then
     if not isinstance(content, dict) or not isinstance(content.get("model"), StandIn):
-        found = [f"{key!s:.40}" for key in content][:8] if isinstance(content, dict) else f"a {type(content).__name__}"
+        kind = f"{content.of:.80} alone" if isinstance(content, StandIn) else type(content).__name__
+        found = [f"{key!s:.40}" for key in content][:8] if isinstance(content, dict) else f"a {kind}"
         raise ValueError(f"{path}: not a detector's checkpoint: expected a dict with a `model` module, found {found}")
     try:
         rest = {key: plain(value) for key, value in content.items() if key not in ("model", "ema")}

@@ -294,20 +294,34 @@ def test_other_kinds_of_files(content, said, tmp_path):
     assert "weights_only" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["state dict", "state dict below `model`", "ema only", "tensor", "list", "module"])
+@pytest.mark.parametrize(
+    "kind", ["state dict", "state dict below `model`", "ema without weights", "tensor", "list", "module"]
+)
 def test_checkpoints_of_other_kinds(kind, model, tmp_path):
     path = tmp_path / "a.pt"
     content = {
         "state dict": model.state_dict(),
         "state dict below `model`": {"model": model.state_dict(), "epoch": 3},
-        "ema only": {"ema": model},
+        "ema without weights": {"ema": {"updates": 3}},
         "tensor": torch.zeros(3),
         "list": [model],
         "module": model,
     }[kind]
     torch.save(content, path)
-    with pytest.raises(ValueError, match="not a detector's checkpoint: expected a dict with a `model` module, found"):
+    with pytest.raises(
+        ValueError, match="not a detector's checkpoint: expected a dict with a `model` module, found"
+    ) as error:
         read(path)
+    assert kind != "module" or str(error.value).endswith("found a models.yolo.Model alone")
+
+
+@pytest.mark.parametrize("others", [{}, {"model": None, "updates": 7}], ids=["alone", "with a model of None"])
+def test_the_averaged_model_is_enough(others, model, tmp_path):
+    """v6.1 reads `ckpt["ema"] or ckpt["model"]`."""
+    torch.save({"ema": model, **others}, tmp_path / "a.pt")
+    found = load_model(tmp_path / "a.pt", fuse=False)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name].float(), tensor.float()), name
 
 
 @pytest.mark.parametrize("module", [nn.Conv2d(3, 8, 1), nn.Sequential(nn.Conv2d(3, 8, 1))], ids=["conv", "sequence"])
