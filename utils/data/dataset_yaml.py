@@ -262,7 +262,8 @@ def _as_list(entry: Any) -> list:
 def _candidate_roots(data: dict[str, Any], file: Path) -> list[Path]:
     """Returns where the dataset may be: `path` seen from the YAML's folder, the repository and the current folder.
 
-    A YAML of the repository means the repository first, as in v6.1. A link is followed only where the dataset is not
+    A YAML in data/ of the repository means the repository first, as in v6.1; one beside a data set that lies somewhere
+    in the repository means its own folder, as anywhere else. A link is followed only where the dataset is not
     seen without: labels are found by the names of folders.
     """
     path = data.get("path", "")
@@ -270,7 +271,7 @@ def _candidate_roots(data: dict[str, Any], file: Path) -> list[Path]:
         raise ValueError(f"{file}: path must be the dataset's folder, got {path!r}")
     path = os.path.expanduser(path or "")  # not Path's, which raises for ~someone unknown
     bases = [file.parent, ROOT, Path.cwd()]
-    if file.resolve().is_relative_to(ROOT):
+    if file.resolve().parent in (ROOT, ROOT / "data"):
         bases = [ROOT, file.parent, Path.cwd()]
     return list(dict.fromkeys(see(base / path) for base in bases for see in (_without_dots, Path.resolve)))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from label_files import NAMES, voc_object
 
+from utils.data import dataset_yaml
 from utils.data.dataset_yaml import load_dataset_yaml
 from utils.data.formats.coco import CocoSplit
 from utils.data.formats.shards import ShardSplit
@@ -112,13 +113,23 @@ def test_folders_of_the_program_are_not_taken_for_those_beside_the_yaml(dataset,
 
 
 def test_a_yaml_of_the_repository_means_the_repository(tmp_path, monkeypatch):
-    from utils.data import dataset_yaml
-
     monkeypatch.setattr(dataset_yaml, "ROOT", tmp_path)
     for folder in ("data/own/images", "own/images"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "data" / "my.yaml").write_text("path: own\ntrain: images\nval: .\nnc: 1\n")
     assert load_dataset_yaml(tmp_path / "data" / "my.yaml")["path"] == str(tmp_path / "own")
+
+
+@pytest.mark.parametrize("text", ["path: .\ntrain: .\nval: data\n", "train: data/images\nval: data\n"])
+def test_a_data_set_inside_the_repository_is_not_the_repository(tmp_path, monkeypatch, text):
+    """v6.1's users unpack their data sets in the checkout, which has a folder data/images of its own."""
+    monkeypatch.setattr(dataset_yaml, "ROOT", tmp_path)
+    own = tmp_path / "datasets" / "own"
+    for folder in (tmp_path, own):
+        (folder / "data" / "images").mkdir(parents=True)
+    (own / "my.yaml").write_text(text + "nc: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset_yaml("datasets/own/my.yaml")["val"] == str(own / "data")
 
 
 def test_a_path_may_be_seen_from_the_current_folder(dataset, tmp_path, monkeypatch):
