@@ -143,7 +143,7 @@ def draw_panel(ax: "Axes", tables: Mapping[str, ResultTable], columns: Sequence[
                 table.values[:, 0], curve, STYLES[look % len(STYLES)], color=line_rgb(look + 4 * alone), linewidth=1.8,
                 marker="." if len(curve) <= 50 else "", label=label,
             )  # fmt: skip
-            _ring(ax, table, curve)
+            _ring(ax, table, curve, BEST if alone else "black")  # which no run has
     if alone and ax.lines:
         ax.axvline(table.values[table.best, 0], color=BEST, linewidth=0.8, linestyle="--", alpha=0.7, zorder=0)
     if rings := [line for line in ax.lines if line.get_marker() == "o"]:
@@ -157,8 +157,8 @@ def draw_panel(ax: "Axes", tables: Mapping[str, ResultTable], columns: Sequence[
         ax.set_xlim(low - 0.5, high + 0.5)
 
 
-def _ring(ax: "Axes", table: ResultTable, curve: np.ndarray) -> None:
-    look = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": BEST, "markeredgewidth": 1.8}
+def _ring(ax: "Axes", table: ResultTable, curve: np.ndarray, color: str) -> None:
+    look = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": color, "markeredgewidth": 1.8}
     ax.plot(table.values[table.best, 0], curve[table.best], "o", zorder=5, **look)
 
 

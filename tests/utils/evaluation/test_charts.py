@@ -92,6 +92,8 @@ def test_runs_share_a_panel_by_colour_and_by_style(tmp_path):
     one, two = (line for line in ax.lines if len(line.get_xdata()) == 3)
     assert one.get_color() != two.get_color() and one.get_linestyle() != two.get_linestyle()
     assert ax.get_legend_handles_labels()[1] == [" _one", r"\$two\$", "best epoch of each"]  # none is left out
+    rings = {line.get_markeredgecolor() for line in ax.lines if line.get_marker() == "o"}
+    assert not rings & {one.get_color(), two.get_color()}
 
 
 @pytest.mark.parametrize(
