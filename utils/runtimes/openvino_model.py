@@ -1,11 +1,19 @@
 """OpenVINO: a folder with a network as .xml and .bin."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from utils.files import below
 from utils.runtimes.base import Runtime, folder_metadata, only_file, readable
+from utils.runtimes.metadata import Metadata
+
+if TYPE_CHECKING:
+    import openvino
+
+LABELS = ["model_info", "labels"]  # in the `rt_info` of a network, where OpenVINO's Model API has the class names
 
 
 class OpenVINORuntime(Runtime):
@@ -31,8 +39,20 @@ class OpenVINORuntime(Runtime):
             last = model.outputs[0].partial_shape[-1]
             columns = None if last.is_dynamic else last.get_length()
             self.compiled = core.compile_model(model, "CPU", hints)
-        self.declare(folder_metadata(file.parent), shape, columns)
+        self.declare(folder_metadata(file.parent) or _labels(model, path, shape), shape, columns)
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         results = self.compiled(images.cpu().numpy())
         return tuple(torch.from_numpy(results[i].copy()).to(self.device) for i in range(len(results)))
+
+
+def _labels(model: "openvino.Model", path: str | Path, shape: Sequence[int | None]) -> Metadata | None:
+    """Returns the class names in a network, which other programs write there, by the schema; None where it has none.
+
+    They are one text, with blanks between names and `_` for blanks in them. ValueError where they are not.
+    """
+    if not model.has_rt_info(LABELS):
+        return None
+    with readable(path, "OpenVINO", RuntimeError, TypeError):
+        text = model.get_rt_info(LABELS).astype(str)
+    return Metadata.checked({"names": text.split()}, path, shape)
