@@ -112,7 +112,10 @@ def _share_names() -> None:
 
     One that lies in the program's folder and is not imported yet is imported here, since the name would be taken.
     Raises ImportError where one that is imported already has a name of the detector's: then only one of them can be.
+    The package that pip installed has names of its own, so there is nothing to share.
     """
+    if __name__.endswith(".hubconf"):
+        return
     for room in ("utils", "models", "engine"):
         own, early = _sys.modules.get(room), False
         if own is None:

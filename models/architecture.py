@@ -19,7 +19,7 @@ from models.insert import insert_rows
 from models.registry import MAX_ANCHORS, Plan, Row, keeps_channels, lookup
 from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, find_file, read_yaml, with_numbers
 from utils.log import LOGGER
-from utils.text import brief
+from utils.text import brief, full_name
 
 # What a model YAML may ask for: far more than any model in use, far less than fills a machine's memory
 MAX_STRIDE = 2**16
@@ -184,7 +184,7 @@ def parse_model(d: dict, ch: list[int], source: str = "model") -> tuple[nn.Seque
             raise ValueError(f"{planned.where}: {planned.label}: {error}") from error
         f = planned.sources
         layer.i, layer.f, layer.np = i, f, sum(p.numel() for p in layer.parameters())
-        layer.type = f"{block.__module__}.{block.__qualname__}"
+        layer.type = full_name(block)
         LOGGER.debug(f"{i:>3}{f!s:>18}{planned.repeats:>3}{layer.np:>10}  {layer.type:<40}{arguments!s:<30}")
         save += [j % i for j in ([f] if isinstance(f, int) else f) if j != -1]
         layers.append(layer)

@@ -25,6 +25,7 @@ from utils.files import increment_path
 from utils.inference.outputs import crop, result_stems, summary, write_crop
 from utils.log import LOGGER
 from utils.nms import non_max_suppression
+from utils.text import PACKAGE
 
 if TYPE_CHECKING:
     import supervision
@@ -47,7 +48,7 @@ class AutoShape(nn.Module):
         download:     fetch images of URLs (http, https); otherwise a URL is a ValueError.
     """
 
-    __module__ = "models.common"  # where v6.1 has it, and where programs look whose model it is
+    __module__ = f"{PACKAGE}models.common"  # where v6.1 has it, and where programs look whose model it is
     conf = 0.25
     iou = 0.45
     agnostic = False
@@ -238,7 +239,7 @@ class Detections:
     t: milliseconds per image of these three; s: shape (B, 3, h, w) of the network's input.
     """
 
-    __module__ = "models.common"
+    __module__ = f"{PACKAGE}models.common"
 
     def __init__(
         self,

@@ -437,5 +437,5 @@ _IN_DOORS += ("Covpool", "CovpoolLayer", "Sqrtm", "SqrtmLayer")
 def __getattr__(name: str) -> Any:
     """Looks up the names of models/doors.py, of which importing blocks loads nothing."""
     if name in _IN_DOORS:
-        return getattr(importlib.import_module("models.doors"), name)
+        return getattr(importlib.import_module(".doors", __package__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from models.common import same_padding
 from models.second_order import ITERATIONS, covariance, newton_schulz_sqrt
 from utils.class_names import ClassNames
 from utils.inference.features import FeatureRecorder
+from utils.text import PACKAGE
 
 __all__ = ["AutoShape", "ClassNames", "DetectMultiBackend", "Detections", "attempt_load", "autopad"]
 __all__ += ["Covpool", "CovpoolLayer", "Sqrtm", "SqrtmLayer"]
@@ -75,7 +76,7 @@ class DetectMultiBackend(Backend):
         fp16: float16 weights, on CUDA only. fuse: accepted for v6.2's sake; the batch norms are always folded.
     """
 
-    __module__ = "models.common"
+    __module__ = f"{PACKAGE}models.common"
 
     def __init__(
         self,

@@ -94,5 +94,5 @@ class Ensemble(nn.ModuleList):
 def __getattr__(name: str) -> Any:
     """Looks up the name that programs written for v6.1 import from here; importing blocks loads nothing of it."""
     if name == "attempt_load":
-        return importlib.import_module("models.doors").attempt_load
+        return importlib.import_module(".doors", __package__).attempt_load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,7 @@ from utils import activations, user_blocks
 from utils.files import MAX_NAME
 from utils.log import LOGGER
 from utils.pickles import StandIn, plain
-from utils.text import brief
+from utils.text import PACKAGE, brief, full_name
 
 # activation -> the numbers that its result depends on
 ACTIVATIONS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -68,13 +68,13 @@ class Names:
         theirs = _modules_in(*user_blocks.modules())  # and what the blocks of the user's own consist of
         theirs |= _modules_in(nn) if theirs else set()
         known = (*own, *theirs, *_LAYERS, *ACTIVATIONS, *_WRAPPERS)
-        self._classes = {_full_name(c): c for c in known} | _OTHER_NAMES
+        self._classes = {full_name(c): c for c in known} | _OTHER_NAMES
         # a fork may keep a block in another file, or all of them in a package
         self._last = {c.__name__: c for c in own} | {"DetectionModel": Model}
 
     def find(self, name: str) -> type[nn.Module] | None:
         """Returns the class of a full name as a checkpoint has it, None for another one."""
-        name = name.removeprefix("yolov5.")
+        name = name.removeprefix("yolov5.").removeprefix(PACKAGE)
         if name.startswith("models.") and name not in self._classes:
             return self._last.get(name.rpartition(".")[2])
         return self._classes.get(name)
@@ -87,10 +87,6 @@ class Names:
 def _modules_in(*rooms: ModuleType) -> set[type[nn.Module]]:
     """Returns the classes of modules that Python modules hold."""
     return {c for room in rooms for c in vars(room).values() if isinstance(c, type) and issubclass(c, nn.Module)}
-
-
-def _full_name(c: type) -> str:
-    return f"{c.__module__}.{c.__qualname__}"
 
 
 def rebuild(found: StandIn, names: Names, numbers: int) -> Model:
@@ -238,7 +234,7 @@ class _Filling:
         if type(built) in ACTIVATIONS and kind in ACTIVATIONS:
             return _activation(built, kind, found, where)
         if kind is not type(built):
-            raise ValueError(f"{where} is a {found.of} in the file, but its YAML says {_full_name(type(built))}")
+            raise ValueError(f"{where} is a {found.of} in the file, but its YAML says {full_name(type(built))}")
         return built
 
     def _compare(self, built: nn.Module, state: dict, where: str) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import median
 
 if __name__ == "__main__":  # run as a script: hand over to the module of that name, which owns the classes
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    if not __package__:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from models.yolo import main, make_parser
     from utils import cli
 

@@ -16,7 +16,7 @@ VERBS = ("train", "val", "detect", "export")
 HOUSE = """
 models              registry
 utils               text log progress cli user_blocks boxes files dist device archives downloads activations pickles
-utils               checkpoint nms drawing class_names page
+utils               pickler checkpoint nms drawing class_names page
 utils.data          machine alike shapes faults image_header images letterbox labels
 utils.data.formats  yolo coco voc labelme shards source
 utils.data          dataset_yaml options annotations contents checks splitting cache store augmentations mosaic dataset
@@ -38,6 +38,7 @@ engine              run setup validation training detection
 tools               setup_env demo draw_shapes costs explain ablate_statistics ablate_report ablate_runs ablate
 tools               attend_report attend_measures attend_split attend doctor_report doctor preview_report preview
 tools               split convert benchmark_formats compare
+.                   yolov5_soca
 """
 # The doors for programs written for v6.1, which nothing else imports
 DOORS = """
@@ -66,7 +67,7 @@ def sources() -> list[Path]:
         for p in (ROOT / room).rglob("*.py")
         if p.name != "__init__.py"
     ]
-    return files + [ROOT / f"{verb}.py" for verb in ("hubconf", *VERBS)]
+    return files + [ROOT / f"{verb}.py" for verb in ("hubconf", "yolov5_soca", *VERBS)]
 
 
 def imported(path: Path) -> set[str]:

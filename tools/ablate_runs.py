@@ -397,6 +397,6 @@ def report(plan: Plan) -> Ablation:
 
 def command(opt: argparse.Namespace) -> str:
     """Returns the command line that goes on with the ablation, as it was given."""
-    words = ["python", "tools/ablate.py", "--cfg", opt.cfg, "--attention", opt.attention, "--data", opt.data]
+    words = ["--cfg", opt.cfg, "--attention", opt.attention, "--data", opt.data]
     words += ["--seeds", str(opt.seeds), *["--no-matched"] * opt.no_matched, *["--drop-weights"] * opt.drop_weights]
-    return shlex.join([*words, "--out", str(opt.out), *opt.rest])
+    return "python tools/ablate.py " + shlex.join([*words, "--out", str(opt.out), *opt.rest])

@@ -27,7 +27,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli
 from utils.data.dataset_yaml import SPLITS, load_dataset_yaml
@@ -129,7 +130,8 @@ def _check(labels: LabelledSplit, split: str, kind: str, with_images: bool) -> N
             raise ValueError(f"{split}: image {image.name} was not found; give --images FOLDER, or --no-images")
 
 
-def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """States the options of convert.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for split in SPLITS:
         parser.add_argument(f"--{split}", type=Path, metavar="SOURCE", help=f"file or folder of labels of {split}")
@@ -142,7 +144,12 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
         help="write crowds and difficult objects as ordinary ones, which YOLO can hold",
     )
     parser.add_argument("--no-images", action="store_true", help="write the labels without a copy of the images")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """Returns the options of the command line."""
+    return make_parser().parse_args(argv)
 
 
 def main(options: argparse.Namespace) -> None:

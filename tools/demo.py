@@ -12,10 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli
-from utils.files import ROOT
+from utils.files import ROOT, home
+from utils.text import PACKAGE
 
 IMAGE_SIZE = "96"
 
@@ -39,15 +41,15 @@ def main(opt: argparse.Namespace) -> None:
 
     announce("1/3  training models/SOCA.yaml from scratch on drawn images of four shapes")
     verb(
-        "train.py", "--cfg", "models/SOCA.yaml", "--weights", "", "--hyp", "data/hyps/hyp.demo.yaml",
+        "train", "--cfg", "models/SOCA.yaml", "--weights", "", "--hyp", "data/hyps/hyp.demo.yaml",
         "--img", IMAGE_SIZE, "--epochs", str(opt.epochs), "--batch-size", "16", "--optimizer", "AdamW", "--cos-lr",
         "--noval", "--nosave", "--cache", "--workers", "1", "--name", "train", *common,
     )  # fmt: skip
     best = folder / "train" / "weights" / "best.pt"
     announce("2/3  validating on images that were not used in training")
-    verb("val.py", "--weights", str(best), "--task", "test", "--img", IMAGE_SIZE, "--name", "val", *common)
+    verb("val", "--weights", str(best), "--task", "test", "--img", IMAGE_SIZE, "--name", "val", *common)
     announce("3/3  detecting in data/images")
-    verb("detect.py", "--weights", str(best), "--img", IMAGE_SIZE, "--name", "detect", *common)
+    verb("detect", "--weights", str(best), "--img", IMAGE_SIZE, "--name", "detect", *common)
 
     print(f"\ndone in {(time.time() - start) / 60:.1f} minutes. Look at:")
     for name, what in (
@@ -61,10 +63,13 @@ def main(opt: argparse.Namespace) -> None:
 
 def verb(*arguments: str) -> None:
     """Runs a command of the project with this interpreter; ends the demo if it fails."""
-    print("$ python " + " ".join(a or "''" for a in arguments), flush=True)
+    name, *options = arguments
+    program = ["-m", f"{PACKAGE}commands.{name}"] if PACKAGE else [str(ROOT / f"{name}.py")]
+    shown = f"yolov5-soca {name}" if PACKAGE else f"python {name}.py"
+    print(" ".join(["$", shown, *(word or "''" for word in options)]), flush=True)
     # waiting threads must not spin: on a machine that does other work too they slow each other down
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    if code := subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment).returncode:
+    if code := subprocess.run([sys.executable, *program, *options], cwd=home(), env=environment).returncode:
         sys.exit(code)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.doctor_report import as_html, as_json, as_text
 from utils import cli
@@ -28,7 +29,8 @@ from utils.training.autoanchor import GOOD_RECALL, anchor_fit
 ANCHOR_THRESHOLD = 4.0  # factor by which a side of a box and of its anchor may differ, as the default hyp files say
 
 
-def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """States the options of doctor.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="data set YAML, or any other source that train.py reads")
     parser.add_argument(
@@ -38,7 +40,12 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print all findings as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with the worst findings drawn")
     parser.add_argument("--strict", action="store_true", help="exit status 1 where there is a fault")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """Returns the options of the command line."""
+    return make_parser().parse_args(argv)
 
 
 def diagnose(data: dict, image_size: int, anchors: np.ndarray) -> tuple[Contents, list[Finding]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.data.checks import KINDS, Finding
 from utils.data.contents import Contents, class_rows, count_classes

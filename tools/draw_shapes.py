@@ -14,17 +14,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.data.shapes import COUNTS, NAMES, draw_scene, write_dataset
-from utils.files import ROOT
+from utils.files import home
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "shapes", help="folder of the data set")
+    parser.add_argument("--out", type=Path, default=home() / "data" / "shapes", help="folder of the data set")
     for split, count in COUNTS.items():
         parser.add_argument(
             f"--{split}", type=int, default=count, metavar="N", help=f"number of {split} images (default: {count})"

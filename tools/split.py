@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli
 from utils.data.annotations import Annotations, check_classes, scan
@@ -40,7 +41,8 @@ from utils.log import LOGGER
 from utils.text import is_utf8
 
 
-def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """States the options of split.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="data set YAML, folder of images or labels, COCO JSON, or list of images")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; it must not exist")
@@ -57,7 +59,12 @@ def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--near-duplicates", action="store_true", help="keep images together that look the same")
     parser.add_argument("--difficult", action="store_true", help="keep objects marked as difficult or as crowds")
     parser.add_argument("--seed", type=cli.whole(0), default=0, help="of the random choice (default: %(default)s)")
-    options = cli.parse(parser, argv=argv)
+    return parser
+
+
+def parse_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """Returns the options of the command line."""
+    options = cli.parse(make_parser(), argv=argv)
     if options.test is None:
         options.test = 0.0 if options.folds else 0.15
     return options

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
+if not __package__:  # run as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 

@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import pickles
+from utils import pickler, pickles
 from utils.device import is_out_of_memory
 from utils.files import atomic_write, megabytes
 from utils.log import LOGGER
 from utils.pickles import Refused, StandIn, plain
-from utils.text import is_utf8, printable
+from utils.text import PACKAGE, is_utf8, printable
 
 # v6.1's keys, in its order; `training` is this project's, the state that a resumed run needs (engine/run.py)
 KEYS = ("epoch", "best_fitness", "model", "ema", "updates", "optimizer", "wandb_id", "date")
 
+_NAMES = {"pickle_module": pickler} if PACKAGE else {}  # classes are named as v6.1 has them
 _LOCK = Lock()  # torch keeps one list of allowed classes for all threads
 PICKLE_BYTES = 32 * 2**20  # of the largest pickle that is read; that of yolov5x while it trains has 0.6 MB
 
@@ -254,7 +255,7 @@ def save(path: str | Path, checkpoint: dict[str, Any]) -> None:
     """Writes a checkpoint so that path is at any time either the old file or the whole new one."""
     with atomic_write(path) as file:
         try:
-            torch.save(checkpoint, file)
+            torch.save(checkpoint, file, **_NAMES)
         except RuntimeError as error:  # torch says so that a write failed, and so that memory ran out
             if is_out_of_memory(error):
                 raise

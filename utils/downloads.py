@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from utils.archives import is_unsafe, unpack
-from utils.files import GIB, ROOT, atomic_write
+from utils.files import GIB, atomic_write, home
 from utils.log import LOGGER
 from utils.progress import Bar
 from utils.text import redact
@@ -264,7 +264,7 @@ KNOWN_SETS = {  # checksums as TensorFlow Datasets publishes them
 }
 MARK = ".yolov5-data"  # file in the folder of a data set that was fetched
 STORE = ".yolov5-downloads"  # folder in it for archives, until all are unpacked
-DATASETS = ROOT.parent / "datasets"  # where the YAMLs in data/ have their data sets, as v6.1's
+DATASETS = "datasets"  # folder, beside that of the project, where the YAMLs in data/ have their data sets, as v6.1's
 
 
 def download_dataset(archives: list[Archive], root: Path, to: str | Path | None = None) -> None:
@@ -273,7 +273,7 @@ def download_dataset(archives: list[Archive], root: Path, to: str | Path | None 
     An archive that an interrupted call left whole is not downloaded again.
 
     root: a folder that is new, empty, or was fetched before.
-    to:   folder below which it must be; "" for DATASETS, None for anywhere.
+    to:   folder below which it must be; "" for `datasets` beside the project, None for anywhere.
 
     Raises ValueError for another root, FileNotFoundError where an archive cannot be downloaded, ValueError where its
     SHA-256 differs, or it is not safe to unpack; then no file of it is unpacked.
@@ -301,9 +301,9 @@ def download_dataset(archives: list[Archive], root: Path, to: str | Path | None 
 def check_place(root: Path, to: str | Path | None) -> None:
     """Raises ValueError where a data set would be fetched or drawn elsewhere than below `to`.
 
-    to: a folder; "" for DATASETS, None for anywhere.
+    to: a folder; "" for `datasets` beside the project, None for anywhere.
     """
-    base = None if to is None else (Path(to).expanduser() if to else DATASETS).resolve()
+    base = None if to is None else (Path(to).expanduser() if to else home().parent / DATASETS).resolve()
     if base and root != base and base not in root.parents:
         raise ValueError(
             f"data sets are fetched and drawn below {base}, and `path` of this one is {root}; if it is to be written "

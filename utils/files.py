@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import yaml
 
-from utils.text import decode_text, printable
+from utils.text import PACKAGE, decode_text, printable
 
-ROOT = Path(__file__).resolve().parents[1]  # the repository
+ROOT = Path(__file__).resolve().parents[1]  # the repository, or the folder of the installed package
 GIB = 2**30  # bytes
 MAX_YAML = 1 << 26  # bytes of a YAML file
 MAX_LIST = 1 << 30  # bytes of a list of images or of class names
@@ -24,6 +24,14 @@ MAX_CLASSES = 2**15  # of a data set or a model; ImageNet-21k has 21841
 MAX_NAME = 1_000  # characters of a class's name
 MAX_IMAGE_CHANNELS = 2**10  # of the images of a data set or a model
 ALIASED_VALUES = 10_000  # that the aliases of a YAML file may stand for, besides ten times its length
+
+
+def home(root: Path = ROOT) -> Path:
+    """Returns where relative paths of the project's own data sets begin: in a checkout its folder `root`.
+
+    An installed package keeps nothing in its own folder: they begin in the current one.
+    """
+    return Path.cwd() if PACKAGE else root
 
 
 def cache_folder() -> Path:

@@ -33,12 +33,12 @@ from utils.boxes import box_iou as box_iou
 from utils.data import dataset_yaml as _dataset_yaml
 from utils.data import letterbox as _letterbox
 from utils.evaluation.metrics import fitness as fitness
-from utils.files import ROOT
+from utils.files import ROOT, home
 from utils.log import LOGGER
 from utils.text import redact
 from utils.training import sampling as _sampling
 
-DATASETS_DIR = ROOT.parent / "datasets"
+DATASETS_DIR = home().parent / "datasets"
 NUM_THREADS = min(8, max(1, (os.cpu_count() or 1) - 1))
 NCOLS = 120  # columns of a progress bar
 

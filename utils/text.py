@@ -13,6 +13,9 @@ from collections.abc import Iterable
 from unicodedata import category
 from urllib.parse import unquote
 
+# What stands before `utils` in the names of modules: "yolov5_soca." where pip installed the wheel, "" in a checkout
+PACKAGE = __name__.removesuffix("utils.text")
+
 HIDDEN = "***"
 NAME_BYTES = 150  # of a folder or file that has its name from elsewhere; file systems allow 255
 
@@ -26,6 +29,11 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+
+def full_name(c: type) -> str:
+    """Returns a class's module and name, those of the project as v6.1 has them: "models.common.Conv"."""
+    return f"{c.__module__}.{c.__qualname__}".removeprefix(PACKAGE)
 
 
 def decode_text(data: bytes, encoding: str = "utf-8", errors: str = "strict") -> str:

@@ -49,7 +49,7 @@ from utils.data.formats.shards import ShardSplit
 from utils.data.formats.source import KNOWN, YAML_SUFFIXES, describe, is_source
 from utils.data.formats.voc import VocSplit, is_voc_path
 from utils.downloads import KNOWN_SETS, Archive, check_place, download_dataset
-from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, ROOT, find_file, read_yaml, with_numbers
+from utils.files import MAX_CLASSES, MAX_IMAGE_CHANNELS, ROOT, find_file, home, read_yaml, with_numbers
 from utils.log import LOGGER
 from utils.text import brief
 
@@ -270,9 +270,9 @@ def _candidate_roots(data: dict[str, Any], file: Path) -> list[Path]:
     if not isinstance(path, str | None) or "\0" in (path or ""):
         raise ValueError(f"{file}: path must be the dataset's folder, got {path!r}")
     path = os.path.expanduser(path or "")  # not Path's, which raises for ~someone unknown
-    bases = [file.parent, ROOT, Path.cwd()]
+    bases = [file.parent, home(ROOT), Path.cwd()]
     if file.resolve().parent in (ROOT, ROOT / "data"):
-        bases = [ROOT, file.parent, Path.cwd()]
+        bases = [home(ROOT), file.parent, Path.cwd()]
     return list(dict.fromkeys(see(base / path) for base in bases for see in (_without_dots, Path.resolve)))
 
 
@@ -284,7 +284,11 @@ def _choose_root(roots: list[Path], paths: list[str], data: dict[str, Any]) -> P
     """Returns the first root that holds every path; else the first that exists; else the first, or where to make it."""
     complete = [root for root in roots if not _missing(root, paths)]
     existing = [root for root in roots if os.path.isdir(root)]
-    new = [_without_dots(ROOT / os.path.expanduser(data.get("path") or ""))] if {"draw", "download"} & set(data) else []
+    new = (
+        [_without_dots(home(ROOT) / os.path.expanduser(data.get("path") or ""))]
+        if {"draw", "download"} & set(data)
+        else []
+    )
     return (complete + existing + new + roots)[0]
 
 
@@ -322,7 +326,7 @@ def _check_present(data: dict[str, Any], roots: list[Path], root: Path, entries:
         for lost in _missing(root, _as_list(entry)):
             message = f"{file}: {split} names {lost}, which does not exist"
             if len(roots) > 1 and not Path(str(data.get("path") or "")).is_absolute():
-                places = dict.fromkeys(map(_without_dots, (file.parent, ROOT, Path.cwd())))
+                places = dict.fromkeys(map(_without_dots, (file.parent, home(ROOT), Path.cwd())))
                 message += f" (path {data.get('path')!r} was looked for in {', '.join(map(str, places))})"
             if _archives(data.get("download"), file):
                 message += "; --download data fetches the images"
@@ -360,7 +364,7 @@ def _archives(download: Any, file: Path) -> list[Archive]:
 def _draw(name: Any, root: Path, file: Path, to: str | Path | None) -> None:
     if name != "shapes":
         raise ValueError(f"{file}: draw must be 'shapes', the only dataset that can be drawn, got {name!r}")
-    if root != ROOT / "data" / "shapes":  # the project's own
+    if root != home(ROOT) / "data" / "shapes":  # the project's own
         check_place(root, to)
     from utils.data.shapes import write_dataset
 

@@ -94,11 +94,11 @@ class Format:
 
     def writer(self) -> Callable:
         """Returns the function `write`; imports its module, but not the toolchain."""
-        return importlib.import_module(f"utils.export.{self.module}").write
+        return importlib.import_module(f".{self.module}", __package__).write
 
     def inspector(self) -> Callable | None:
         """Returns the function `inspect(path, options)`, which checks a file without running it; None without one."""
-        return getattr(importlib.import_module(f"utils.export.{self.module}"), "inspect", None)
+        return getattr(importlib.import_module(f".{self.module}", __package__), "inspect", None)
 
     def obstacle(self, int8: bool = False, train: bool = False, batch: int = 1, calibrated: bool = True) -> str | None:
         """Returns why it cannot be written here with these options, as the end of a sentence; None where it can.

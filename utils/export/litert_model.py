@@ -34,7 +34,7 @@ def write(source: nn.Module, sample: torch.Tensor, target: Path, options: Export
         path = Path(folder, "graph.pt")
         torch.save((graph, sample.permute(0, 2, 3, 1).contiguous()), path)
         with toolchain("litert-torch"):
-            LITERT.call("-m", "utils.export.litert_model", path, target)
+            LITERT.call("-m", __name__, path, target)
     if options.int8 or options.half:
         target.write_bytes(quantise(target.read_bytes(), options, float32_patterns(source)))
     append_metadata(target, options.metadata)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from utils.files import ROOT, cache_folder
 from utils.log import LOGGER
+from utils.text import PACKAGE
 
 
 def environments_folder() -> Path:
@@ -128,7 +129,7 @@ class PythonEnvironment(Environment):
     def variables(self) -> dict[str, str]:
         variables = super().variables()
         variables.pop("PYTHONPATH", None)
-        if self.inherits:
+        if self.inherits and not PACKAGE:  # an installed one is among the packages that it inherits
             variables["PYTHONPATH"] = str(ROOT)
         return variables
 

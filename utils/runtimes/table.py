@@ -31,5 +31,5 @@ def runtime_for(path: str | Path) -> type[Runtime] | None:
     name = os.path.basename(str(path).rstrip("/\\"))
     for suffix, (module, runtime) in RUNTIMES.items():
         if name.endswith(suffix):
-            return getattr(importlib.import_module(f"utils.runtimes.{module}"), runtime)
+            return getattr(importlib.import_module(f".{module}", __package__), runtime)
     return None
