@@ -241,13 +241,9 @@ def read_text(path: str | Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_YAML + 1)
-        text = decode_text(data)
+        text = decode_text(read_at_most(path, MAX_YAML))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a YAML text file: {error}") from None
-    if len(data) > MAX_YAML:
-        raise ValueError(f"{path}: longer than {MAX_YAML} bytes, the maximum of a YAML file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

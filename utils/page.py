@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.text import printable
+from utils.text import brief, printable
 
 REPORT = "report.html"  # the page of a run, in its folder
 MOST_BYTES = 90_000  # of a photograph on a page
@@ -93,7 +93,10 @@ def mapping(heads: tuple[str, str], content: Mapping[str, object]) -> str:
 
 def shown(value: object) -> str:
     """Returns a value of a setting as text of at most MOST_TEXT characters."""
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        text = ", ".join(item[:MOST_TEXT] if isinstance(item, str) else brief(item) for item in value[:MOST_TEXT])
+    else:  # a mapping of a file can hold the same long text a million times
+        text = brief(value) if isinstance(value, int | dict | set) else str(value)
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} ..."
 
 

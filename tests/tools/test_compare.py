@@ -129,6 +129,28 @@ def test_a_folder_that_is_no_run(tmp_path, runs, here, monkeypatch, capsys, cont
     assert end.value.code == 1 and says in error and "Traceback" not in error and not list(here.iterdir())
 
 
+def test_files_that_grow_when_they_are_read(tmp_path, here):
+    """A text that a YAML names 100,000 times is not written out, and numbers beyond all axes are no curve."""
+    rows = values(0.5)
+    rows[0, :3] = 1e308, -1e308, 1e39
+    folder = write_run(tmp_path / "run", None, rows)
+    names = ", ".join(["*long"] * 100_000)
+    (folder / "opt.yaml").write_text(f"a: &long {'x' * 100_000}\nlist: [{names}]\nmap: {{k: [{names}]}}\n")
+    (record,) = read([folder])
+    assert all(len(value) <= 304 for value in record.settings.values())
+    assert record.curves.values[0, 1:4].tolist() == [np.inf, np.inf, np.inf]
+    compare.write([record], here)
+    assert (here / "compare.png").is_file()
+
+
+def test_a_table_that_is_too_long(tmp_path):
+    folder = write_run(tmp_path / "run", None, values(0.5))
+    with open(folder / "results.csv", "r+b") as file:
+        file.truncate(1 << 27)  # sparse
+    with pytest.raises(ValueError, match=r"results\.csv: has more than 67108864 bytes"):
+        read([folder])
+
+
 def test_epochs_that_were_not_validated_have_no_scores(tmp_path):
     """With --noval train.py writes zeros for them; only the last epoch is measured."""
     rows = values(0.4)

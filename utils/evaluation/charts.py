@@ -5,6 +5,7 @@ colours of their boxes, darkened where they would be lost on white, and line sty
 """
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from utils.drawing import Names, class_name
 from utils.evaluation.metrics import CONFIDENCE_GRID, RECALL_GRID, ClassMetrics, ConfusionMatrix, fitness
 from utils.evaluation.plots import class_rgb, font_family, new_figure, plain_text, save_figure, tick_rotation
+from utils.files import read_at_most
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +30,7 @@ BEST = "#D55E00"  # of what marks the best
 # --- tables of train.py and of --evolve -------------------------------------------------------------------------------
 
 
+MAX_RESULTS = 1 << 26  # bytes of a table: more than 200,000 epochs
 MEASURED = slice(4, 11)  # columns of a results.csv that validation gives: metrics and losses
 
 
@@ -63,10 +66,9 @@ def read_results(file: str | Path) -> ResultTable:
     """Reads a results.csv or evolve.csv; ValueError that names the line for what is no such table."""
     file = Path(file)
     try:
-        with open(file, newline="", encoding="utf-8") as stream:
-            reader = csv.reader(stream, skipinitialspace=True)
-            titles = [title.strip() for title in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
+        reader = csv.reader(io.StringIO(read_at_most(file, MAX_RESULTS).decode(), newline=""), skipinitialspace=True)
+        titles = [title.strip() for title in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file}: not a CSV file in UTF-8: {error}") from None
     if len(titles) < 11 or not rows:
@@ -79,6 +81,7 @@ def read_results(file: str | Path) -> ResultTable:
             values[i] = [float(value) for value in row]
         except ValueError as error:
             raise ValueError(f"{file}:{line}: {error}") from None
+    values[np.abs(values) > np.finfo(np.float32).max] = np.inf  # no axis spans such numbers
     return ResultTable(titles, values)
 
 
