@@ -49,10 +49,11 @@ def detect(opt: cli.Options, parser: argparse.ArgumentParser) -> Path:
     Raises ValueError for options that do not go together, FileNotFoundError where weights or the source are missing.
     """
     opt = copy.copy(opt)
+    opt.imgsz = cli.frame_sides(opt.imgsz)
     if "data" not in opt.given:
         opt.data = None  # the default YAML names the classes of another data set
     ledger = _find_run(opt, parser)
-    opt.imgsz = cli.frame_sides(opt.imgsz)
+    opt.imgsz = cli.frame_sides(opt.imgsz)  # the run's own
     sources = ledger.sources if ledger else list_sources(opt.source, opt.download)
     streams, shared = sources[0].kind == STREAM, dist.world_size() > 1
     if shared or opt.resume:

@@ -164,15 +164,8 @@ RESUMED = [
 ]
 
 
-@pytest.mark.parametrize(("begun", "given", "says"), RESUMED)
-def test_options_given_to_a_resumed_run_must_be_those_it_was_begun_with(
-    detected,
-    here,
-    monkeypatch,
-    begun,
-    given,
-    says,
-):
+def interrupt(monkeypatch, detected, **begun):
+    """Begins a run on the files here that ends before its second frame is written."""
     make_files()
     write, count = ResultWriter._write, []
 
@@ -185,6 +178,30 @@ def test_options_given_to_a_resumed_run_must_be_those_it_was_begun_with(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ResultWriter, "_write", stopped)
         detected("in", **begun)
+
+
+def test_one_side_in_the_record_of_a_run_is_both(detected, here, monkeypatch):
+    interrupt(monkeypatch, detected)
+    (record,) = (here / "out/exp").rglob("run.json")
+    content = json.loads(record.read_text())
+    assert content["options"]["imgsz"] == [SIZE, SIZE]
+    content["options"]["imgsz"] = [SIZE]
+    record.write_text(json.dumps(content))
+    detected(resume="out/exp")
+    with pytest.raises(ValueError, match="no unfinished run"):
+        detected(resume="out/exp")
+
+
+@pytest.mark.parametrize(("begun", "given", "says"), RESUMED)
+def test_options_given_to_a_resumed_run_must_be_those_it_was_begun_with(
+    detected,
+    here,
+    monkeypatch,
+    begun,
+    given,
+    says,
+):
+    interrupt(monkeypatch, detected, **begun)
     if says:
         with pytest.raises(ValueError) as error:
             detected(resume="out/exp", **given)
