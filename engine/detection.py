@@ -253,7 +253,10 @@ def _find_run(opt: cli.Options, parser: argparse.ArgumentParser) -> Ledger | Non
         check_own_files(Path(inside), "--resume")
     ledger = Ledger(folder)
     now = cli.without_secrets(vars(opt))
-    for name, recorded in cli.adopt(parser, opt, ledger.options, RECORDED, ledger.file).items():
+    options = cli.adopt(parser, opt, ledger.options, RECORDED, ledger.file)
+    if options.get("imgsz"):
+        options["imgsz"] = cli.frame_sides(options["imgsz"])
+    for name, recorded in options.items():
         if name in opt.given and now[name] != recorded:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {now[name]}, but the run in {folder} was begun with {recorded}; leave "
