@@ -229,7 +229,8 @@ def read_at_most(path: str | Path, maximum: int) -> bytes:
         size = os.fstat(file.fileno())
         if not stat.S_ISREG(size.st_mode):
             raise ValueError(f"{path}: must be a plain file, and this is a pipe or a device")
-        data = file.read(maximum + 1) if size.st_size <= maximum else None
+        # of the size that it has: a read of the maximum takes that much memory first
+        data = file.read(size.st_size + 1) if size.st_size <= maximum else None
     if data is None or len(data) > maximum:
         raise ValueError(f"{path}: has more than {maximum} bytes, the maximum of such a file")
     return data
@@ -241,9 +242,13 @@ def read_text(path: str | Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        text = decode_text(read_at_most(path, MAX_YAML))
+        with open(path, "rb") as file:  # which may be a pipe of the user's
+            data = file.read(MAX_YAML + 1)
+        text = decode_text(data)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a YAML text file: {error}") from None
+    if len(data) > MAX_YAML:
+        raise ValueError(f"{path}: longer than {MAX_YAML} bytes, the maximum of a YAML file")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

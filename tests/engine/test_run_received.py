@@ -58,7 +58,16 @@ def test_what_a_run_fetches_sends_and_writes_where_is_not_in_its_file(received):
 def test_every_option_is_resumed_or_left_to_the_command():
     """A new option must be put into one of the two."""
     left = {"download", "log", "device", "project", "name", "exist_ok", "evolve", "evolve_storage", "resume", "rehash"}
-    left |= {"local_rank", "download_to", "latex", "blocks"}
+    left |= {
+        "local_rank",
+        "download_to",
+        "latex",
+        "blocks",
+        "entity",
+        "bbox_interval",
+        "artifact_alias",
+        "upload_dataset",
+    }
     names = set(vars(train.parse_opt(known=True)))
     assert names <= left | set(RESUMED_OPTIONS) and not left & set(RESUMED_OPTIONS)
     assert set(RESUMED_OPTIONS) | left >= KEPT_OPTIONS

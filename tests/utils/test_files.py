@@ -1,10 +1,11 @@
 """Names that come from files stay below their folder; YAML is read in the encoding that its mark says."""
 
 import os
+import tracemalloc
 
 import pytest
 
-from utils.files import atomic_write, below, read_yaml, stays_below, within, write_yaml
+from utils.files import atomic_write, below, read_at_most, read_yaml, stays_below, within, write_yaml
 
 
 @pytest.mark.parametrize("name", ["a.bin", "sub/a.bin", "./a", "a..b", ".../a", "link/inside"])
@@ -66,3 +67,16 @@ def test_names_that_are_not_utf8_can_be_written(tmp_path):
     assert (tmp_path / name).read_bytes() == "細 \\udce9.jpg".encode()
     write_yaml(tmp_path / "a.yaml", {"path": name, "weights": tmp_path / name})
     assert read_yaml(tmp_path / "a.yaml") == {"path": name, "weights": str(tmp_path / name)}
+
+
+def test_a_small_file_takes_little_memory_whatever_its_maximum(tmp_path):
+    path = tmp_path / "small.json"
+    path.write_bytes(b"[1]")
+    tracemalloc.start()
+    try:
+        assert read_at_most(path, 1 << 32) == b"[1]"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(ValueError, match="has more than 2 bytes"):
+        read_at_most(path, 2)

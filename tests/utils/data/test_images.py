@@ -260,8 +260,8 @@ def test_any_file_name_can_be_read(tmp_path, name):
 @pytest.mark.parametrize(
     "data, suffix, message",
     [
-        (b"", "png", "first bytes are not those of BMP, JPEG, PNG, TIFF, WebP"),  # zero bytes
-        (b"hello", "jpg", "first bytes are not those of BMP"),  # text
+        (b"", "png", "the file is empty"),
+        (b"hello", "jpg", "first bytes are not those of BMP, JPEG, PNG, TIFF, WebP"),  # text
         (JPEG[: len(JPEG) // 2], "jpg", "truncated"),
         (JPEG[:-2], "jpg", "truncated"),
         (opencv_bytes(np.zeros((1, 1, 3), np.uint8), ".png"), "png", "image is 1 x 1 pixels; each side .* at least 10"),
