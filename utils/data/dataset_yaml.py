@@ -139,6 +139,8 @@ def _read(path: str | Path) -> tuple[Path, dict[str, Any]]:
     if is_source(path):
         return describe(path)
     file = _find(path)
+    if not file.is_file():  # a received checkpoint can name any path
+        raise ValueError(f"{file}: a data set YAML must be a plain file, and this is a pipe or a device")
     return file, read_yaml(file)
 
 

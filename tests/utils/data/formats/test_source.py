@@ -94,7 +94,7 @@ def test_names_of_a_yaml_above_the_images(text, names, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
-@pytest.mark.parametrize("name", ["a.json", "list.txt"])
+@pytest.mark.parametrize("name", ["a.json", "list.txt", "data.yaml"])
 def test_a_pipe_that_never_ends_is_not_read(name, tmp_path):
     os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match=f"{name}: .*must be a plain file, and this is a pipe"):
