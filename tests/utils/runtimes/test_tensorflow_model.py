@@ -18,7 +18,7 @@ META = Metadata(names=("red", "weiß"), stride=32, imgsz=(H, W), int8=True)
 
 TENSORFLOW = '''
 """As much of TensorFlow as the server calls; the model in the folder says in a file what it does."""
-import os, sys, time
+import gc, io, os, sys, time
 import numpy as np
 
 print("a greeting")
@@ -51,7 +51,9 @@ class signatures:
 
     def __call__(self, images):
         if images.max() > 1:
-            os.closerange(3, 64)  # what an interpreter may do first: the pipe ends before the error is written
+            # what an interpreter may do first: the pipe ends before the error is written
+            for f in [f for f in gc.get_objects() if isinstance(f, io.BufferedWriter) and not f.closed]:
+                f.fileno() > 2 and f.close()
             time.sleep(0.3)
             sys.exit("images beyond 1")
         assert images.dtype == np.float32 and images.shape[-1] == 3
