@@ -53,7 +53,6 @@ def detect(opt: cli.Options, parser: argparse.ArgumentParser) -> Path:
     if "data" not in opt.given:
         opt.data = None  # the default YAML names the classes of another data set
     ledger = _find_run(opt, parser)
-    opt.imgsz = cli.frame_sides(opt.imgsz)  # the run's own
     sources = ledger.sources if ledger else list_sources(opt.source, opt.download)
     streams, shared = sources[0].kind == STREAM, dist.world_size() > 1
     if shared or opt.resume:
@@ -255,7 +254,7 @@ def _find_run(opt: cli.Options, parser: argparse.ArgumentParser) -> Ledger | Non
     now = cli.without_secrets(vars(opt))
     options = cli.adopt(parser, opt, ledger.options, RECORDED, ledger.file)
     if options.get("imgsz"):
-        options["imgsz"] = cli.frame_sides(options["imgsz"])
+        opt.imgsz = options["imgsz"] = cli.frame_sides(options["imgsz"])
     for name, recorded in options.items():
         if name in opt.given and now[name] != recorded:
             raise ValueError(

@@ -18,7 +18,7 @@ if not __package__:  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import cli, page
-from utils.files import atomic_write, increment_path, read_yaml
+from utils.files import atomic_write, increment_path, read_at_most, read_yaml
 from utils.log import LOGGER
 from utils.text import printable
 
@@ -106,7 +106,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes()) if file.stat().st_size <= MOST_BYTES else None
+        content = json.loads(read_at_most(file, MOST_BYTES))
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("settings", {}), dict):

@@ -19,9 +19,7 @@ objects, which are left out.
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -35,6 +33,7 @@ from utils.data.dataset_yaml import SPLITS, load_dataset_yaml
 from utils.data.formats import coco, labelme, shards, voc, yolo
 from utils.data.formats.source import kind_of_json
 from utils.data.labels import LabelledImage, LabelledSplit
+from utils.files import check_new, new_folder
 from utils.log import LOGGER
 
 WRITERS: dict[str, tuple[Callable, str | None]] = {  # with the folder of images of a split; None: in the shards
@@ -94,27 +93,19 @@ def convert(splits: dict[str, LabelledSplit], kind: str, out: Path, with_images:
     where `out` exists.
     """
     writer, image_folder = WRITERS[kind]
-    if out.exists():
-        raise FileExistsError(f"--out must be a new folder, but {out} exists; name another")
+    check_new(out)
     if not with_images and image_folder is None:
         raise ValueError("shards hold their images; leave out --no-images")
     for split, labels in splits.items():
         _check(labels, split, kind, with_images)
     names = list(dict.fromkeys(name for labels in splits.values() for name in labels.names))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out) as temporary:
         writer(temporary, splits, names)
         for split, labels in splits.items() if with_images and image_folder else ():
             for image in labels.images:
                 target = temporary / image_folder.format(split) / image.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(image.source.read_bytes())
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except BaseException:  # Ctrl-C too: no half-written folder is left
-        shutil.rmtree(temporary)
-        raise
 
 
 def _check(labels: LabelledSplit, split: str, kind: str, with_images: bool) -> None:

@@ -14,9 +14,7 @@ import argparse
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +34,7 @@ from utils.data.formats.shards import ShardSplit
 from utils.data.formats.voc import VocSplit
 from utils.data.labels import read_json
 from utils.data.splitting import alike_pairs, class_presence, groups_of, keys_by_name, same_pairs, stratify
-from utils.files import write_yaml
+from utils.files import check_new, new_folder, write_yaml
 from utils.log import LOGGER
 from utils.text import is_utf8
 
@@ -82,8 +80,7 @@ def check_options(options: argparse.Namespace) -> None:
         re.compile(options.group_by)
     except re.error as error:
         raise ValueError(f"--group-by must be a regular expression, got {options.group_by!r}: {error}") from None
-    if options.out.exists():
-        raise FileExistsError(f"--out must be a new folder, but {options.out} exists; name another")
+    check_new(options.out)
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
@@ -240,17 +237,10 @@ def main(options: argparse.Namespace) -> None:
                 f"{options.source}: none of the {len(annotations.images)} images are left for {empty[0]}; "
                 "give other shares, or smaller groups"
             )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{options.out.name}.", dir=options.out.parent))
-    try:
+    with new_folder(options.out) as temporary:
         for i, parts in enumerate(folds, 1):
             named = {split: [annotations.images[k] for k in part] for split, part in parts.items()}
             writer.write(temporary / f"fold{i}" if options.folds else temporary, named)
-        temporary.chmod(0o755)
-        temporary.rename(options.out)
-    except BaseException:  # Ctrl-C too: no half-written folder is left
-        shutil.rmtree(temporary)
-        raise
     for i, parts in enumerate(folds, 1):
         cli.say((f"\nfold {i}\n" if options.folds else "") + table(annotations, data["names"], parts))
     first = options.out / ("fold1" if options.folds else "") / "data.yaml"

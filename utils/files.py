@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import stat
 import sys
 import tempfile
@@ -324,6 +325,26 @@ def megabytes(path: str | Path) -> float:
     path = Path(path)
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
     return sum(p.stat().st_size for p in files) / 1e6
+
+
+def check_new(out: Path) -> None:
+    """Raises FileExistsError unless --out names what does not exist yet."""
+    if out.exists():
+        raise FileExistsError(f"--out must be a new folder, but {out} exists; name another")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yields a folder that becomes `out`, which must not exist, once it is whole; on any failure nothing stays."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(out)
+    except BaseException:  # Ctrl-C too: no half-written folder is left
+        shutil.rmtree(temporary)
+        raise
 
 
 @contextmanager

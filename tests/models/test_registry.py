@@ -452,7 +452,7 @@ def test_channels_in_and_out_are_not_a_reduction(row, message):
 
 @pytest.mark.parametrize("row", [["CBAM", [96, 16, 3]], ["SE", [96, 32]], ["ECA", [96, 5]], ["SE", [None, 96]]])
 def test_reductions_are_taken(row):
-    Model(with_row([-1, 1, *row]))
+    assert type(Model(with_row([-1, 1, *row])).model[4]).__name__ == row[0]
 
 
 def unread() -> dict:

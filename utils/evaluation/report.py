@@ -10,7 +10,7 @@ import torch
 
 from utils.data.images import read_image
 from utils.data.letterbox import GREY
-from utils.drawing import Annotator, class_name, write_image
+from utils.drawing import Annotator, class_name, rescaled, write_image
 from utils.evaluation.charts import plot_confusion_matrix, plot_curves
 from utils.evaluation.coco import AREAS, CocoMetrics, Truth
 from utils.evaluation.errors import (
@@ -188,7 +188,7 @@ def drawn_errors(
     legend: add a strip at the bottom that explains the colours.
     """
     scale = side / max(image.shape[:2])
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    image = rescaled(image, scale)
     height = image.shape[0]
     image = cv2.copyMakeBorder(image, 0, LEGEND * legend, 0, 0, cv2.BORDER_CONSTANT)
     shown = np.flatnonzero((boxes.image == number) & (boxes.predictions[:, 4] > errors.confidence))

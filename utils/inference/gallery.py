@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from utils import page
-from utils.drawing import class_name, draw_boxes
+from utils.drawing import class_name, draw_boxes, rescaled
 from utils.files import atomic_write
 
 MOST_IMAGES, SIDE = 24, 560  # images on the page, pixels of their longer side
@@ -48,8 +47,7 @@ class Gallery:
 
     def _figure(self, title: str, image: np.ndarray, boxes: torch.Tensor) -> str:
         scale = SIDE / max(image.shape[:2])
-        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=way)  # enlarged, then drawn: text stays sharp
+        image = rescaled(image, scale)
         boxes = torch.cat([boxes[:, :4] * scale, boxes[:, 4:]], 1).cpu()
         short = [class_name(self.names, i, 20) for i in range(len(self.names))]
         return page.photo(draw_boxes(image, boxes, short, 2), f"{title}: {len(boxes)}", SIDE)
